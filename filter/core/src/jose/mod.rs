@@ -1,0 +1,1 @@
+//! JOSE: compact JWS, algorithms, key sets.

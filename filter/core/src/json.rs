@@ -1,0 +1,196 @@
+//! Strict JSON: one value, UTF-8, bounded nesting, no member name twice.
+//!
+//! RFC 8259 leaves repeated members to the reader, and readers differ; RFC 7515 §4 and RFC 7519 §4
+//! therefore let a verifier refuse them. So does this one, for tokens, key sets, configuration and policy alike.
+
+use std::cell::Cell;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// Why a text is not acceptable JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JsonError {
+    /// Not JSON at all, or not UTF-8; `reason` never quotes the text.
+    Syntax {
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+    },
+    /// The member `name` occurs twice in one object.
+    DuplicateMember {
+        /// The repeated name, cut to a sane length.
+        name: String,
+    },
+    /// Nested deeper than allowed.
+    TooDeep,
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax { line, column } => {
+                write!(formatter, "not valid JSON at line {line} column {column}")
+            }
+            Self::DuplicateMember { name } => {
+                write!(formatter, "member `{name}` occurs more than once in one object")
+            }
+            Self::TooDeep => formatter.write_str("nested too deeply"),
+        }
+    }
+}
+
+impl std::error::Error for JsonError {}
+
+/// Reads exactly one JSON value from `bytes`, nested at most `max_depth` objects and arrays deep.
+///
+/// # Errors
+/// [`JsonError`]; its text may be shown to whoever sent the bytes.
+pub fn parse(bytes: &[u8], max_depth: usize) -> Result<Value, JsonError> {
+    let fault = Cell::new(None);
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let strict = Strict { depth_left: max_depth, fault: &fault };
+    let read =
+        strict.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
+    read.map_err(|error| {
+        fault.take().unwrap_or(JsonError::Syntax { line: error.line(), column: error.column() })
+    })
+}
+
+/// Deserializes a [`Value`] as `serde_json` does, but stops at a repeated member and at `depth_left`.
+#[derive(Clone, Copy)]
+struct Strict<'a> {
+    depth_left: usize,
+    /// What `serde_json`'s own error cannot carry.
+    fault: &'a Cell<Option<JsonError>>,
+}
+
+impl Strict<'_> {
+    fn fail<E: Error>(&self, fault: JsonError) -> E {
+        self.fault.set(Some(fault));
+        E::custom("refused")
+    }
+
+    fn deeper<E: Error>(self) -> Result<Self, E> {
+        match self.depth_left.checked_sub(1) {
+            Some(depth_left) => Ok(Self { depth_left, ..self }),
+            None => Err(self.fail(JsonError::TooDeep)),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
+        let inner = self.deeper()?;
+        let mut elements = Vec::new();
+        while let Some(element) = sequence.next_element_seed(inner)? {
+            elements.push(element);
+        }
+        Ok(Value::Array(elements))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let inner = self.deeper()?;
+        let mut object = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            if object.contains_key(&name) {
+                let name = name.chars().take(64).collect();
+                return Err(self.fail(JsonError::DuplicateMember { name }));
+            }
+            let value = members.next_value_seed(inner)?;
+            object.insert(name, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_json_is_read_as_serde_json_reads_it() {
+        for text in [
+            r#"{"a":[1,-2,3.5,true,null,"x\u00e9"],"b":{"c":{}}}"#,
+            "null",
+            " 18446744073709551615 ",
+            r#""https://sts.amazonaws.com/""#,
+        ] {
+            let expected: Value = serde_json::from_str(text).unwrap();
+            assert_eq!(parse(text.as_bytes(), 8), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_repeated_member_is_refused_at_any_depth_and_in_any_spelling() {
+        for text in
+            [r#"{"a":1,"a":1}"#, r#"[{"x":{"a":1,"b":2,"a":3}}]"#, r#"{"alg":1,"\u0061lg":2}"#]
+        {
+            assert!(
+                matches!(parse(text.as_bytes(), 8), Err(JsonError::DuplicateMember { .. })),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        assert!(parse(b"[[[]]]", 3).is_ok());
+        assert_eq!(parse(b"[[[]]]", 2), Err(JsonError::TooDeep));
+        let bomb = "[".repeat(1_000_000);
+        assert_eq!(parse(bomb.as_bytes(), 32), Err(JsonError::TooDeep));
+    }
+
+    #[test]
+    fn anything_else_is_refused_without_quoting_it() {
+        for text in
+            [&b""[..], b"{", b"{} {}", b"\xff", b"\"\xff\"", b"NaN", b"{\"a\":1,}", b"1e999"]
+        {
+            assert!(matches!(parse(text, 8), Err(JsonError::Syntax { .. })), "{text:?}");
+        }
+    }
+}

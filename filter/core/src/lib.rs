@@ -1,0 +1,19 @@
+//! The decision core of Airflow Envoy: who calls, and may they?
+//!
+//! It verifies OIDC access tokens and Airflow task identities ([`jose`], [`token`], [`identity`]),
+//! decides by a compiled policy ([`policy`]) and keeps what a worker must remember between requests
+//! ([`gate`]). It is an event machine: events in, effects out.
+//!
+//! What it is not: it has never heard of proxy-wasm, reads no clock, draws no random numbers and
+//! does no I/O. Time, randomness and bytes are arguments; callouts, replies and parking are values
+//! that it returns and the host carries out.
+#![forbid(unsafe_code)]
+
+pub mod document;
+pub mod facts;
+pub mod jose;
+pub mod json;
+pub mod limits;
+pub mod policy;
+pub mod reject;
+pub mod time;

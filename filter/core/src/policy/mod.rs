@@ -1,0 +1,1 @@
+//! The policy: read, compile, decide.
