@@ -1,9 +1,9 @@
 // The testbed's OIDC provider: client_credentials -> JWT access tokens (RFC 9068), a JWK set, and keys
 // that rotate at run time. Everything secret is made or handed over per run; nothing is stored.
 //
-// The parameter resource=urn:<algorithm>:<audience> (RFC 8707) picks signing algorithm and audience, for example urn:ES256:orders.
-// For tests: POST /_test/rotate {"drop": true|false} makes new keys and drops or keeps the old ones;
-// POST /_test/ttl {"seconds": 5} sets the lifetime of the tokens minted from then on.
+// The parameter resource=urn:<algorithm>:<audience>:<seconds> (RFC 8707) picks signing algorithm, audience and
+// lifetime, for example urn:ES256:airflow-egress:300.
+// For tests: POST /_test/rotate {"drop": true|false} makes new keys and drops or keeps the old ones.
 //
 // Environment: OIDC_ISSUER, OIDC_CLIENT_ID, OIDC_CLIENT_SECRET, OIDC_CERTIFICATE, OIDC_KEY (files, PEM).
 // It prints one JSON line {"port": …} when it listens, and ends when its standard input does.
@@ -17,7 +17,6 @@ const ALGORITHMS = { RS256: {}, PS256: {}, ES256: {}, EdDSA: { crv: 'Ed25519' } 
 
 let generation = 0;
 let keys = [];
-let seconds = 300;
 let handle;
 
 async function freshKeys() {
@@ -29,12 +28,12 @@ async function freshKeys() {
 }
 
 function resourceServer(resource) {
-  const [, alg, audience] = resource.split(':');
+  const [, alg, audience, seconds] = resource.split(':');
   return {
     audience,
     scope: 'orders:read orders:write reports:write',
     accessTokenFormat: 'jwt',
-    accessTokenTTL: seconds,
+    accessTokenTTL: Number(seconds),
     jwt: { sign: { alg } },
   };
 }
@@ -60,37 +59,26 @@ function build() {
         useGrantedResource: () => true,
       },
     },
-    ttl: { ClientCredentials: () => seconds },
   });
   provider.proxy = true;
   handle = provider.callback();
 }
 
-const CONTROLS = {
-  '/_test/rotate': async ({ drop = false }) => { keys = [...await freshKeys(), ...(drop ? [] : keys)]; },
-  '/_test/ttl': async (asked) => { seconds = asked.seconds; },
-};
-
-async function control(request, response, act) {
+async function rotate(request, response) {
   const chunks = [];
   for await (const chunk of request) chunks.push(chunk);
-  try {
-    await act(JSON.parse(Buffer.concat(chunks).toString() || '{}'));
-    build();
-    response.setHeader('content-type', 'application/json');
-    response.end(JSON.stringify({ kids: keys.map(({ kid }) => kid), seconds }));
-  } catch (error) {
-    response.statusCode = 400;
-    response.end(`${error}\n`);
-  }
+  const { drop = false } = JSON.parse(Buffer.concat(chunks).toString() || '{}');
+  keys = [...await freshKeys(), ...(drop ? [] : keys)];
+  build();
+  response.setHeader('content-type', 'application/json');
+  response.end(JSON.stringify({ kids: keys.map(({ kid }) => kid) }));
 }
 
 keys = await freshKeys();
 build();
 const tls = { cert: readFileSync(OIDC_CERTIFICATE), key: readFileSync(OIDC_KEY) };
 const server = createServer(tls, (request, response) => {
-  const act = request.method === 'POST' && CONTROLS[request.url];
-  if (act) control(request, response, act);
+  if (request.method === 'POST' && request.url === '/_test/rotate') rotate(request, response);
   else handle(request, response);
 });
 server.listen(0, '127.0.0.1', () => console.log(JSON.stringify({ port: server.address().port })));

@@ -1,0 +1,151 @@
+//! A JSON document that is polled over HTTP, such as a policy or a key set, and the ways in which fetching it goes wrong.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hyper::body::Bytes;
+use hyper::header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH};
+use hyper::{Request, Response};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::server::reply;
+
+/// A served document.
+#[derive(Debug)]
+pub struct Document {
+    state: Mutex<State>,
+    fetches: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    source: Source,
+    fault: Option<Fault>,
+    cache_control: Option<HeaderValue>,
+}
+
+/// Where a document's text comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// Memory.
+    Text(String),
+    /// A file, read anew for every fetch, so that an edit acts at once.
+    File(PathBuf),
+}
+
+/// What can go wrong with a fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Answer with this status and an empty body.
+    Status(u16),
+    /// Answer 200 with this body instead.
+    Body(String),
+    /// Answer 200 with a JSON string of this many bytes.
+    Huge(usize),
+    /// Answer 200 with an HTML page, as a captive portal or a misrouted host does.
+    Html,
+    /// Never answer.
+    Hang,
+    /// Close the connection without an answer.
+    Close,
+}
+
+impl Document {
+    /// A document that is served as it should be.
+    pub fn new(source: Source) -> Self {
+        let state = State { source, fault: None, cache_control: None };
+        Self { state: Mutex::new(state), fetches: AtomicU64::new(0) }
+    }
+
+    /// Serves `content` from now on.
+    pub fn set(&self, content: &Value) {
+        self.state().source = Source::Text(content.to_string());
+    }
+
+    /// Serves `text` from now on, whatever it is.
+    pub fn set_text(&self, text: impl Into<String>) {
+        self.state().source = Source::Text(text.into());
+    }
+
+    /// Fails every fetch in this way, until [`Document::heal`].
+    pub fn fault(&self, fault: Fault) {
+        self.state().fault = Some(fault);
+    }
+
+    /// Ends a fault.
+    pub fn heal(&self) {
+        self.state().fault = None;
+    }
+
+    /// Sends this `cache-control` with every answer; `None` for no such header.
+    pub fn cache_control(&self, value: Option<&'static str>) {
+        self.state().cache_control = value.map(HeaderValue::from_static);
+    }
+
+    /// How often it was asked for, failed fetches included.
+    pub fn fetches(&self) -> u64 {
+        self.fetches.load(Ordering::Relaxed)
+    }
+
+    /// The answer to a fetch; `None` to close the connection.
+    pub async fn answer(&self, request: &Request<Bytes>) -> Option<Response<Bytes>> {
+        self.fetches.fetch_add(1, Ordering::Relaxed);
+        let (source, fault, cache_control) = {
+            let state = self.state();
+            (state.source.clone(), state.fault.clone(), state.cache_control.clone())
+        };
+        match fault {
+            None => {}
+            Some(Fault::Close) => return None,
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Status(status)) => return Some(reply(status, "text/plain", "")),
+            Some(Fault::Body(body)) => return Some(reply(200, "application/json", body)),
+            Some(Fault::Huge(bytes)) => {
+                let text = format!("\"{}\"", "x".repeat(bytes.saturating_sub(2)));
+                return Some(reply(200, "application/json", text));
+            }
+            Some(Fault::Html) => {
+                return Some(reply(200, "text/html", "<html><body>Please log in</body></html>"));
+            }
+        }
+        let text = match source {
+            Source::Text(text) => text,
+            Source::File(path) => match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(error) => return Some(reply(500, "text/plain", format!("{error}\n"))),
+            },
+        };
+        let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha256::digest(&text)));
+        let unchanged = request
+            .headers()
+            .get(IF_NONE_MATCH)
+            .is_some_and(|known| known.as_bytes() == tag.as_bytes());
+        let mut response = if unchanged {
+            reply(304, "application/json", "")
+        } else {
+            reply(200, "application/json", text)
+        };
+        if let Ok(tag) = HeaderValue::from_str(&tag) {
+            response.headers_mut().insert(ETAG, tag);
+        }
+        if let Some(value) = cache_control {
+            response.headers_mut().insert(CACHE_CONTROL, value);
+        }
+        Some(response)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is never left half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl crate::server::Service for Document {
+    async fn answer(&self, request: Request<Bytes>) -> Option<Response<Bytes>> {
+        Self::answer(self, &request).await
+    }
+}
