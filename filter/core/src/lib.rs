@@ -9,11 +9,13 @@
 //! that it returns and the host carries out.
 #![forbid(unsafe_code)]
 
+pub mod credential;
 pub mod document;
 pub mod facts;
 pub mod jose;
 pub mod json;
 pub mod limits;
 pub mod policy;
+pub mod quote;
 pub mod reject;
 pub mod time;
