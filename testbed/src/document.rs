@@ -149,3 +149,78 @@ impl crate::server::Service for Document {
         Self::answer(self, &request).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    async fn fetch(document: &Document, known: Option<&str>) -> Response<Bytes> {
+        let mut request = Request::get("/policy.json");
+        if let Some(known) = known {
+            request = request.header(IF_NONE_MATCH, known);
+        }
+        document.answer(&request.body(Bytes::new()).unwrap()).await.unwrap()
+    }
+
+    fn tag(response: &Response<Bytes>) -> String {
+        response.headers()[ETAG].to_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn what_has_not_changed_is_not_sent_again() {
+        let document = Document::new(Source::Text("{}".to_owned()));
+        let first = fetch(&document, None).await;
+        assert_eq!((first.status().as_u16(), first.body().as_ref()), (200, &b"{}"[..]));
+        let second = fetch(&document, Some(&tag(&first))).await;
+        assert_eq!((second.status().as_u16(), second.body().len()), (304, 0));
+
+        document.set(&json!({"revision": 2}));
+        let third = fetch(&document, Some(&tag(&first))).await;
+        assert_eq!(
+            (third.status().as_u16(), third.body().as_ref()),
+            (200, &br#"{"revision":2}"#[..])
+        );
+        assert_ne!(tag(&first), tag(&third));
+        assert_eq!(document.fetches(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_edited_file_is_served_at_once() {
+        let path = std::env::temp_dir().join(format!("edited-{}.json", std::process::id()));
+        std::fs::write(&path, "1").unwrap();
+        let document = Document::new(Source::File(path.clone()));
+        assert_eq!(fetch(&document, None).await.body().as_ref(), b"1");
+        std::fs::write(&path, "2").unwrap();
+        assert_eq!(fetch(&document, None).await.body().as_ref(), b"2");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(fetch(&document, None).await.status(), 500);
+    }
+
+    #[tokio::test]
+    async fn every_fault_shows_and_ends_when_it_is_healed() {
+        let document = Document::new(Source::Text("{}".to_owned()));
+        for (fault, status, body) in [
+            (Fault::Status(429), 429, ""),
+            (Fault::Body("{".to_owned()), 200, "{"),
+            (Fault::Huge(5), 200, "\"xxx\""),
+            (Fault::Html, 200, "<html><body>Please log in</body></html>"),
+        ] {
+            document.fault(fault.clone());
+            let response = fetch(&document, None).await;
+            let seen = (response.status().as_u16(), response.body().as_ref());
+            assert_eq!(seen, (status, body.as_bytes()), "{fault:?}");
+        }
+        let request = Request::get("/").body(Bytes::new()).unwrap();
+        document.fault(Fault::Close);
+        assert_eq!(document.answer(&request).await.map(|_| ()), None);
+        document.fault(Fault::Hang);
+        let hanging = tokio::time::timeout(Duration::from_millis(20), document.answer(&request));
+        assert!(hanging.await.is_err());
+        document.heal();
+        assert_eq!(fetch(&document, None).await.body().as_ref(), b"{}");
+    }
+}

@@ -197,7 +197,10 @@ impl Testbed {
     pub async fn access_log_of(&self, id: &str) -> Result<Value> {
         let mut entry = None;
         eventually("the access log has the call", async || {
-            entry = self.access_log().into_iter().find(|entry| entry["decision_id"] == id);
+            entry = self
+                .access_log()
+                .into_iter()
+                .find(|entry| entry.get("decision_id").is_some_and(|known| known == id));
             entry.is_some()
         })
         .await?;

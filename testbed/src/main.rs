@@ -12,8 +12,7 @@ use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
 use airflow_envoy_testbed::{
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, eventually, repository,
-    write_private,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, repository, write_private,
 };
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -110,16 +109,20 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let directory = cli.directory.unwrap_or_else(|| repository().join(".testbed/run"));
     let done = match cli.command {
-        Verb::Run => run(&directory).await,
+        Verb::Run => run(&directory).await.map(|()| String::new()),
         Verb::Call(arguments) => call(&directory, *arguments).await,
         Verb::Show => show(&directory).await,
         Verb::Status => status(&directory).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
-        Verb::Running => Running::find(&directory).map(drop),
-        Verb::Supervisor => supervisor(&directory).map(|id| println!("{id}")),
+        Verb::Running => Running::find(&directory).map(|_| String::new()),
+        Verb::Supervisor => supervisor(&directory).map(|id| format!("{id}\n")),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(text) => {
+            // Whoever closes the pipe has read enough.
+            let _: Result<(), _> = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
@@ -241,7 +244,7 @@ fn supervisor(directory: &Path) -> Result<u32> {
     text.parse().context("reading the supervisor's process id")
 }
 
-async fn call(directory: &Path, arguments: CallArguments) -> Result<()> {
+async fn call(directory: &Path, arguments: CallArguments) -> Result<String> {
     let running = Running::find(directory)?;
     let mut task = Task::new(&arguments.dag, &arguments.task).team(&arguments.team);
     task.run = arguments.run.unwrap_or(task.run);
@@ -268,36 +271,25 @@ async fn call(directory: &Path, arguments: CallArguments) -> Result<()> {
     if arguments.http2 {
         call = call.http2();
     }
-    println!("{} http://{}{}", arguments.method, arguments.host, arguments.path);
-    println!("as task `{}` of DAG `{}`, team `{}`", task.task, task.dag, arguments.team);
     let answer = call.send(running.address("listener")?, None).await?;
-    print(&answer);
-    Ok(())
+    let CallArguments { method, host, path, dag, task, team, .. } = arguments;
+    Ok(format!(
+        "{method} http://{host}{path}\nas task `{task}` of DAG `{dag}`, team `{team}`\n\n{}",
+        shown(&answer)
+    ))
 }
 
 /// Two calls that say what this is about.
-async fn show(directory: &Path) -> Result<()> {
-    let running = Running::find(directory)?;
-    let listener = running.address("listener")?;
-    // The first calls may find the policy still on its way.
-    eventually("Envoy has its policy", async || {
-        let answer = Call::get(ORDERS, "/").send(listener, None).await;
-        answer.is_ok_and(|answer| answer.status != 503)
-    })
-    .await?;
-    let example = |dag: &str, path: &str| CallArguments {
-        dag: dag.to_owned(),
-        path: path.to_owned(),
-        ..CallArguments::example()
-    };
-    println!("── allowed ──────────────────────────────────────────────────────────────");
-    call(directory, example("ds_churn", "/v1/orders/7")).await?;
-    println!("\n── denied ───────────────────────────────────────────────────────────────");
-    call(directory, example("ds_churn", "/v1/orders/7/card")).await
+async fn show(directory: &Path) -> Result<String> {
+    let allowed = call(directory, CallArguments::example()).await?;
+    let another = CallArguments { team: "sales".to_owned(), ..CallArguments::example() };
+    let denied = call(directory, another).await?;
+    let rule = |title: &str| format!("── {title} {}\n", "─".repeat(70 - title.len()));
+    Ok(format!("{}{allowed}\n{}{denied}", rule("allowed"), rule("denied")))
 }
 
 impl CallArguments {
-    /// The call that the command line makes without arguments.
+    /// What `call` does without arguments.
     fn example() -> Self {
         #[derive(Parser)]
         struct Defaults {
@@ -308,55 +300,55 @@ impl CallArguments {
     }
 }
 
-async fn status(directory: &Path) -> Result<()> {
+async fn status(directory: &Path) -> Result<String> {
     let running = Running::find(directory)?;
-    let number = |pointer| running.state.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
-    println!("processes");
-    println!("  supervisor {}", number("/supervisor"));
-    println!("  envoy      {}", number("/processes/envoy"));
-    println!("  oidc       {}", number("/processes/oidc"));
-    println!("addresses");
-    for (name, address) in
-        running.state.get("addresses").and_then(Value::as_object).into_iter().flatten()
-    {
-        println!("  {name:12} {}", address.as_str().unwrap_or_default());
-    }
-    let ready = running.admin("/ready").await?;
-    println!("health\n  envoy        {}", ready.text().trim());
+    let number =
+        |pointer: &str| running.state.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
     let clusters = running.admin("/clusters").await?.text();
-    for cluster in ["orders", "partner", "idp", "airflow-jwks", "policy"] {
+    let health = |cluster: &str| {
         let flags = clusters
             .lines()
             .filter(|line| line.starts_with(&format!("{cluster}::")))
-            .find_map(|line| line.split_once("::health_flags::"))
-            .map_or("unknown", |(_, flags)| flags);
-        println!("  {cluster:12} {flags}");
+            .find_map(|line| line.split_once("::health_flags::"));
+        flags.map_or_else(String::new, |(_, flags)| flags.replace('/', ""))
+    };
+    let mut text = String::from("processes\n");
+    for name in ["supervisor", "processes/envoy", "processes/oidc"] {
+        let short = name.trim_start_matches("processes/");
+        text += &format!("  {short:12} {}\n", number(&format!("/{name}")));
     }
-    println!("decisions");
-    let stats = running.admin("/stats?filter=airflow_envoy").await?.text();
-    for line in stats.lines().filter(|line| !line.ends_with(": 0")) {
-        println!("  {}", line.strip_prefix("wasmcustom.").unwrap_or(line));
+    text += "addresses and health\n";
+    let addresses = running.state.get("addresses").and_then(Value::as_object);
+    for (name, address) in addresses.into_iter().flatten() {
+        let health = match name.as_str() {
+            "listener" => running.admin("/ready").await?.text().trim().to_lowercase(),
+            cluster => health(cluster),
+        };
+        text += &format!("  {name:12} {:16} {health}\n", address.as_str().unwrap_or_default());
     }
-    Ok(())
+    text += "decisions\n";
+    let stats = running.admin("/stats?filter=airflow_envoy&usedonly").await?.text();
+    for line in stats.lines() {
+        text += &format!("  {}\n", line.trim_start_matches("wasmcustom.airflow_envoy."));
+    }
+    Ok(text)
 }
 
-async fn rotate(directory: &Path, drop: bool) -> Result<()> {
+async fn rotate(directory: &Path, drop: bool) -> Result<String> {
     Running::find(directory)?.oidc()?.rotate(drop).await?;
-    println!(
-        "the OIDC provider signs with new keys; the old ones are {}",
-        if drop { "gone" } else { "kept" }
-    );
-    Ok(())
+    let old = if drop { "gone" } else { "kept" };
+    Ok(format!("the OIDC provider signs with new keys; the old ones are {old}\n"))
 }
 
-fn print(answer: &Answer) {
-    println!("\n{:?} {}", answer.version, answer.status);
+/// A whole answer, as text.
+fn shown(answer: &Answer) -> String {
+    let mut text = format!("{:?} {}\n", answer.version, answer.status);
     for (name, value) in &answer.headers {
-        println!("{name}: {}", String::from_utf8_lossy(value.as_bytes()));
+        text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
     }
     match answer.json() {
-        Value::Null => println!("\n{}", answer.text()),
-        body => println!("\n{body:#}"),
+        Value::Null => text + "\n" + &answer.text(),
+        body => format!("{text}\n{body:#}\n"),
     }
 }
 

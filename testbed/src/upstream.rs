@@ -54,10 +54,10 @@ impl Service for Upstream {
                 _ => {}
             }
         }
-        let headers: Vec<Value> = request
+        let headers: Vec<String> = request
             .headers()
             .iter()
-            .map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]))
+            .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
             .collect();
         let echo = json!({
             "upstream": self.name,
@@ -107,7 +107,7 @@ impl Received {
             self.0.get("headers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         headers
             .iter()
-            .filter_map(|header| Some((header.get(0)?.as_str()?, header.get(1)?.as_str()?)))
+            .filter_map(|header| header.as_str()?.split_once(": "))
             .filter(|(known, _)| known.eq_ignore_ascii_case(name))
             .map(|(_, value)| value)
             .collect()
