@@ -427,10 +427,19 @@ fn credential(value: &str) -> String {
     json!({ "resources": [secret] }).to_string()
 }
 
+/// A new folder of this process; those of processes that are gone are removed on the way.
 fn fresh_directory() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
+    let folder = repository().join("target/testbed");
+    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.split('-').next()).unwrap_or_default();
+        if !Path::new("/proc").join(process).exists() {
+            let _: Result<(), _> = fs::remove_dir_all(entry.path());
+        }
+    }
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    repository().join(format!("target/testbed/{}-{number}", std::process::id()))
+    folder.join(format!("{}-{number}", std::process::id()))
 }
 
 fn read(path: &Path) -> String {

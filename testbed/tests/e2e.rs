@@ -43,6 +43,14 @@ fn shipped_policy() -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
+/// Key sets that are fetched again every second.
+fn refresh_every_second() -> Box<dyn FnOnce(&mut Value) + Send> {
+    Box::new(|configuration| {
+        configuration["issuers"][0]["jwks"]["refresh"] = json!("1s");
+        configuration["airflow"]["issuers"][0]["jwks"]["refresh"] = json!("1s");
+    })
+}
+
 #[track_caller]
 fn permitted(answer: &Answer) -> Received {
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -335,15 +343,47 @@ async fn a_policy_server_in_trouble_changes_nothing_for_a_policy_that_is_here() 
 }
 
 #[tokio::test]
-async fn tokens_of_a_new_key_are_verified_at_once_and_those_of_a_kept_one_still() {
-    let testbed = Testbed::start(Options::default()).await.unwrap();
+async fn keys_rotate_without_a_restart_and_a_call_with_a_kept_key_never_fails() {
+    let testbed =
+        Testbed::start(Options { configure: refresh_every_second(), ..Options::default() });
+    let testbed = testbed.await.unwrap();
     let (token, identity) = testbed.credentials(&churn()).await.unwrap();
-    permitted(&testbed.call(read_order().token(&token).identity(&identity)).await.unwrap());
+    let call = || testbed.call(read_order().token(&token).identity(&identity));
+    permitted(&call().await.unwrap());
 
     testbed.oidc.rotate(false).await.unwrap();
     testbed.airflow.rotate(false);
-    permitted(&testbed.call_as(&churn(), read_order()).await.unwrap());
-    permitted(&testbed.call(read_order().token(&token).identity(&identity)).await.unwrap());
+    eventually("twenty calls with new keys in a row are permitted", async || {
+        for _ in 0..20 {
+            permitted(&call().await.unwrap());
+            if testbed.call_as(&churn(), read_order()).await.unwrap().status != 200 {
+                return false;
+            }
+        }
+        true
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_token_of_a_dropped_key_is_soon_refused() {
+    let testbed =
+        Testbed::start(Options { configure: refresh_every_second(), ..Options::default() });
+    let testbed = testbed.await.unwrap();
+    let (token, identity) = testbed.credentials(&churn()).await.unwrap();
+    let call = || testbed.call(read_order().token(&token).identity(&identity));
+    permitted(&call().await.unwrap());
+
+    testbed.oidc.rotate(true).await.unwrap();
+    let mut refused = 0;
+    eventually("twenty calls in a row are refused", async || {
+        refused = if call().await.unwrap().status == 401 { refused + 1 } else { 0 };
+        refused >= 20
+    })
+    .await
+    .unwrap();
+    rejected(&call().await.unwrap(), 401, "token_key_unknown");
 }
 
 #[tokio::test]
