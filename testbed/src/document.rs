@@ -1,6 +1,8 @@
 //! A JSON document that is polled over HTTP, such as a policy or a key set, and the ways in which fetching it goes wrong.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +14,8 @@ use hyper::{Request, Response};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use crate::error::{Context as _, Result};
+use crate::identity::now;
 use crate::server::reply;
 
 /// A served document.
@@ -26,6 +30,7 @@ struct State {
     source: Source,
     fault: Option<Fault>,
     cache_control: Option<HeaderValue>,
+    log: Option<File>,
 }
 
 /// Where a document's text comes from.
@@ -57,7 +62,7 @@ pub enum Fault {
 impl Document {
     /// A document that is served as it should be.
     pub fn new(source: Source) -> Self {
-        let state = State { source, fault: None, cache_control: None };
+        let state = State { source, fault: None, cache_control: None, log: None };
         Self { state: Mutex::new(state), fetches: AtomicU64::new(0) }
     }
 
@@ -86,6 +91,15 @@ impl Document {
         self.state().cache_control = value.map(HeaderValue::from_static);
     }
 
+    /// Writes a line per fetch to the file at `path` from now on.
+    ///
+    /// # Errors
+    /// If the file cannot be made.
+    pub fn log_to(&self, path: &Path) -> Result<()> {
+        self.state().log = Some(File::create(path).context(path.display())?);
+        Ok(())
+    }
+
     /// How often it was asked for, failed fetches included.
     pub fn fetches(&self) -> u64 {
         self.fetches.load(Ordering::Relaxed)
@@ -94,6 +108,16 @@ impl Document {
     /// The answer to a fetch; `None` to close the connection.
     pub async fn answer(&self, request: &Request<Bytes>) -> Option<Response<Bytes>> {
         self.fetches.fetch_add(1, Ordering::Relaxed);
+        let response = self.respond(request).await;
+        if let Some(log) = &mut self.state().log {
+            let status = response.as_ref().map_or(0, |response| response.status().as_u16());
+            // A log that cannot be written is no reason to stop serving.
+            let _: Result<(), _> = writeln!(log, "{} GET {} {status}", now(), request.uri().path());
+        }
+        response
+    }
+
+    async fn respond(&self, request: &Request<Bytes>) -> Option<Response<Bytes>> {
         let (source, fault, cache_control) = {
             let state = self.state();
             (state.source.clone(), state.fault.clone(), state.cache_control.clone())

@@ -50,6 +50,9 @@ pub const ORDERS: &str = "orders.internal";
 /// The host of the destination outside.
 pub const PARTNER: &str = "api.partner.example";
 
+/// The file from which Envoy reads the partner's credential.
+const CREDENTIAL_FILE: &str = "partner-credential.yaml";
+
 /// What a testbed is started with.
 pub struct Options {
     /// Envoy's worker threads.
@@ -62,6 +65,10 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// The policy to serve.
     pub policy: Source,
+    /// How fetching the policy fails from the start; [`Document::heal`] ends it.
+    pub policy_fault: Option<Fault>,
+    /// How fetching Airflow's keys fails from the start.
+    pub airflow_keys_fault: Option<Fault>,
     /// Envoy's log level.
     pub log_level: &'static str,
     /// Changes the filter's configuration.
@@ -78,6 +85,8 @@ impl Default for Options {
             admin_port: 0,
             directory: None,
             policy: Source::File(repository().join("testbed/policy.json")),
+            policy_fault: None,
+            airflow_keys_fault: None,
             log_level: "warning",
             configure: Box::new(|_| {}),
             bootstrap: Box::new(|_| {}),
@@ -207,7 +216,20 @@ impl Testbed {
         entry.context("the access log's entry")
     }
 
-    /// The path of the log `name`: `envoy`, `access` or `oidc`.
+    /// Gives Envoy another credential for the partner, as a secret store does: by a rename.
+    ///
+    /// # Errors
+    /// If the file cannot be replaced.
+    pub fn set_partner_credential(&mut self, value: &str) -> Result<()> {
+        let draft = self.directory.join("partner-credential.draft");
+        write_private(&draft, &credential(value))?;
+        fs::rename(&draft, self.directory.join(CREDENTIAL_FILE))
+            .context("replacing the credential")?;
+        value.clone_into(&mut self.partner_credential);
+        Ok(())
+    }
+
+    /// The path of the log `name`: `envoy`, `access`, `oidc` or `policy`.
     pub fn log(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{name}.log"))
     }
@@ -316,7 +338,7 @@ async fn start(options: Options) -> Result<Testbed> {
     let authority_file = directory.join("authority.crt");
     fs::write(&authority_file, authority.pem()).context(authority_file.display())?;
     let partner_credential = format!("Bearer {}", secret());
-    let credential_file = directory.join("partner-credential.yaml");
+    let credential_file = directory.join(CREDENTIAL_FILE);
     write_private(&credential_file, &credential(&partner_credential))?;
 
     let client_secret = secret();
@@ -325,7 +347,15 @@ async fn start(options: Options) -> Result<Testbed> {
     let oidc = Oidc { address: idp, secret: client_secret, connector: authority.connector()? };
 
     let policy = Arc::new(Document::new(options.policy));
+    policy.log_to(&log("policy"))?;
     let airflow = Arc::new(IdentityIssuer::new());
+    for (document, fault) in
+        [(&policy.as_ref(), options.policy_fault), (&&airflow.keys, options.airflow_keys_fault)]
+    {
+        if let Some(fault) = fault {
+            document.fault(fault);
+        }
+    }
     let orders = Arc::new(Upstream::new("orders"));
     let partner = Arc::new(Upstream::new("partner"));
     let tls = |host| authority.issue(host)?.acceptor().map(Some);
@@ -417,7 +447,7 @@ async fn addresses(admin_file: &Path) -> Option<(SocketAddr, SocketAddr)> {
     (ready.status == 200).then_some((admin, SocketAddr::new(address, port)))
 }
 
-/// The file from which Envoy reads the partner's credential.
+/// The content of [`CREDENTIAL_FILE`].
 fn credential(value: &str) -> String {
     let secret = json!({
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",

@@ -22,7 +22,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 /// Try Airflow Envoy on this machine.
 #[derive(Parser)]
-#[command(name = "scripts/testbed", disable_help_subcommand = true)]
+#[command(bin_name = "scripts/testbed", disable_help_subcommand = true)]
 struct Cli {
     /// Where a running testbed keeps its files.
     #[arg(long, hide = true)]

@@ -408,6 +408,86 @@ async fn an_upstream_that_fails_is_retried_only_for_calls_that_may_be_repeated()
 }
 
 #[tokio::test]
+async fn an_oversized_token_gets_the_filter_s_answer_and_an_absurd_one_envoy_s() {
+    let testbed = shared().await;
+    for (kibibytes, http2) in [(20, false), (20, true), (64, false), (64, true)] {
+        let call = read_order().token(&"x".repeat(kibibytes * 1024));
+        let answer = testbed.call(if http2 { call.http2() } else { call }).await.unwrap();
+        rejected(&answer, 431, "token_too_large");
+    }
+    let answer = testbed.call(read_order().token(&"x".repeat(100 * 1024))).await.unwrap();
+    assert_eq!((answer.status, answer.header("x-airflow-envoy-code")), (431, None));
+}
+
+#[tokio::test]
+async fn a_partner_that_cannot_prove_its_name_gets_nothing() {
+    let options = Options {
+        bootstrap: Box::new(|bootstrap| {
+            // A server whose certificate is good, but for another name.
+            let other =
+                bootstrap.cluster("policy").unwrap()["load_assignment"]["endpoints"].clone();
+            bootstrap.cluster("partner").unwrap()["load_assignment"]["endpoints"] = other;
+        }),
+        ..Options::default()
+    };
+    let testbed = Testbed::start(options).await.unwrap();
+    let call = Call::post(PARTNER, "/v2/reports/42", "{}");
+    let answer = testbed.call_as(&report(), call).await.unwrap();
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(testbed.stat("cluster.partner.upstream_rq_total").await.unwrap(), 0);
+    assert!(testbed.stat("cluster.partner.ssl.fail_verify_san").await.unwrap() > 0);
+}
+
+#[tokio::test]
+async fn a_new_credential_for_the_partner_acts_without_a_restart() {
+    let mut testbed = Testbed::start(Options::default()).await.unwrap();
+    let call = || Call::post(PARTNER, "/v2/reports/42", "{}");
+    permitted(&testbed.call_as(&report(), call()).await.unwrap());
+    testbed.set_partner_credential("Bearer another").unwrap();
+    eventually("the partner sees the new credential", async || {
+        let received = permitted(&testbed.call_as(&report(), call()).await.unwrap());
+        received.header("authorization") == ["Bearer another"]
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn without_a_policy_nothing_is_allowed_until_there_is_one() {
+    let options = Options { policy_fault: Some(Fault::Status(500)), ..Options::default() };
+    let testbed = Testbed::start(options).await.unwrap();
+    let answer = testbed.call_as(&churn(), read_order()).await.unwrap();
+    rejected(&answer, 503, "policy_unavailable");
+    assert!(answer.header("retry-after").is_some());
+
+    testbed.policy.heal();
+    eventually("the policy is here", async || {
+        testbed.call_as(&churn(), read_order()).await.unwrap().status == 200
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_came_before_the_keys_waits_for_them() {
+    let options = Options {
+        airflow_keys_fault: Some(Fault::Hang),
+        configure: Box::new(|configuration| {
+            configuration["airflow"]["issuers"][0]["jwks"]["timeout"] = json!("300ms");
+            configuration["waiting"]["time"] = json!("15s");
+        }),
+        ..Options::default()
+    };
+    let testbed = Testbed::start(options).await.unwrap();
+    let (answer, ()) = tokio::join!(testbed.call_as(&churn(), read_order()), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        testbed.airflow.keys.heal();
+    });
+    permitted(&answer.unwrap());
+    assert!(testbed.stat("wasmcustom.airflow_envoy.requests.parked").await.unwrap() >= 1);
+}
+
+#[tokio::test]
 async fn no_vm_traps_and_envoy_logs_no_error() {
     let testbed = Testbed::start(Options::default()).await.unwrap();
     for _ in 0..20 {
