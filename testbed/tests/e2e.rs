@@ -479,7 +479,8 @@ async fn a_request_that_came_before_the_keys_waits_for_them() {
         ..Options::default()
     };
     let testbed = Testbed::start(options).await.unwrap();
-    let (answer, ()) = tokio::join!(testbed.call_as(&churn(), read_order()), async {
+    let task = churn();
+    let (answer, ()) = tokio::join!(testbed.call_as(&task, read_order()), async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         testbed.airflow.keys.heal();
     });
