@@ -594,12 +594,12 @@ mod tests {
     fn a_point_is_on_its_curve_at_full_length() {
         let point = p256::ecdsa::SigningKey::from_slice(&[1; 32]).unwrap();
         let point = point.verifying_key().to_encoded_point(false);
-        let (x, y) = (point.x().unwrap().as_slice(), point.y().unwrap().as_slice());
+        let (x, y) = (&point.x().unwrap()[..], &point.y().unwrap()[..]);
         let off: Vec<u8> = y.iter().map(|octet| octet ^ 1).collect();
         let long = [&[0], x].concat();
         for (curve, x, y, expected) in [
             ("P-256", x, y, Ok(())),
-            ("P-256", x, off.as_slice(), Err("`x` and `y` are not a point on P-256")),
+            ("P-256", x, &off[..], Err("`x` and `y` are not a point on P-256")),
             ("P-256", y, x, Err("`x` and `y` are not a point on P-256")),
             ("P-256", &[0; 32], &[0; 32], Err("`x` and `y` are not a point on P-256")),
             ("P-256", &[0xff; 32], y, Err("`x` and `y` are not a point on P-256")),
