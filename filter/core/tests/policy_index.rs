@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 #[test]
 fn the_index_changes_no_decision() {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random { state: 0x9e37_79b9_7f4a_7c15, crowded: false };
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
     for round in 0..600 {
         let size = [3, 12, 40, 120][round % 4];
@@ -80,7 +80,7 @@ fn the_index_changes_no_decision() {
 
 #[test]
 fn the_order_of_rules_never_matters() {
-    let mut random = Random(7);
+    let mut random = Random { state: 7, crowded: false };
     for _ in 0..200 {
         let mut document = random.document(30);
         let one = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
@@ -356,7 +356,11 @@ fn fact<'c>(caller: &'c Caller, name: &str) -> &'c Fact {
 }
 
 /// xorshift64: the same policies and calls on every run.
-struct Random(u64);
+struct Random {
+    state: u64,
+    /// The rules of this document share one path, most of them ask for roles, half of them deny.
+    crowded: bool,
+}
 
 #[derive(Debug)]
 struct Request {
@@ -383,10 +387,10 @@ const TIMES: [&str; 4] = [
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state
     }
 
     fn below(&mut self, bound: usize) -> usize {
@@ -406,8 +410,9 @@ impl Random {
     }
 
     fn document(&mut self, rules: usize) -> Value {
+        self.crowded = self.one_in(4);
         let roles: Map<_, _> =
-            (0..6).map(|number| (format!("role{number}"), self.role())).collect();
+            (0..8).map(|number| (format!("role{number}"), self.role())).collect();
         let rules: Vec<_> = (0..rules).map(|number| self.rule(number)).collect();
         json!({
             "version": 1,
@@ -441,24 +446,27 @@ impl Random {
 
     fn rule(&mut self, number: usize) -> Value {
         // Few denying rules, or nothing would be permitted.
-        let effect = if self.one_in(20) { "deny" } else { "allow" };
+        let effect = if self.one_in(if self.crowded { 2 } else { 20 }) { "deny" } else { "allow" };
         let id = format!("{}-{number}", self.pick(&["a", "b", "c"]));
         let mut rule = json!({"id": id, "effect": effect});
         rule["to"] = match self.below(4) {
             0 => json!(["*"]),
             _ => self.picks(&["one", "two", "three"], 2),
         };
-        if !self.one_in(5) {
-            let mut selector = self.selector(3);
-            if self.one_in(3) {
-                selector["roles"] = self.picks(&["role0", "role1", "role2", "role3", "role4"], 2);
+        if self.crowded || !self.one_in(5) {
+            let mut selector = if self.crowded { json!({}) } else { self.selector(3) };
+            if self.crowded || self.one_in(3) {
+                selector["roles"] = self.picks(
+                    &["role0", "role1", "role2", "role3", "role4", "role5", "role6", "role7"],
+                    1,
+                );
             }
             rule["from"] = selector;
         }
         if self.one_in(3) {
             rule["methods"] = self.picks(&["GET", "HEAD", "POST"], 2);
         }
-        if !self.one_in(6) {
+        if !self.crowded && !self.one_in(6) {
             let patterns: Vec<_> = (0..=self.below(2)).map(|_| self.pattern()).collect();
             rule["paths"] = patterns.into();
         }
