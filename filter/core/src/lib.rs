@@ -1,6 +1,6 @@
 //! The decision core of Airflow Envoy: who calls, and may they?
 //!
-//! It verifies OIDC access tokens and Airflow task identities ([`jose`], [`token`], [`identity`]),
+//! It verifies OIDC access tokens and Airflow task identities ([`jose`], [`credential`], [`identity`]),
 //! decides by a compiled policy ([`policy`]) and keeps what a worker must remember between requests
 //! ([`gate`]). It is an event machine: events in, effects out.
 //!
@@ -9,11 +9,21 @@
 //! that it returns and the host carries out.
 #![forbid(unsafe_code)]
 
+pub mod answer;
+pub mod arrival;
+pub mod cache;
+pub mod configuration;
+pub mod credential;
 pub mod document;
 pub mod facts;
+pub mod feed;
+pub mod gate;
+pub mod identity;
 pub mod jose;
 pub mod json;
 pub mod limits;
 pub mod policy;
+pub mod quote;
 pub mod reject;
+pub mod tally;
 pub mod time;

@@ -1,1 +1,19 @@
-//! JOSE: compact JWS, algorithms, key sets.
+//! JOSE: compact signed messages (JWS, RFC 7515), algorithms (RFC 7518, RFC 8037) and key sets
+//! (JWK, RFC 7517), as strict as RFC 8725 asks.
+//!
+//! What it is not: it knows nothing of claims, issuers or time ([`crate::credential`]), signs
+//! nothing, decrypts nothing, and follows no `jku`, `jwk`, `x5u` or `x5c`: keys come from the
+//! operator's key sets only. Symmetric algorithms and `none` do not exist here.
+
+mod algorithm;
+mod base64url;
+mod compact;
+mod key;
+mod key_set;
+mod verifier;
+
+pub use algorithm::Algorithm;
+pub use compact::{Header, Jws, ParseError, VerifyError};
+pub use key::{Curve, KeyFault, Material, Misfit, PublicKey};
+pub use key_set::{KeySet, KeySetError, SkippedKey};
+pub use verifier::{RustCrypto, SignatureVerifier};

@@ -1,0 +1,314 @@
+//! A request as it arrives: the headers that decide, each exactly once.
+//!
+//! One pass over the whole header map. Reading a header by name would show only the first of
+//! repeated values, and the upstream may act on another one.
+
+use std::fmt;
+
+use crate::facts::Call;
+use crate::reject::{Code, Reject};
+
+/// A request's header map and what the host knows about the request.
+#[derive(Clone, Copy)]
+pub struct Arrival<'a> {
+    /// The host's number of the stream.
+    pub stream: StreamId,
+    /// All headers with the pseudo-headers, in order, repeated ones repeated.
+    pub headers: &'a [(&'a [u8], &'a [u8])],
+    /// The time.
+    pub now: crate::time::UnixTime,
+    /// A fresh id for the decision.
+    pub decision_id: DecisionId,
+}
+
+/// The host's number of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(pub u32);
+
+/// Names one decision in the reply, the logs and towards the upstream: 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DecisionId([u8; 32]);
+
+impl DecisionId {
+    /// From a random number of the worker and a count within it.
+    pub fn new(worker: u64, count: u64) -> Self {
+        let number = (u128::from(worker) << 64) | u128::from(count);
+        let mut digits = [0; 32];
+        for (index, digit) in digits.iter_mut().rev().enumerate() {
+            let nibble = (number >> (index * 4)) & 15;
+            *digit = b"0123456789abcdef".get(nibble as usize).copied().unwrap_or(b'0');
+        }
+        Self(digits)
+    }
+
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for DecisionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for DecisionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// The header that carries the Airflow identity.
+pub const IDENTITY_HEADER: &str = "x-airflow-identity";
+
+/// The plain headers of the Airflow family, in the order of [`Request::plain`].
+pub const PLAIN_HEADERS: [&str; 5] = [
+    "x-airflow-dag-id",
+    "x-airflow-task-id",
+    "x-airflow-run-id",
+    "x-airflow-try-number",
+    "x-airflow-map-index",
+];
+
+/// The header by which an Airflow connection asks for credentials: a request that still has it was
+/// not served by the plugin on Airflow's side.
+const MARKER_HEADER: &str = "x-airflow-envoy";
+
+/// Every header of the family begins so, in any case and with `_` for `-`: some upstreams fold the two.
+const FAMILY: &[u8] = b"x-airflow-";
+
+/// The headers that decide, borrowed from the header map.
+#[derive(Default)]
+pub struct Request<'a> {
+    /// `:method`.
+    pub method: &'a str,
+    /// `:authority`.
+    pub authority: &'a str,
+    /// `:path`.
+    pub target: &'a str,
+    /// `:scheme`.
+    pub scheme: &'a str,
+    /// `authorization`.
+    pub authorization: Option<&'a [u8]>,
+    /// `x-airflow-identity`.
+    pub identity: Option<&'a [u8]>,
+    /// Values of [`PLAIN_HEADERS`].
+    pub plain: [Option<&'a [u8]>; 5],
+    /// Names of the family as the caller wrote them; all of them go.
+    pub family: Vec<&'a [u8]>,
+    /// Whether Airflow's side left its marker in.
+    pub marker: bool,
+    /// Whether the caller speaks gRPC.
+    pub grpc: bool,
+}
+
+impl<'a> Request<'a> {
+    /// Reads the header map.
+    ///
+    /// # Errors
+    /// [`Code::HeaderRepeated`] for a repeated header that decides, [`Code::RequestMalformed`] for a
+    /// pseudo-header that is missing or not UTF-8.
+    pub fn read(headers: &[(&'a [u8], &'a [u8])]) -> Result<Self, Reject> {
+        let mut request = Self::default();
+        let (mut method, mut authority, mut target, mut scheme) = (None, None, None, None);
+        for &(name, value) in headers {
+            match name {
+                b":method" => once(&mut method, value, ":method")?,
+                b":authority" => once(&mut authority, value, ":authority")?,
+                b":path" => once(&mut target, value, ":path")?,
+                b":scheme" => once(&mut scheme, value, ":scheme")?,
+                _ if name.eq_ignore_ascii_case(b"authorization") => {
+                    once(&mut request.authorization, value, "authorization")?;
+                }
+                _ if name.eq_ignore_ascii_case(b"content-type") => {
+                    request.grpc |= is_grpc(value);
+                }
+                _ if is_family(name) => request.take_family(name, value)?,
+                _ => {}
+            }
+        }
+        request.method = text(method, ":method")?;
+        request.authority = text(authority, ":authority")?;
+        request.target = text(target, ":path")?;
+        request.scheme = text(scheme.or(Some(b"http")), ":scheme")?;
+        Ok(request)
+    }
+
+    fn take_family(&mut self, name: &'a [u8], value: &'a [u8]) -> Result<(), Reject> {
+        self.family.push(name);
+        if same_name(name, IDENTITY_HEADER) {
+            return once(&mut self.identity, value, IDENTITY_HEADER);
+        }
+        self.marker |= same_name(name, MARKER_HEADER);
+        for (slot, plain) in self.plain.iter_mut().zip(PLAIN_HEADERS) {
+            if same_name(name, plain) {
+                return once(slot, value, plain);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is asked for, for the policy.
+    pub fn call(&self) -> Call<'a> {
+        Call {
+            authority: self.authority,
+            scheme: self.scheme,
+            method: self.method,
+            target: self.target,
+        }
+    }
+
+    /// Whether the header map says that the caller speaks gRPC, for a reply to headers that
+    /// [`Self::read`] refused.
+    pub fn speaks_grpc(headers: &[(&[u8], &[u8])]) -> bool {
+        headers
+            .iter()
+            .any(|(name, value)| name.eq_ignore_ascii_case(b"content-type") && is_grpc(value))
+    }
+}
+
+/// Without the credentials.
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Request")
+            .field("method", &self.method)
+            .field("authority", &self.authority)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+fn once<'a>(slot: &mut Option<&'a [u8]>, value: &'a [u8], name: &str) -> Result<(), Reject> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => {
+            let detail = format!("header `{name}` occurs more than once");
+            Err(Reject::new(Code::HeaderRepeated, detail))
+        }
+    }
+}
+
+fn text<'a>(value: Option<&'a [u8]>, name: &str) -> Result<&'a str, Reject> {
+    let refuse =
+        |problem| Err(Reject::new(Code::RequestMalformed, format!("header `{name}` {problem}")));
+    match value.map(std::str::from_utf8) {
+        Some(Ok("")) => refuse("is empty"),
+        Some(Ok(text)) => Ok(text),
+        Some(Err(_)) => refuse("is not UTF-8"),
+        None => refuse("is missing"),
+    }
+}
+
+/// `application/grpc`, `application/grpc+proto` …, but not `application/grpc-web`.
+fn is_grpc(content_type: &[u8]) -> bool {
+    let name = b"application/grpc";
+    match content_type.split_at_checked(name.len()) {
+        Some((head, rest)) => {
+            head.eq_ignore_ascii_case(name)
+                && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+        }
+        None => false,
+    }
+}
+
+fn fold(byte: u8) -> u8 {
+    if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() }
+}
+
+fn is_family(name: &[u8]) -> bool {
+    name.len() > FAMILY.len() && name.iter().zip(FAMILY).all(|(byte, known)| fold(*byte) == *known)
+}
+
+fn same_name(name: &[u8], known: &str) -> bool {
+    name.len() == known.len()
+        && name.iter().zip(known.bytes()).all(|(byte, known)| fold(*byte) == known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PSEUDO: [(&[u8], &[u8]); 3] =
+        [(b":method", b"GET"), (b":authority", b"orders.internal"), (b":path", b"/v1")];
+
+    fn read<'a>(more: &[(&'a [u8], &'a [u8])]) -> Result<Request<'a>, Reject> {
+        Request::read(&[&PSEUDO, more].concat())
+    }
+
+    #[test]
+    fn the_headers_that_decide_are_found_in_any_case() {
+        let request = read(&[
+            (b"Authorization", b"Bearer x"),
+            (b"X-Airflow-Identity", b"y"),
+            (b"x_airflow_dag_id", b"d"),
+            (b"x-airflow-anything", b""),
+            (b"accept", b"*/*"),
+            (b"accept", b"text/html"),
+        ])
+        .unwrap();
+        assert_eq!(request.authorization, Some(&b"Bearer x"[..]));
+        assert_eq!(request.identity, Some(&b"y"[..]));
+        assert_eq!(request.plain, [Some(&b"d"[..]), None, None, None, None]);
+        assert_eq!(
+            request.family,
+            [&b"X-Airflow-Identity"[..], b"x_airflow_dag_id", b"x-airflow-anything"]
+        );
+        assert_eq!((request.scheme, request.grpc, request.marker), ("http", false, false));
+    }
+
+    #[test]
+    fn a_repeated_header_that_decides_is_refused() {
+        for name in [
+            "authorization",
+            "x-airflow-identity",
+            "x-airflow-dag-id",
+            "x-airflow-map-index",
+            ":path",
+        ] {
+            let twice = [(name.as_bytes(), &b"a"[..]), (name.as_bytes(), b"a")];
+            let reject = read(&twice).unwrap_err();
+            assert_eq!(reject.code, Code::HeaderRepeated, "{name}");
+            assert!(reject.detail.contains(name));
+        }
+        let folded = [(&b"x-airflow-dag-id"[..], &b"a"[..]), (b"X_Airflow_Dag_Id", b"a")];
+        assert_eq!(read(&folded).unwrap_err().code, Code::HeaderRepeated);
+    }
+
+    #[test]
+    fn pseudo_headers_must_be_there_and_be_text() {
+        for bad in [
+            &[(&b":method"[..], &b"GET"[..]), (b":path", b"/")][..],
+            &[(b":method", b"GET"), (b":path", b"/\xff"), (b":authority", b"a")],
+            &[(b":method", b""), (b":path", b"/"), (b":authority", b"a")],
+        ] {
+            assert_eq!(Request::read(bad).unwrap_err().code, Code::RequestMalformed);
+        }
+    }
+
+    #[test]
+    fn grpc_is_known_by_its_content_type() {
+        for (content_type, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("Application/gRPC; x=y", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let request = read(&[(b"content-type", content_type.as_bytes())]).unwrap();
+            assert_eq!(request.grpc, grpc, "{content_type}");
+        }
+    }
+
+    #[test]
+    fn the_marker_of_an_unserved_connection_is_seen() {
+        assert!(read(&[(b"x-airflow-envoy", b"aud=orders")]).unwrap().marker);
+    }
+
+    #[test]
+    fn decision_ids_are_32_hexadecimal_digits() {
+        let id = DecisionId::new(0x0123_4567_89ab_cdef, 255);
+        assert_eq!(id.as_str(), "0123456789abcdef00000000000000ff");
+    }
+}

@@ -1,0 +1,212 @@
+//! A bounded memory of what was verified, by the exact bytes that were presented.
+//!
+//! Only what verified is put in, so whoever fills it needs that many valid credentials; it cannot be
+//! flushed by sending garbage. Two generations stand in for a least-recently-used list: look-ups
+//! keep an entry young, and when the young generation is full the old one is dropped whole.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+
+/// Remembers a `T` for each presented credential.
+pub struct Cache<T> {
+    young: Generation<T>,
+    old: Generation<T>,
+    /// Most entries of one generation.
+    entries: usize,
+    /// Most bytes of credentials in one generation.
+    bytes: usize,
+}
+
+type Map<T> = HashMap<u64, (Box<[u8]>, Rc<T>), BuildHasherDefault<AlreadyMixed>>;
+
+struct Generation<T> {
+    map: Map<T>,
+    bytes: usize,
+}
+
+impl<T> Default for Generation<T> {
+    fn default() -> Self {
+        Self { map: Map::default(), bytes: 0 }
+    }
+}
+
+impl<T> Cache<T> {
+    /// A cache of at most `entries` credentials and `bytes` bytes of them.
+    pub fn new(entries: usize, bytes: usize) -> Self {
+        Self {
+            young: Generation::default(),
+            old: Generation::default(),
+            entries: entries / 2,
+            bytes: bytes / 2,
+        }
+    }
+
+    /// What is remembered for exactly this `credential`.
+    pub fn find(&mut self, credential: &[u8]) -> Option<Rc<T>> {
+        let key = key(credential);
+        if let Some((known, value)) = self.young.map.get(&key) {
+            return same(known, credential).then(|| Rc::clone(value));
+        }
+        if !self.old.map.get(&key).is_some_and(|(known, _)| same(known, credential)) {
+            return None;
+        }
+        let (known, value) = self.old.map.remove(&key)?;
+        self.keep(key, known, Rc::clone(&value));
+        Some(value)
+    }
+
+    /// Remembers `value` for `credential`, which must have been verified.
+    pub fn insert(&mut self, credential: &[u8], value: Rc<T>) {
+        self.keep(key(credential), credential.into(), value);
+    }
+
+    /// Forgets every entry that `keep` does not want.
+    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        for generation in [&mut self.young, &mut self.old] {
+            generation.map.retain(|_, (_, value)| keep(value));
+            generation.bytes = generation.map.values().map(|(known, _)| known.len()).sum();
+        }
+    }
+
+    /// Entries remembered now.
+    pub fn len(&self) -> usize {
+        self.young.map.len().saturating_add(self.old.map.len())
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn keep(&mut self, key: u64, credential: Box<[u8]>, value: Rc<T>) {
+        let size = credential.len();
+        if size > self.bytes {
+            return;
+        }
+        let full = self.young.map.len() >= self.entries
+            || self.young.bytes.saturating_add(size) > self.bytes;
+        if full {
+            self.old = std::mem::take(&mut self.young);
+        }
+        // Two valid credentials with one key: the newer wins, the older is verified again.
+        let replaced = self.young.map.insert(key, (credential, value));
+        let freed = replaced.map_or(0, |(known, _)| known.len());
+        self.young.bytes = self.young.bytes.saturating_add(size).saturating_sub(freed);
+    }
+}
+
+/// Says how much is remembered, never what: the keys are live credentials.
+impl<T> fmt::Debug for Cache<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Cache").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// The tail of a compact JWS is its signature, as good as random; hashing the whole token would cost
+/// more than the decision. Equality is checked on all bytes all the same.
+fn key(credential: &[u8]) -> u64 {
+    let (rest, low) = tail(credential);
+    let (_, high) = tail(rest);
+    let length = credential.len() as u64;
+    let mixed = (low ^ length).wrapping_mul(0xA076_1D64_78BD_642F) ^ high;
+    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xE703_7ED1_A0B4_28DB);
+    mixed ^ (mixed >> 32)
+}
+
+fn tail(bytes: &[u8]) -> (&[u8], u64) {
+    match bytes.split_last_chunk::<8>() {
+        Some((rest, chunk)) => (rest, u64::from_le_bytes(*chunk)),
+        None => (&[], bytes.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte))),
+    }
+}
+
+/// Equality by eight bytes at a time: the `memcmp` of wasm goes by one, at ten times the cost.
+fn same(left: &[u8], right: &[u8]) -> bool {
+    let (left_chunks, left_rest) = left.as_chunks::<8>();
+    let (right_chunks, right_rest) = right.as_chunks::<8>();
+    left.len() == right.len()
+        && left_rest == right_rest
+        && left_chunks
+            .iter()
+            .zip(right_chunks)
+            .all(|(left, right)| u64::from_le_bytes(*left) == u64::from_le_bytes(*right))
+}
+
+/// The key is mixed already.
+#[derive(Debug, Default)]
+struct AlreadyMixed(u64);
+
+impl Hasher for AlreadyMixed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credential(index: usize) -> Vec<u8> {
+        format!("header.payload.{index:020}").into_bytes()
+    }
+
+    #[test]
+    fn only_the_exact_credential_is_found() {
+        let mut cache = Cache::new(100, 10_000);
+        let known = credential(1);
+        cache.insert(&known, Rc::new(1));
+        assert_eq!(cache.find(&known).as_deref(), Some(&1));
+        for index in 0..known.len() {
+            let mut other = known.clone();
+            other[index] ^= 1;
+            assert_eq!(cache.find(&other), None, "byte {index}");
+        }
+        assert_eq!(cache.find(&known[..known.len() - 1]), None);
+        assert_eq!(cache.find(b""), None);
+    }
+
+    #[test]
+    fn entries_and_bytes_are_bounded_and_the_used_ones_stay() {
+        for (entries, bytes) in [(100, usize::MAX), (usize::MAX, 100 * credential(0).len())] {
+            let mut cache = Cache::new(entries, bytes);
+            let used = credential(999_999);
+            cache.insert(&used, Rc::new(0));
+            for index in 0..10_000 {
+                cache.insert(&credential(index), Rc::new(index));
+                assert!(cache.len() <= 100);
+                assert!(cache.find(&used).is_some(), "{index}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_credential_larger_than_the_cache_is_not_kept() {
+        let mut cache = Cache::new(10, 100);
+        cache.insert(&[b'x'; 200], Rc::new(()));
+        assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn forgetting_is_by_value() {
+        let mut cache = Cache::new(100, 10_000);
+        for index in 0..40 {
+            cache.insert(&credential(index), Rc::new(index));
+        }
+        cache.retain(|value| value % 2 == 0);
+        assert_eq!(cache.len(), 20);
+        assert_eq!(cache.find(&credential(1)), None);
+        assert_eq!(cache.find(&credential(2)).as_deref(), Some(&2));
+    }
+}

@@ -1,0 +1,329 @@
+//! The compact serialization of a signed message (RFC 7515 §7.1), read strictly.
+//!
+//! What it is not: it does not care what the payload is. The JSON serializations are not read:
+//! they are not JWTs (RFC 7519 §3).
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::algorithm::Algorithm;
+use super::base64url;
+use super::key::{Misfit, PublicKey, is_key_id};
+use super::key_set::KeySet;
+use super::verifier::SignatureVerifier;
+use crate::json::{self, JsonError};
+use crate::limits::Limits;
+use crate::quote::{quote, quote_list};
+
+/// A well-formed signed message. Nobody has verified it yet.
+#[derive(Clone)]
+pub struct Jws {
+    header: Header,
+    payload: Vec<u8>,
+    signature: Vec<u8>,
+    /// `BASE64URL(header) || '.' || BASE64URL(payload)` (RFC 7515 §5.1).
+    signing_input: Vec<u8>,
+}
+
+/// The header parameters that matter (RFC 7515 §4.1); the others are ignored, as §4 says. Above
+/// all `jku`, `jwk`, `x5u` and `x5c`: a message does not choose the key that verifies it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// `alg`, whatever it is: compared with an allow-list, never obeyed.
+    pub algorithm: String,
+    /// `kid`.
+    pub key_id: Option<String>,
+    /// `typ`.
+    pub token_type: Option<String>,
+}
+
+/// Why a text is not a signed message that can be looked at. Never quotes the payload or signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ParseError {
+    /// Longer than allowed.
+    TooLarge {
+        /// Its bytes.
+        bytes: usize,
+        /// The bytes allowed.
+        limit: usize,
+    },
+    /// Not three parts.
+    Parts {
+        /// How many there are.
+        found: usize,
+    },
+    /// A character outside the alphabet, padding, or trailing bits that are not zero; or empty.
+    Part {
+        /// `header`, `payload` or `signature`.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The header is not acceptable JSON.
+    HeaderJson(JsonError),
+    /// A header parameter is missing or of the wrong kind.
+    Parameter {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A header parameter that changes what the message means and is not supported.
+    Unsupported {
+        /// Its name.
+        name: &'static str,
+    },
+}
+
+/// Why a signed message is not trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VerifyError {
+    /// The algorithm is not on the allow-list.
+    AlgorithmNotAllowed {
+        /// The header's `alg`.
+        algorithm: String,
+        /// The allow-list.
+        allowed: Vec<Algorithm>,
+    },
+    /// No key has the header's `kid`.
+    KeyUnknown {
+        /// The header's `kid`.
+        key_id: String,
+        /// How many keys there are.
+        known: usize,
+    },
+    /// The header has no `kid`, and not exactly one key can be meant.
+    KeyIdNeeded {
+        /// The algorithm.
+        algorithm: Algorithm,
+        /// How many keys fit it.
+        fitting: usize,
+    },
+    /// The named key must not verify the algorithm.
+    KeyUnsuitable {
+        /// The header's `kid`.
+        key_id: String,
+        /// Why not.
+        misfit: Misfit,
+    },
+    /// The signature is not by the key.
+    SignatureInvalid {
+        /// How many keys were tried.
+        tried: usize,
+        /// The algorithm.
+        algorithm: Algorithm,
+    },
+}
+
+impl Jws {
+    /// Reads a compact serialization of at most `most` bytes.
+    ///
+    /// # Errors
+    /// [`ParseError`].
+    pub fn parse(text: &[u8], most: usize, limits: &Limits) -> Result<Self, ParseError> {
+        if text.len() > most {
+            return Err(ParseError::TooLarge { bytes: text.len(), limit: most });
+        }
+        let [header, payload, signature] = three_parts(text)?;
+        let signing_length = header.len().saturating_add(1).saturating_add(payload.len());
+        Ok(Self {
+            header: Header::parse(&decode("header", header)?, limits)?,
+            payload: decode("payload", payload)?,
+            signature: decode("signature", signature)?,
+            signing_input: text.iter().copied().take(signing_length).collect(),
+        })
+    }
+
+    /// Reads a compact serialization whose payload is carried beside it (RFC 7515 appendix F).
+    ///
+    /// # Errors
+    /// [`ParseError`]; also if the text does have a payload.
+    pub fn parse_detached(
+        text: &[u8],
+        payload: Vec<u8>,
+        most: usize,
+        limits: &Limits,
+    ) -> Result<Self, ParseError> {
+        if text.len() > most {
+            return Err(ParseError::TooLarge { bytes: text.len(), limit: most });
+        }
+        let [header, attached, signature] = three_parts(text)?;
+        if !attached.is_empty() {
+            return Err(ParseError::Part { name: "payload", problem: "is not detached" });
+        }
+        let encoded = base64url::encode(&payload);
+        Ok(Self {
+            header: Header::parse(&decode("header", header)?, limits)?,
+            payload,
+            signature: decode("signature", signature)?,
+            signing_input: [header, b".", encoded.as_bytes()].concat(),
+        })
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The payload, not verified.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Verifies the signature with a key of `keys` by an algorithm of `allowed`, and says by which.
+    ///
+    /// The algorithm is checked before a key is looked for, the key before the signature: what
+    /// costs most comes last, and a message cannot choose how it is verified.
+    ///
+    /// # Errors
+    /// [`VerifyError`].
+    pub fn verify<'k>(
+        &self,
+        allowed: &[Algorithm],
+        keys: &'k KeySet,
+        verifier: &dyn SignatureVerifier,
+    ) -> Result<(Algorithm, &'k PublicKey), VerifyError> {
+        let algorithm = self.header.allowed_algorithm(allowed)?;
+        let candidates = keys.select(self.header.key_id.as_deref(), algorithm)?;
+        let tried = candidates.len();
+        candidates
+            .into_iter()
+            .find(|key| {
+                self.signature.len() == key.signature_length()
+                    && verifier.verify(key, algorithm, &self.signing_input, &self.signature)
+            })
+            .map(|key| (algorithm, key))
+            .ok_or(VerifyError::SignatureInvalid { tried, algorithm })
+    }
+}
+
+impl fmt::Debug for Jws {
+    /// Without the payload and the signature: a credential does not belong into a log.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Jws").field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
+impl Header {
+    fn parse(text: &[u8], limits: &Limits) -> Result<Self, ParseError> {
+        let header = json::parse(text, limits.json_depth).map_err(ParseError::HeaderJson)?;
+        let Value::Object(header) = header else {
+            return Err(ParseError::Part { name: "header", problem: "is not a JSON object" });
+        };
+        // `crit` (RFC 7515 §4.1.11): no extension is understood, and an empty list is forbidden.
+        // `b64` (RFC 7797) changes what is signed; `enc` and `zip` (RFC 7516) are of encryption.
+        for name in ["crit", "b64", "enc", "zip"] {
+            if header.contains_key(name) {
+                return Err(ParseError::Unsupported { name });
+            }
+        }
+        let algorithm = parameter(&header, "alg")?
+            .ok_or(ParseError::Parameter { name: "alg", problem: "is missing" })?;
+        let key_id = parameter(&header, "kid")?;
+        if key_id.as_deref().is_some_and(|id| !is_key_id(id, limits)) {
+            let problem = "is too long or contains control characters";
+            return Err(ParseError::Parameter { name: "kid", problem });
+        }
+        Ok(Self { algorithm, key_id, token_type: parameter(&header, "typ")? })
+    }
+
+    /// The algorithm, if `allowed` has it (RFC 8725 §3.1).
+    ///
+    /// # Errors
+    /// [`VerifyError::AlgorithmNotAllowed`].
+    pub fn allowed_algorithm(&self, allowed: &[Algorithm]) -> Result<Algorithm, VerifyError> {
+        Algorithm::from_name(&self.algorithm)
+            .filter(|algorithm| allowed.contains(algorithm))
+            .ok_or_else(|| VerifyError::AlgorithmNotAllowed {
+                algorithm: self.algorithm.clone(),
+                allowed: allowed.to_vec(),
+            })
+    }
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { bytes, limit } => {
+                write!(formatter, "{bytes} bytes, more than {limit}")
+            }
+            Self::Parts { found: 5 } => {
+                formatter.write_str("five parts: encrypted (JWE), only signed (JWS) is accepted")
+            }
+            Self::Parts { found } => {
+                write!(formatter, "not the compact form of three parts, but {found}")
+            }
+            Self::Part { name, problem } => write!(formatter, "the {name} {problem}"),
+            Self::HeaderJson(error) => write!(formatter, "the header is {error}"),
+            Self::Parameter { name, problem } => {
+                write!(formatter, "the header parameter `{name}` {problem}")
+            }
+            Self::Unsupported { name } => {
+                write!(formatter, "the header parameter `{name}` is not supported")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ParseError {}
+
+impl fmt::Display for VerifyError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlgorithmNotAllowed { algorithm, allowed } => {
+                let allowed = quote_list(allowed.iter().map(|algorithm| algorithm.name()));
+                write!(formatter, "the algorithm is {}, allowed: {allowed}", quote(algorithm))
+            }
+            Self::KeyUnknown { key_id, known } => {
+                write!(formatter, "none of the {known} keys has the `kid` {}", quote(key_id))
+            }
+            Self::KeyIdNeeded { algorithm, fitting } => write!(
+                formatter,
+                "without a `kid` exactly one key must fit `{algorithm}`, but {fitting} do: \
+                 a `kid` is needed"
+            ),
+            Self::KeyUnsuitable { key_id, misfit } => {
+                write!(formatter, "the key {}: {misfit}", quote(key_id))
+            }
+            Self::SignatureInvalid { tried: 1, algorithm } => {
+                write!(formatter, "the `{algorithm}` signature is not by the key")
+            }
+            Self::SignatureInvalid { tried, algorithm } => {
+                write!(formatter, "the `{algorithm}` signature is by none of {tried} keys")
+            }
+        }
+    }
+}
+
+impl std::error::Error for VerifyError {}
+
+fn three_parts(text: &[u8]) -> Result<[&[u8]; 3], ParseError> {
+    let mut parts = text.split(|byte| *byte == b'.');
+    match (parts.next(), parts.next(), parts.next(), parts.count()) {
+        (Some(header), Some(payload), Some(signature), 0) => Ok([header, payload, signature]),
+        _ => {
+            let found = text.split(|byte| *byte == b'.').count();
+            Err(ParseError::Parts { found })
+        }
+    }
+}
+
+fn decode(name: &'static str, part: &[u8]) -> Result<Vec<u8>, ParseError> {
+    if part.is_empty() {
+        return Err(ParseError::Part { name, problem: "is empty" });
+    }
+    base64url::decode(part)
+        .ok_or(ParseError::Part { name, problem: "is not canonical unpadded base64url" })
+}
+
+fn parameter(
+    header: &Map<String, Value>,
+    name: &'static str,
+) -> Result<Option<String>, ParseError> {
+    match header.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(ParseError::Parameter { name, problem: "is not a string" }),
+    }
+}

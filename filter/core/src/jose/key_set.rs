@@ -1,0 +1,182 @@
+//! A set of public keys (RFC 7517 §5), as an issuer publishes it or an operator writes it.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::algorithm::Algorithm;
+use super::compact::VerifyError;
+use super::key::{KeyFault, PublicKey};
+use crate::json::{self, JsonError};
+use crate::limits::Limits;
+use crate::quote::quote;
+
+/// The usable keys of one issuer.
+#[derive(Debug, Clone, Default)]
+pub struct KeySet {
+    keys: Vec<PublicKey>,
+}
+
+/// An entry of a key set that is not used, and why. One unusable key never spoils the set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkippedKey {
+    /// Its place in `keys`, from 0.
+    pub index: usize,
+    /// Its `kid`, if it has a readable one.
+    pub key_id: Option<String>,
+    /// Why it is not used.
+    pub fault: KeyFault,
+}
+
+/// Why a document is not a key set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySetError {
+    /// Longer than allowed.
+    TooLarge {
+        /// Its bytes.
+        bytes: usize,
+        /// The bytes allowed.
+        limit: usize,
+    },
+    /// Not acceptable JSON.
+    Json(JsonError),
+    /// Not an object with an array `keys`.
+    NoKeys,
+}
+
+impl KeySet {
+    /// Reads a JWK Set document.
+    ///
+    /// A set without a usable key is not an error here: the caller decides whether it may replace
+    /// one that works.
+    ///
+    /// # Errors
+    /// [`KeySetError`] if the document is no key set at all.
+    pub fn parse(document: &[u8], limits: &Limits) -> Result<(Self, Vec<SkippedKey>), KeySetError> {
+        let (bytes, limit) = (document.len(), limits.key_set_bytes);
+        if bytes > limit {
+            return Err(KeySetError::TooLarge { bytes, limit });
+        }
+        let document = json::parse(document, limits.json_depth).map_err(KeySetError::Json)?;
+        Self::from_value(&document, limits)
+    }
+
+    /// Reads a JWK Set that is part of a larger document. Members other than `keys` are ignored,
+    /// as RFC 7517 §5 says.
+    ///
+    /// # Errors
+    /// [`KeySetError::NoKeys`].
+    pub fn from_value(
+        document: &Value,
+        limits: &Limits,
+    ) -> Result<(Self, Vec<SkippedKey>), KeySetError> {
+        let entries = document.get("keys").and_then(Value::as_array).ok_or(KeySetError::NoKeys)?;
+        let mut keys = Vec::new();
+        let mut skipped = Vec::new();
+        let limit = limits.keys_per_set;
+        for (index, entry) in entries.iter().enumerate() {
+            if index >= limit {
+                // One entry stands for the rest: a flood is not echoed.
+                skipped.push(SkippedKey {
+                    index,
+                    key_id: None,
+                    fault: KeyFault::TooMany { limit },
+                });
+                break;
+            }
+            match PublicKey::from_jwk(entry, limits) {
+                Ok(key) => keys.push(key),
+                Err(fault) => {
+                    let key_id = entry.get("kid").and_then(Value::as_str);
+                    let key_id = key_id.map(|id| id.chars().take(limits.key_id_bytes).collect());
+                    skipped.push(SkippedKey { index, key_id, fault });
+                }
+            }
+        }
+        Ok((Self { keys }, skipped))
+    }
+
+    /// The keys.
+    pub fn keys(&self) -> &[PublicKey] {
+        &self.keys
+    }
+
+    /// Whether there is no usable key.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The number of usable keys.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The `kid` of every key that has one.
+    pub fn key_ids(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().filter_map(PublicKey::id)
+    }
+
+    /// The thumbprint (RFC 7638) of every key.
+    pub fn thumbprints(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(PublicKey::thumbprint)
+    }
+
+    /// The keys that may have signed a message whose header says `key_id` and `algorithm`: never
+    /// none, and without a `kid` exactly one.
+    ///
+    /// A `kid` is compared exactly (RFC 7515 §4.1.4). Several keys may share one (RFC 7517 §4.5).
+    /// Without a `kid` nothing is tried out: the answer would depend on who else has a key.
+    ///
+    /// # Errors
+    /// [`VerifyError::KeyUnknown`] or, if the named key must not verify `algorithm`,
+    /// [`VerifyError::KeyUnsuitable`].
+    pub fn select(
+        &self,
+        key_id: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Vec<&PublicKey>, VerifyError> {
+        let fitting = |key: &&PublicKey| key.fits(algorithm).is_ok();
+        let Some(key_id) = key_id else {
+            let candidates: Vec<_> = self.keys.iter().filter(fitting).collect();
+            return match candidates.len() {
+                1 => Ok(candidates),
+                fitting => Err(VerifyError::KeyIdNeeded { algorithm, fitting }),
+            };
+        };
+        let named = || self.keys.iter().filter(|key| key.id() == Some(key_id));
+        let candidates: Vec<_> = named().filter(fitting).collect();
+        if !candidates.is_empty() {
+            return Ok(candidates);
+        }
+        match named().find_map(|key| key.fits(algorithm).err()) {
+            Some(misfit) => Err(VerifyError::KeyUnsuitable { key_id: key_id.to_owned(), misfit }),
+            None => {
+                Err(VerifyError::KeyUnknown { key_id: key_id.to_owned(), known: self.keys.len() })
+            }
+        }
+    }
+}
+
+impl fmt::Display for SkippedKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "keys[{}]", self.index)?;
+        if let Some(key_id) = &self.key_id {
+            write!(formatter, " {}", quote(key_id))?;
+        }
+        write!(formatter, ": {}", self.fault)
+    }
+}
+
+impl fmt::Display for KeySetError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { bytes, limit } => {
+                write!(formatter, "the key set has {bytes} bytes, more than {limit}")
+            }
+            Self::Json(error) => write!(formatter, "the key set is {error}"),
+            Self::NoKeys => formatter.write_str("not a key set: no array `keys`"),
+        }
+    }
+}
+
+impl std::error::Error for KeySetError {}

@@ -1,0 +1,76 @@
+//! Showing what somebody else wrote: bounded, on one line, unmistakable as a quotation.
+
+use std::fmt::Write as _;
+
+/// Characters of a quotation before it is cut.
+const MOST: usize = 120;
+
+/// `text` in backticks, cut to a sane length, with everything that could move the cursor, hide or
+/// reorder text escaped, and with no backtick inside.
+///
+/// For claims, header parameters and names in details, logs and audit records. Never hand it a
+/// token or a secret: it hides nothing.
+pub fn quote(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len().min(MOST).saturating_add(2));
+    quoted.push('`');
+    for (index, character) in text.chars().enumerate() {
+        match character {
+            _ if index >= MOST => {
+                quoted.push('…');
+                break;
+            }
+            '`' => quoted.push('\''),
+            '"' | '\'' => quoted.push(character),
+            // Writing to a `String` cannot fail.
+            _ => _ = write!(quoted, "{}", character.escape_debug()),
+        }
+    }
+    quoted.push('`');
+    quoted
+}
+
+/// Each of `texts` quoted, separated by commas; `none` if there is none. The rest of a long list
+/// is counted.
+pub fn quote_list<'t>(texts: impl IntoIterator<Item = &'t str>) -> String {
+    const LISTED: usize = 8;
+    let mut texts = texts.into_iter();
+    let listed: Vec<_> = texts.by_ref().take(LISTED).map(quote).collect();
+    let rest = texts.count();
+    match (listed.is_empty(), rest) {
+        (true, _) => "none".to_owned(),
+        (false, 0) => listed.join(", "),
+        (false, _) => format!("{} and {rest} more", listed.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quotation_stays_on_its_line_and_inside_its_backticks() {
+        for (text, quoted) in [
+            ("urn:x", "`urn:x`"),
+            ("", "``"),
+            ("a`b\"c'd", "`a'b\"c'd`"),
+            ("a\r\nb\0\u{1b}[2J", r"`a\r\nb\0\u{1b}[2J`"),
+            ("\u{202e}evil\u{200b}", r"`\u{202e}evil\u{200b}`"),
+            ("grün 日本", "`grün 日本`"),
+        ] {
+            assert_eq!(quote(text), quoted, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_quotation_is_cut() {
+        assert_eq!(quote(&"x".repeat(120)), format!("`{}`", "x".repeat(120)));
+        assert_eq!(quote(&"x".repeat(1_000_000)), format!("`{}…`", "x".repeat(120)));
+    }
+
+    #[test]
+    fn a_long_list_is_counted() {
+        assert_eq!(quote_list([]), "none");
+        assert_eq!(quote_list(["a", "b"]), "`a`, `b`");
+        assert_eq!(quote_list(["x"; 11]), "`x`, `x`, `x`, `x`, `x`, `x`, `x`, `x` and 3 more");
+    }
+}

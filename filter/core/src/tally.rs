@@ -1,0 +1,68 @@
+//! Counts that are kept in the worker and handed to the host from time to time: a host call for
+//! every request would cost more than the counting.
+
+use crate::gate::Verdict;
+use crate::reject::Code;
+
+/// What was counted since the last time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// Requests permitted.
+    pub permits: u64,
+    /// Requests refused, in the order of [`Code::ALL`].
+    rejects: [u64; Code::ALL.len()],
+    /// Requests parked.
+    pub parked: u64,
+    /// Requests whose pair of credentials was known.
+    pub session_hits: u64,
+    /// Credentials that were known when their pair was not.
+    pub credential_hits: u64,
+    /// Signatures verified, or tried.
+    pub verifications: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            permits: 0,
+            rejects: [0; Code::ALL.len()],
+            parked: 0,
+            session_hits: 0,
+            credential_hits: 0,
+            verifications: 0,
+        }
+    }
+}
+
+impl Tally {
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Every counter that moved: its name and by how much.
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+        let rejects = Code::ALL.iter().zip(self.rejects);
+        [
+            ("decisions", "permit", self.permits),
+            ("requests", "parked", self.parked),
+            ("credentials", "session_hit", self.session_hits),
+            ("credentials", "credential_hit", self.credential_hits),
+            ("credentials", "verified", self.verifications),
+        ]
+        .into_iter()
+        .chain(rejects.map(|(code, count)| ("decisions", code.name(), count)))
+        .filter(|(_, _, count)| *count > 0)
+    }
+
+    pub(crate) fn verdict(&mut self, verdict: &Verdict) {
+        let counter = match verdict {
+            Verdict::Permit(_) => Some(&mut self.permits),
+            Verdict::Wait => Some(&mut self.parked),
+            Verdict::Reject(rejection) => self.rejects.get_mut(rejection.reject.code as usize),
+        };
+        if let Some(counter) = counter {
+            *counter = counter.saturating_add(1);
+        }
+    }
+}

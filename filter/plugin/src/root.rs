@@ -1,0 +1,204 @@
+//! The root context: configuration, time, callouts, and the requests that waited for them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use airflow_envoy_core::arrival::{DecisionId, StreamId};
+use airflow_envoy_core::feed::{Answer, FeedId, Fetch};
+use airflow_envoy_core::gate::{Effect, Gate, Severity};
+use airflow_envoy_core::jose::RustCrypto;
+use proxy_wasm::hostcalls;
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType};
+
+use crate::host::{self, Metrics};
+use crate::stream::{self, Stream};
+
+/// Time between ticks: how late a callout or a deadline may be.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The state of one filter instance in one worker, shared by its streams.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    /// What decides.
+    pub(crate) gate: Gate,
+    /// Random, so that two workers never name decisions alike.
+    number: u64,
+    decisions: u64,
+}
+
+impl Worker {
+    /// A name for the next decision.
+    pub(crate) fn next_decision(&mut self) -> DecisionId {
+        self.decisions = self.decisions.wrapping_add(1);
+        DecisionId::new(self.number, self.decisions)
+    }
+}
+
+/// The root context of one filter instance.
+pub(crate) struct Root {
+    id: u32,
+    /// `None` until a configuration was accepted; Envoy serves no request before.
+    worker: Option<Rc<RefCell<Worker>>>,
+    metrics: Metrics,
+    /// Callouts under way: which feed asked, and how large its answer may be.
+    callouts: HashMap<u32, (FeedId, usize)>,
+}
+
+impl Root {
+    pub(crate) fn new(id: u32) -> Self {
+        Self { id, worker: None, metrics: Metrics::default(), callouts: HashMap::new() }
+    }
+
+    fn with_gate(&self, event: impl FnOnce(&mut Gate) -> Vec<Effect>) -> Vec<Effect> {
+        match &self.worker {
+            Some(worker) => event(&mut worker.borrow_mut().gate),
+            None => Vec::new(),
+        }
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        let mut resumed = false;
+        for effect in effects {
+            match effect {
+                Effect::Fetch(fetch) => self.fetch(fetch),
+                Effect::Decide(StreamId(stream), verdict) => {
+                    // A stream that is gone was taken out of the gate, so this one is alive.
+                    if hostcalls::set_effective_context(stream).is_ok() {
+                        resumed = true;
+                        stream::resume(&verdict);
+                    }
+                }
+                Effect::Log(severity, line) => {
+                    let level = match severity {
+                        Severity::Info => LogLevel::Info,
+                        Severity::Warning => LogLevel::Warn,
+                    };
+                    host::log(level, &line);
+                }
+                Effect::Count(name) => self.metrics.add(&name, 1),
+                Effect::Gauge(name, value) => self.metrics.set(&name, value),
+            }
+        }
+        if resumed {
+            let _ = hostcalls::set_effective_context(self.id);
+        }
+    }
+
+    fn fetch(&mut self, fetch: Fetch) {
+        let headers = fetch.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let millis = u64::try_from(fetch.timeout.as_millis()).unwrap_or_default();
+        let timeout = Duration::from_millis(millis);
+        match self.dispatch_http_call(&fetch.cluster, headers, None, Vec::new(), timeout) {
+            Ok(token) => {
+                self.callouts.insert(token, (fetch.feed, fetch.max_body));
+            }
+            Err(status) => {
+                let cluster = &fetch.cluster;
+                host::log(
+                    LogLevel::Warn,
+                    &format!("a callout to cluster `{cluster}` could not be sent ({status:?})"),
+                );
+                let effects =
+                    self.with_gate(|gate| gate.answered(fetch.feed, Answer::None, host::now()));
+                self.carry_out(effects);
+            }
+        }
+    }
+
+    /// The counts of the hot path, handed over where nobody waits for them.
+    fn flush(&mut self) {
+        let Some(worker) = &self.worker else { return };
+        let (tally, waiting) = {
+            let mut worker = worker.borrow_mut();
+            (worker.gate.take_tally(), worker.gate.waiting())
+        };
+        if tally.is_empty() {
+            return;
+        }
+        for (group, name, count) in tally.counters() {
+            self.metrics.add(&format!("{group}.{name}"), count);
+        }
+        self.metrics.set("requests.waiting", waiting as u64);
+    }
+}
+
+impl Context for Root {
+    fn on_http_call_response(&mut self, token: u32, headers: usize, body: usize, _: usize) {
+        let Some((feed, max_body)) = self.callouts.remove(&token) else { return };
+        let answer = answer(headers, body, max_body);
+        let effects = self.with_gate(|gate| gate.answered(feed, answer, host::now()));
+        self.carry_out(effects);
+    }
+}
+
+impl RootContext for Root {
+    fn on_configure(&mut self, _: usize) -> bool {
+        let configuration = self.get_plugin_configuration().unwrap_or_default();
+        match Gate::new(&configuration, Box::new(RustCrypto)) {
+            Ok(gate) => {
+                let worker = Worker { gate, number: host::random(), decisions: 0 };
+                self.worker = Some(Rc::new(RefCell::new(worker)));
+                self.callouts.clear();
+                self.set_tick_period(TICK);
+                let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
+                host::log(
+                    LogLevel::Info,
+                    &format!("version {} ({commit}) is configured", env!("CARGO_PKG_VERSION")),
+                );
+                true
+            }
+            Err(faults) => {
+                for fault in &faults.0 {
+                    host::log(LogLevel::Critical, &format!("configuration: {fault}"));
+                }
+                false
+            }
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let effects = self.with_gate(|gate| gate.tick(host::now()));
+        self.carry_out(effects);
+        self.flush();
+    }
+
+    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Stream::new(StreamId(id), self.worker.clone())))
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+}
+
+/// Reads a callout's answer. A callout that failed has no headers, and asking for one of them by
+/// name would trap.
+fn answer(headers: usize, body: usize, max_body: usize) -> Answer {
+    if headers == 0 {
+        return Answer::None;
+    }
+    if body > max_body {
+        return Answer::TooLarge { bytes: body };
+    }
+    let mut status = 0;
+    let mut etag = None;
+    for (name, value) in host::headers(MapType::HttpCallResponseHeaders) {
+        let value = String::from_utf8(value).ok();
+        match name.as_str() {
+            ":status" => status = value.and_then(|value| value.parse().ok()).unwrap_or(0),
+            "etag" => etag = value,
+            _ => {}
+        }
+    }
+    let body = match body {
+        0 => Vec::new(),
+        _ => hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, body)
+            .ok()
+            .flatten()
+            .unwrap_or_default(),
+    };
+    Answer::Http { status, etag, body }
+}

@@ -1,0 +1,151 @@
+//! The stream context: one request, from its headers to its verdict.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use airflow_envoy_core::answer::{Known, Rejection};
+use airflow_envoy_core::arrival::{Arrival, StreamId};
+use airflow_envoy_core::gate::{Permit, Verdict};
+use proxy_wasm::hostcalls;
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
+
+use crate::host;
+use crate::root::Worker;
+
+/// One request.
+pub(crate) struct Stream {
+    id: StreamId,
+    worker: Option<Rc<RefCell<Worker>>>,
+}
+
+impl Stream {
+    pub(crate) fn new(id: StreamId, worker: Option<Rc<RefCell<Worker>>>) -> Self {
+        Self { id, worker }
+    }
+}
+
+impl Context for Stream {
+    fn on_done(&mut self) -> bool {
+        if let Some(worker) = &self.worker {
+            worker.borrow_mut().gate.gone(self.id);
+        }
+        true
+    }
+}
+
+impl HttpContext for Stream {
+    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
+        let Some(worker) = &self.worker else {
+            host::log(LogLevel::Critical, "a request came before a configuration was accepted");
+            let _ = hostcalls::send_http_response(503, Vec::new(), None);
+            return Action::Pause;
+        };
+        let map = host::headers(MapType::HttpRequestHeaders);
+        let headers: Vec<_> =
+            map.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())).collect();
+        let verdict = {
+            let mut worker = worker.borrow_mut();
+            let arrival = Arrival {
+                stream: self.id,
+                headers: &headers,
+                now: host::now(),
+                decision_id: worker.next_decision(),
+            };
+            worker.gate.request(&arrival)
+        };
+        match &verdict {
+            Verdict::Permit(permit) => {
+                forward(permit);
+                Action::Continue
+            }
+            Verdict::Reject(rejection) => {
+                reply(rejection);
+                Action::Pause
+            }
+            Verdict::Wait => Action::Pause,
+        }
+    }
+}
+
+/// Carries out the verdict on a parked request, whose context is the effective one.
+pub(crate) fn resume(verdict: &Verdict) {
+    match verdict {
+        Verdict::Permit(permit) => {
+            forward(permit);
+            let _ = hostcalls::resume_http_request();
+        }
+        Verdict::Reject(rejection) => reply(rejection),
+        // The gate never concludes so; a request that stays parked is answered by its deadline.
+        Verdict::Wait => {}
+    }
+}
+
+/// Lets the upstream see what was verified, and nothing that the caller made up.
+fn forward(permit: &Permit) {
+    for name in permit.remove() {
+        let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
+    }
+    for (name, value) in permit.set() {
+        let value = Some(value.as_bytes());
+        let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value);
+    }
+    state("decision", "permit");
+    state("decision_id", permit.decision_id().as_str());
+    state("rule", permit.rule());
+    state_if("destination", permit.destination());
+    for (name, value) in
+        ["dag_id", "task_id", "run_id"].into_iter().zip(permit.task().iter().flatten())
+    {
+        state(name, value);
+    }
+    if !permit.shadow().is_empty() {
+        let shadow: Vec<_> = permit.shadow().iter().map(ToString::to_string).collect();
+        state("shadow", &shadow.join(","));
+    }
+}
+
+/// Answers the request here.
+fn reply(rejection: &Rejection) {
+    let Known { dag_id, task_id, run_id, destination } = &rejection.known;
+    state("decision", "reject");
+    state("code", rejection.reject.code.name());
+    state("decision_id", rejection.decision_id.as_str());
+    state_if("rule", rejection.reject.rule.as_deref());
+    state_if("destination", destination.as_deref());
+    for (name, value) in [("dag_id", dag_id), ("task_id", task_id), ("run_id", run_id)] {
+        state_if(name, value.as_deref());
+    }
+    let headers = rejection.headers();
+    if rejection.grpc {
+        let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        let status = grpc_status(rejection.grpc_status());
+        let _ = hostcalls::send_grpc_response(status, Some(&rejection.grpc_message()), metadata);
+    } else {
+        let headers = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let status = u32::from(rejection.status());
+        let body = rejection.body();
+        let _ = hostcalls::send_http_response(status, headers, Some(body.as_bytes()));
+    }
+}
+
+fn grpc_status(number: u32) -> GrpcStatusCode {
+    match number {
+        3 => GrpcStatusCode::InvalidArgument,
+        7 => GrpcStatusCode::PermissionDenied,
+        8 => GrpcStatusCode::ResourceExhausted,
+        16 => GrpcStatusCode::Unauthenticated,
+        _ => GrpcStatusCode::Unavailable,
+    }
+}
+
+/// Envoy's filter state `wasm.airflow_envoy.<name>`, for its access log, rate limits and tracing.
+fn state(name: &str, value: &str) {
+    let _ = hostcalls::set_property(vec![&format!("airflow_envoy.{name}")], Some(value.as_bytes()));
+}
+
+fn state_if(name: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        state(name, value);
+    }
+}
