@@ -18,6 +18,9 @@ pub struct Limits {
     pub policy_bytes: usize,
     /// Rules in a policy.
     pub policy_rules: usize,
+    /// Pairs of a destination and a path that the rules of a policy name together: a rule stands in
+    /// the index once for each of its own.
+    pub policy_places: usize,
     /// Nesting of a JSON document or a token's claims.
     pub json_depth: usize,
     /// Bytes of a request's path without the query.
@@ -38,6 +41,7 @@ impl Limits {
         rsa_modulus_bits: 4096,
         policy_bytes: 64 * 1024 * 1024,
         policy_rules: 200_000,
+        policy_places: 1_000_000,
         json_depth: 32,
         path_bytes: 8 * 1024,
         path_segments: 128,

@@ -1,1 +1,366 @@
-//! The policy: read, compile, decide.
+//! The policy: read once, compiled to an index, asked for every request.
+//!
+//! **Default deny; any matching deny rule wins; the order of rules never matters; a deny rule that
+//! cannot be evaluated denies.** A condition about a fact that is unknown is neither true nor false:
+//! an allow rule with such a condition does not match, a deny rule with one does. The same holds for
+//! roles: whether a role is held may be unknown.
+//!
+//! What the caller looks like is settled before ([`Caller`]); what is asked for is normalised here,
+//! because what rules compare must have one form only: the authority, and the path ([`path`]).
+//! Deciding depends on nothing but its arguments, cannot fail and, for a permit, allocates nothing
+//! unless the path or the authority was not in its normal form.
+//!
+//! What it is not: it verifies no credential, fetches no document, and knows neither signatures nor
+//! Consul's intentions, which are a layer of their own.
+
+mod authority;
+mod glob;
+mod index;
+pub mod path;
+mod read;
+mod rule;
+mod selector;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use rustc_hash::FxHashSet;
+use serde_json::Value;
+
+use self::authority::{Authority, Hosts};
+use self::index::{Group, Index, Search};
+use self::read::Role;
+use self::rule::{Effect, Question, Rule};
+use self::selector::{Condition, Subject, Truth, Who, quote};
+use crate::document::{Fault, Faults};
+use crate::facts::{Call, Caller};
+use crate::json;
+use crate::limits::Limits;
+use crate::reject::{Code, Reject};
+use crate::time::UnixTime;
+
+/// Shadow rules reported for one decision; the rest is dropped.
+const MOST_SHADOW_VERDICTS: usize = 16;
+
+/// A compiled policy. A document that has a fault is not one.
+#[derive(Debug)]
+pub struct Policy {
+    revision: Option<u64>,
+    /// Its own address is what a [`Standing`] remembers the policy by.
+    mark: Arc<()>,
+    roles: Roles,
+    destinations: Box<[Arc<str>]>,
+    hosts: Hosts,
+    /// Sorted by id.
+    rules: Box<[Rule]>,
+    allow: Index,
+    deny: Index,
+    /// Shadow rules, allowing and denying.
+    shadow: Index,
+}
+
+/// What a policy says about a caller whatever it asks for: the roles that it holds.
+///
+/// Compute it once per verified caller and keep it beside; it is good for one policy only.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    mark: Arc<()>,
+    held: Box<[Arc<str>]>,
+    /// Only roles that deny rules ask for: for the others unknown is as good as not held.
+    perhaps_held: Box<[Arc<str>]>,
+}
+
+/// What the policy says about one call, and what it understood the call to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision<'c> {
+    /// Permit or refuse.
+    pub outcome: Outcome,
+    /// The name of the destination, if the authority is that of one.
+    pub destination: Option<Arc<str>>,
+    /// The path in its normal form, if it has one; [`Cow::Borrowed`] if it was sent in that form.
+    pub path: Option<Cow<'c, str>>,
+    /// Shadow rules that would have changed the outcome, each by itself, in the order of their ids.
+    pub shadow: Vec<ShadowVerdict>,
+}
+
+/// Permit or refuse.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The call is allowed.
+    Permit {
+        /// The rule that allows it; with several the first by id.
+        rule: Arc<str>,
+    },
+    /// The call is refused.
+    Refuse(Reject),
+}
+
+/// What a shadow rule would have made of a decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShadowVerdict {
+    /// The id of the rule.
+    pub rule: Arc<str>,
+    /// It would have permitted what was refused; otherwise it would have refused what was permitted.
+    pub permits: bool,
+}
+
+impl Policy {
+    /// Reads a policy document.
+    ///
+    /// # Errors
+    /// All faults of the document.
+    pub fn parse(document: &[u8], limits: &Limits) -> Result<Self, Faults> {
+        let whole = |problem| Faults(vec![Fault { path: String::new(), problem }]);
+        if document.len() > limits.policy_bytes {
+            let most = limits.policy_bytes;
+            return Err(whole(format!("{} bytes are more than {most}", document.len())));
+        }
+        let value =
+            json::parse(document, limits.json_depth).map_err(|error| whole(error.to_string()))?;
+        Self::from_value(&value, limits)
+    }
+
+    /// Reads a policy document that is part of another one.
+    ///
+    /// # Errors
+    /// All faults of the document.
+    pub fn from_value(document: &Value, limits: &Limits) -> Result<Self, Faults> {
+        let read = read::document(document, limits)?;
+        let rules = read.rules.into_boxed_slice();
+        let index = |wanted: fn(&Rule) -> bool| {
+            let numbered = (0_u32..).zip(&rules).filter(|(_, rule)| wanted(rule));
+            Index::new(&rules, numbered.map(|(number, _)| number))
+        };
+        Ok(Self {
+            revision: read.revision,
+            mark: Arc::new(()),
+            allow: index(|rule| !rule.shadow && rule.effect == Effect::Allow),
+            deny: index(|rule| !rule.shadow && rule.effect == Effect::Deny),
+            shadow: index(|rule| rule.shadow),
+            roles: Roles::new(&read.roles, &rules),
+            destinations: read.destinations.into(),
+            hosts: read.hosts,
+            rules,
+        })
+    }
+
+    /// The document's own number for itself.
+    pub fn revision(&self) -> Option<u64> {
+        self.revision
+    }
+
+    /// How many rules it has, shadow rules included.
+    pub fn rule_count(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// What the policy says about `caller` whatever it asks for.
+    pub fn standing(&self, caller: &Caller) -> Standing {
+        let who = Who { caller, held: &[], perhaps_held: &[] };
+        Standing {
+            mark: Arc::clone(&self.mark),
+            held: self.roles.find(&who, Truth::Yes),
+            perhaps_held: self.roles.find(&who, Truth::Unknown),
+        }
+    }
+
+    /// Decides a call at `now`. A `standing` under another policy is computed anew.
+    pub fn decide<'c>(
+        &self,
+        caller: &Caller,
+        standing: &Standing,
+        call: &Call<'c>,
+        now: UnixTime,
+        limits: &Limits,
+    ) -> Decision<'c> {
+        let renewed;
+        let standing = if standing.belongs_to(self) {
+            standing
+        } else {
+            renewed = self.standing(caller);
+            &renewed
+        };
+        let path = path::normalise(call.target, limits);
+        let authority = Authority::parse(call.authority, call.scheme);
+        let destination = authority.as_ref().ok().and_then(|authority| self.hosts.find(authority));
+        let name = destination.and_then(|number| self.destinations.get(number as usize));
+        let (outcome, shadow) = match (&authority, &path, destination) {
+            (Err(problem), _, _) => {
+                let detail = format!("the authority {} {problem}", quote(call.authority));
+                (Outcome::Refuse(Reject::new(Code::AuthorityInvalid, detail)), Vec::new())
+            }
+            (_, Err(problem), _) => {
+                let detail = format!("the path {} {problem}", quote(call.target));
+                (Outcome::Refuse(Reject::new(Code::PathInvalid, detail)), Vec::new())
+            }
+            (_, _, None) => {
+                let detail = format!(
+                    "no destination of the policy has the authority {}",
+                    quote(call.authority)
+                );
+                (Outcome::Refuse(Reject::new(Code::DestinationUnknown, detail)), Vec::new())
+            }
+            (Ok(_), Ok(path), Some(destination)) => {
+                let who =
+                    Who { caller, held: &standing.held, perhaps_held: &standing.perhaps_held };
+                let question = Question { who, destination, method: call.method, path, now };
+                let outcome = self.judge(&question, limits);
+                let shadow = self.shadow_verdicts(&question, &outcome);
+                (outcome, shadow)
+            }
+        };
+        Decision { outcome, destination: name.cloned(), path: path.ok(), shadow }
+    }
+
+    fn judge(&self, question: &Question<'_>, limits: &Limits) -> Outcome {
+        if let Some(rule) = self.first(&self.deny, Search::Possible, question) {
+            let detail = rule.explain_denial(question);
+            let rule = Some(rule.id.to_string());
+            return Outcome::Refuse(Reject { rule, ..Reject::new(Code::PolicyDenied, detail) });
+        }
+        match self.first(&self.allow, Search::Certain, question) {
+            Some(rule) => Outcome::Permit { rule: Arc::clone(&rule.id) },
+            None => Outcome::Refuse(self.no_match(question, limits)),
+        }
+    }
+
+    /// The first rule by id that applies.
+    fn first(&self, index: &Index, search: Search, question: &Question<'_>) -> Option<&Rule> {
+        let mut first: Option<(u32, &Rule)> = None;
+        index.candidates(question, search, |list| {
+            for number in list {
+                if first.is_some_and(|(found, _)| found <= *number) {
+                    break;
+                }
+                if let Some(rule) = self.rule(*number).filter(|rule| rule.applies(question)) {
+                    first = Some((*number, rule));
+                    break;
+                }
+            }
+        });
+        first.map(|(_, rule)| rule)
+    }
+
+    /// The denial by default, with the allow rule that has the fewest misses.
+    fn no_match(&self, question: &Question<'_>, limits: &Limits) -> Reject {
+        let mut seen = FxHashSet::default();
+        let mut nearest: Option<(usize, u32)> = None;
+        self.allow.nearby(question, |number| {
+            if seen.len() >= limits.nearest_rules {
+                return false;
+            }
+            if seen.insert(number)
+                && let Some(rule) = self.rule(number)
+            {
+                let found = (rule.misses(question).count(), number);
+                nearest = Some(nearest.map_or(found, |best| best.min(found)));
+            }
+            true
+        });
+        let nearest = nearest.and_then(|(_, number)| self.rule(number));
+        let miss = nearest.and_then(|rule| Some((rule, rule.misses(question).next()?)));
+        match miss {
+            Some((rule, miss)) => Reject {
+                nearest: Some(rule.id.to_string()),
+                ..Reject::new(Code::PolicyNoMatch, rule.explain_miss(miss, question))
+            },
+            None => Reject::new(Code::PolicyNoMatch, "no rule allows anything at this destination"),
+        }
+    }
+
+    fn shadow_verdicts(&self, question: &Question<'_>, outcome: &Outcome) -> Vec<ShadowVerdict> {
+        let changing = match outcome {
+            Outcome::Permit { .. } => Effect::Deny,
+            Outcome::Refuse(reject) if reject.code == Code::PolicyNoMatch => Effect::Allow,
+            Outcome::Refuse(_) => return Vec::new(),
+        };
+        let mut numbers = Vec::new();
+        self.shadow.candidates(question, Search::Possible, |list| {
+            let applying = list.iter().filter(|number| {
+                self.rule(**number)
+                    .is_some_and(|rule| rule.effect == changing && rule.applies(question))
+            });
+            numbers.extend(applying.take(MOST_SHADOW_VERDICTS));
+        });
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers.truncate(MOST_SHADOW_VERDICTS);
+        let rules = numbers.into_iter().filter_map(|number| self.rule(number));
+        rules
+            .map(|rule| ShadowVerdict {
+                rule: Arc::clone(&rule.id),
+                permits: changing == Effect::Allow,
+            })
+            .collect()
+    }
+
+    fn rule(&self, number: u32) -> Option<&Rule> {
+        self.rules.get(number as usize)
+    }
+}
+
+impl Standing {
+    /// Whether it was computed under `policy`.
+    pub fn belongs_to(&self, policy: &Policy) -> bool {
+        Arc::ptr_eq(&self.mark, &policy.mark)
+    }
+
+    /// The names of the roles held, sorted.
+    pub fn roles(&self) -> &[Arc<str>] {
+        &self.held
+    }
+}
+
+/// The roles of a policy, found by caller.
+#[derive(Debug)]
+struct Roles {
+    /// Every selector of every role, with the name of the role.
+    selectors: Box<[(Arc<str>, Box<[Condition]>)]>,
+    all: Group,
+    /// Only selectors of roles that a deny rule asks for.
+    denying: Group,
+}
+
+impl Roles {
+    fn new(roles: &[Role], rules: &[Rule]) -> Self {
+        let selectors: Box<[_]> = roles
+            .iter()
+            .flat_map(|role| {
+                role.any.iter().map(|selector| (Arc::clone(&role.name), selector.clone()))
+            })
+            .collect();
+        let denying: FxHashSet<&str> = rules
+            .iter()
+            .filter(|rule| rule.effect == Effect::Deny)
+            .flat_map(|rule| rule.from.iter())
+            .filter(|condition| matches!(condition.subject, Subject::Roles))
+            .flat_map(|condition| condition.values.texts())
+            .collect();
+        let group = |wanted: &dyn Fn(&str) -> bool| {
+            let numbered = (0_u32..).zip(&selectors).filter(|(_, (name, _))| wanted(name));
+            let members = numbered.map(|(number, _)| number).collect();
+            Group::new(members, |member| {
+                selectors.get(member as usize).map_or(&[], |(_, selector)| &**selector)
+            })
+        };
+        Self { all: group(&|_| true), denying: group(&|name| denying.contains(name)), selectors }
+    }
+
+    /// The names of the roles about which `wanted` can be said, sorted. Of a role that has several
+    /// selectors it may say [`Truth::Unknown`] besides [`Truth::Yes`]; the latter prevails.
+    fn find(&self, who: &Who<'_>, wanted: Truth) -> Box<[Arc<str>]> {
+        let (group, search) = match wanted {
+            Truth::Yes => (&self.all, Search::Certain),
+            Truth::No | Truth::Unknown => (&self.denying, Search::Possible),
+        };
+        let mut found = Vec::new();
+        group.candidates(who, search, &mut |list| {
+            let selectors = list.iter().filter_map(|number| self.selectors.get(*number as usize));
+            let matching = selectors.filter(|(_, selector)| selector::all(selector, who) == wanted);
+            found.extend(matching.map(|(name, _)| Arc::clone(name)));
+        });
+        found.sort_unstable();
+        found.dedup();
+        found.into()
+    }
+}

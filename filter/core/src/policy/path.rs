@@ -1,0 +1,409 @@
+//! The one normal form of a request's path (RFC 3986 §6.2.2) and the patterns that match it.
+//!
+//! In the normal form every octet that a path segment may hold as such (`pchar`, RFC 3986 §3.3) is
+//! written as such and every other one as `%XX` in upper case; dot segments are removed and slashes
+//! not repeated. That goes one step beyond RFC 3986, which would keep `%3A` and `:` apart: servers
+//! decode both to the same name, so a rule for `/jobs:run` must not be escaped by `/jobs%3Arun`.
+//! A trailing slash means something and stays.
+//!
+//! What servers are known to read differently is refused, never guessed: an encoded `/`, a `\`, NUL
+//! and control characters, invalid escapes, octets outside ASCII that are not escaped, `..` above the
+//! root or behind an empty segment, and dot segments with parameters (`..;x`).
+//!
+//! It is not what the upstream sees: the request goes on unchanged. Nor does it read the query.
+
+use std::borrow::Cow;
+
+use super::glob::{Glob, Key};
+use crate::limits::Limits;
+
+/// The path of a `:path` in its normal form, borrowed if it was in that form already.
+///
+/// The query is left out. Only the origin form (RFC 9112 §3.2.1) has a path: `*` and the authority
+/// of a CONNECT are refused; the absolute form does not reach an HTTP filter, Envoy splits it.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence that begins with "the path".
+pub fn normalise<'a>(target: &'a str, limits: &Limits) -> Result<Cow<'a, str>, &'static str> {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    if !path.starts_with('/') {
+        return Err("does not begin with `/`");
+    }
+    if path.len() > limits.path_bytes {
+        return Err("is too long");
+    }
+    if path.split('/').skip(1).count() > limits.path_segments {
+        return Err("has too many segments");
+    }
+    if is_normal(path.as_bytes()) {
+        return Ok(Cow::Borrowed(path));
+    }
+    let octets = normalise_octets(path.as_bytes())?;
+    let normal = remove_dot_segments(&octets)?;
+    Ok(if normal == path { Cow::Borrowed(path) } else { Cow::Owned(normal) })
+}
+
+/// Whether nothing needs a closer look: no escape, no repeated slash, no segment that begins with a dot.
+fn is_normal(path: &[u8]) -> bool {
+    let mut previous = 0;
+    path.iter().all(|&byte| {
+        let plain = match byte {
+            b'/' | b'.' => previous != b'/',
+            _ => is_segment_octet(byte),
+        };
+        previous = byte;
+        plain
+    })
+}
+
+/// `pchar` without escapes (RFC 3986 §3.3).
+const fn is_segment_octet(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'-' | b'.' | b'_' | b'~') // unreserved
+        || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+        || matches!(byte, b':' | b'@')
+}
+
+/// Gives every octet its one spelling. A `/` that it returns was one in `path`.
+fn normalise_octets(path: &[u8]) -> Result<String, &'static str> {
+    let mut normal = String::with_capacity(path.len());
+    let mut rest = path.iter().copied();
+    while let Some(byte) = rest.next() {
+        let octet = match byte {
+            b'/' => {
+                normal.push('/');
+                continue;
+            }
+            b'%' => match (rest.next().and_then(hex_value), rest.next().and_then(hex_value)) {
+                (Some(high), Some(low)) => high << 4 | low,
+                _ => return Err("has an invalid escape"),
+            },
+            0x80.. => return Err("has an octet outside ASCII that is not escaped"),
+            b' ' => return Err("has a space"),
+            b'#' => return Err("has a fragment"),
+            _ => byte,
+        };
+        match octet {
+            b'/' => return Err("has an encoded `/`"),
+            b'\\' => return Err("has a `\\`"),
+            0x00..=0x1f | 0x7f => return Err("has a control character"),
+            _ if is_segment_octet(octet) => normal.push(char::from(octet)),
+            _ => {
+                normal.push('%');
+                normal.push(hex_digit(octet >> 4));
+                normal.push(hex_digit(octet & 0x0f));
+            }
+        }
+    }
+    Ok(normal)
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+fn hex_digit(value: u8) -> char {
+    char::from_digit(u32::from(value), 16).unwrap_or_default().to_ascii_uppercase()
+}
+
+/// RFC 3986 §5.2.4, with repeated slashes collapsed. The two commute as long as no `..` takes an
+/// empty segment away, so that is refused.
+fn remove_dot_segments(path: &str) -> Result<String, &'static str> {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut last = "";
+    for segment in path.split('/').skip(1) {
+        let name = segment.split_once(';').map_or(segment, |(name, _)| name);
+        if name.len() < segment.len() && matches!(name, "." | "..") {
+            return Err("has a dot segment with parameters");
+        }
+        match segment {
+            "." => {}
+            ".." => match kept.pop() {
+                None => return Err("leads above the root"),
+                Some("") => return Err("has `..` behind an empty segment"),
+                Some(_) => {}
+            },
+            _ => kept.push(segment),
+        }
+        last = segment;
+    }
+    let mut normal = String::with_capacity(path.len());
+    for segment in kept.iter().filter(|segment| !segment.is_empty()) {
+        normal.push('/');
+        normal.push_str(segment);
+    }
+    if matches!(last, "" | "." | "..") {
+        normal.push('/');
+    }
+    Ok(normal)
+}
+
+/// The paths of one rule, ORed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Paths {
+    /// Patterns without a wildcard, sorted.
+    exact: Box<[Box<str>]>,
+    patterns: Box<[Pattern]>,
+}
+
+impl Paths {
+    /// Of patterns that [`normalise_pattern`] returned.
+    pub(super) fn new(texts: Vec<String>) -> Self {
+        let (patterns, mut exact): (Vec<_>, Vec<_>) =
+            texts.into_iter().partition(|text| text.contains('*'));
+        exact.sort_unstable();
+        exact.dedup();
+        Self {
+            exact: exact.into_iter().map(Into::into).collect(),
+            patterns: patterns.iter().map(|text| Pattern::new(text)).collect(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.patterns.is_empty()
+    }
+
+    /// Whether a path in its normal form matches.
+    pub(super) fn matches(&self, path: &str) -> bool {
+        self.exact.binary_search_by(|exact| (**exact).cmp(path)).is_ok()
+            || self.patterns.iter().any(|pattern| pattern.matches(path))
+    }
+
+    /// The patterns as text, those without a wildcard first.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        let patterns = self.patterns.iter().map(|pattern| pattern.text.as_ref());
+        self.exact.iter().map(AsRef::as_ref).chain(patterns)
+    }
+}
+
+/// A pattern with a wildcard.
+#[derive(Debug, Clone)]
+struct Pattern {
+    text: Box<str>,
+    segments: Box<[Segment]>,
+    /// It ends with `**`.
+    rest: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Segment {
+    Exact(Box<str>),
+    Glob(Glob),
+}
+
+impl Pattern {
+    fn new(text: &str) -> Self {
+        let (segments, rest) = pattern_segments(text);
+        let segments = segments
+            .map(|segment| match segment.contains('*') {
+                true => Segment::Glob(Glob::new(segment)),
+                false => Segment::Exact(segment.into()),
+            })
+            .collect();
+        Self { text: text.into(), segments, rest }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        let mut given = path.split('/').skip(1);
+        for wanted in &self.segments {
+            let Some(segment) = given.next() else { return false };
+            let matches = match wanted {
+                Segment::Exact(text) => **text == *segment,
+                Segment::Glob(glob) => !segment.is_empty() && glob.matches(segment),
+            };
+            if !matches {
+                return false;
+            }
+        }
+        self.rest || given.next().is_none()
+    }
+}
+
+/// The segments of a pattern before `**`, and whether it ends with that.
+fn pattern_segments(text: &str) -> (impl Iterator<Item = &str>, bool) {
+    let before = text.strip_suffix("/**");
+    (before.unwrap_or(text).split('/').skip(1), before.is_some())
+}
+
+/// The keys of a pattern's segments before `**`, and whether it ends with that.
+pub(super) fn pattern_keys(text: &str) -> (impl Iterator<Item = Key<'_>>, bool) {
+    let (segments, rest) = pattern_segments(text);
+    (segments.map(Key::of), rest)
+}
+
+/// The normal form of a rule's path pattern.
+///
+/// `*` is any run of characters within one segment that is not empty, `**` as the last segment is
+/// everything that follows, also nothing: `/a/**` matches `/a`, `/a/` and `/a/b/c`.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence.
+pub(super) fn normalise_pattern(text: &str, limits: &Limits) -> Result<String, &'static str> {
+    if text.contains('?') {
+        return Err("has a query: only paths are matched");
+    }
+    let normal = normalise(text, limits)?.into_owned();
+    // These are put right in a request; in a rule they are a mistake.
+    if normal != normalise_octets(text.as_bytes())? {
+        return Err("has empty or dot segments");
+    }
+    let mut segments = normal.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        if segment.contains("**") && (segment != "**" || segments.peek().is_some()) {
+            return Err("has `**` elsewhere than as its last segment");
+        }
+    }
+    Ok(normal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normal(target: &str) -> Result<String, &'static str> {
+        normalise(target, &Limits::DEFAULT).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn a_path_has_one_normal_form() {
+        for (target, expected) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("/a/b/", "/a/b/"),
+            ("/a?b=/../c", "/a"),
+            ("/?", "/"),
+            ("/%61%2d%2E%5f%7e", "/a-._~"),
+            ("/a%3ab%40%21%3b%2B", "/a:b@!;+"),
+            ("/a%20b%c3%a9", "/a%20b%C3%A9"),
+            ("/a[b]{c}|d^e`f\"g<h>", "/a%5Bb%5D%7Bc%7D%7Cd%5Ee%60f%22g%3Ch%3E"),
+            ("/%25%3f%23", "/%25%3F%23"),
+            ("/a//b///c", "/a/b/c"),
+            ("//", "/"),
+            ("//a", "/a"),
+            ("/a//", "/a/"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a/.", "/a/"),
+            ("/a/b/..", "/a/"),
+            ("/a/..", "/"),
+            ("/.", "/"),
+            ("/...", "/..."),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a/..b/c..", "/a/..b/c.."),
+            ("/a;v=1/b", "/a;v=1/b"),
+            ("/*", "/*"),
+        ] {
+            assert_eq!(normal(target).as_deref(), Ok(expected), "{target}");
+        }
+    }
+
+    #[test]
+    fn what_servers_read_differently_is_refused() {
+        for target in [
+            "",
+            "*",
+            "a",
+            "?a",
+            "http://a/b",
+            "a:443",
+            "/a%2fb",
+            "/a%2Fb",
+            "/a\\b",
+            "/a%5cb",
+            "/a%00",
+            "/\0",
+            "/a%0a",
+            "/a\t",
+            "/%7f",
+            "/a b",
+            "/%",
+            "/%4",
+            "/%g0",
+            "/%0",
+            "/%+1",
+            "/\u{fc}",
+            "/a#b",
+            "/..",
+            "/a/../..",
+            "/%2e%2e",
+            "/a/..;/b",
+            "/a/..;x=1/b",
+            "/a/.;/b",
+            "/a/%2e%2e%3b/b",
+            "/a//../b",
+            "/a//./../b",
+            "/a//b/../..",
+        ] {
+            assert!(normal(target).is_err(), "{target:?} became {:?}", normal(target));
+        }
+    }
+
+    #[test]
+    fn a_path_in_normal_form_is_not_copied() {
+        for target in ["/", "/v1/orders/7?x=1", "/a%20b", "/.well-known/a"] {
+            let path = normalise(target, &Limits::DEFAULT).unwrap();
+            assert!(matches!(path, Cow::Borrowed(_)), "{target}");
+        }
+    }
+
+    #[test]
+    fn length_and_number_of_segments_are_bounded() {
+        let limits = Limits { path_bytes: 8, path_segments: 3, ..Limits::DEFAULT };
+        assert!(normalise("/a/b/c?long query", &limits).is_ok());
+        assert!(normalise("/a/b/c/", &limits).is_err());
+        assert!(normalise("/123456789", &limits).is_err());
+    }
+
+    #[test]
+    fn the_normal_form_is_its_own_normal_form() {
+        // Every path of up to five pieces out of those that mean something.
+        let pieces = ["/", "a", ".", "%2e", "%2E", "%25", "%2f", ";", "%61", "[", "%c3", "*"];
+        let mut checked = 0;
+        for number in 0..pieces.len().pow(5) {
+            let (mut number, mut target) = (number, String::from("/"));
+            while number > 0 {
+                target.push_str(pieces[number % pieces.len()]);
+                number /= pieces.len();
+            }
+            if let Ok(once) = normal(&target) {
+                assert_eq!(normal(&once).as_deref(), Ok(once.as_str()), "{target}");
+                checked += 1;
+            }
+        }
+        assert!(checked > 50_000, "{checked}");
+    }
+
+    #[test]
+    fn patterns_match_whole_segments() {
+        for (pattern, matching, other) in [
+            ("/v1/orders", &["/v1/orders"][..], &["/v1/orders/", "/v1", "/v1/orders/7"][..]),
+            ("/v1/orders/", &["/v1/orders/"], &["/v1/orders"]),
+            ("/v1/*", &["/v1/a"], &["/v1/", "/v1", "/v1/a/", "/v1/a/b"]),
+            ("/v1/*/items", &["/v1/a/items"], &["/v1/items", "/v1/a/b/items", "/v1//items"]),
+            ("/v1/ds_*x", &["/v1/ds_x", "/v1/ds_1x"], &["/v1/ds_", "/v1/DS_x"]),
+            ("/v1/**", &["/v1", "/v1/", "/v1/a/b/"], &["/v2", "/v1a", "/"]),
+            ("/**", &["/", "/a", "/a/b/"], &[]),
+            ("/caf%c3%a9%3a", &["/caf%C3%A9:"], &["/cafe"]),
+            ("/", &["/"], &["/a"]),
+        ] {
+            let paths = Paths::new(vec![normalise_pattern(pattern, &Limits::DEFAULT).unwrap()]);
+            for path in matching {
+                assert!(paths.matches(path), "{pattern} {path}");
+            }
+            for path in other {
+                assert!(!paths.matches(path), "{pattern} {path}");
+            }
+        }
+    }
+
+    #[test]
+    fn patterns_that_could_be_misread_are_refused() {
+        for pattern in [
+            "", "a", "*", "**", "/a/**/b", "/a**", "/**a", "/a/../b", "/a/./b", "/a//b", "/a/.",
+            "/..", "/a?b", "/a#b", "/a%2fb", "/a\\b", "/%zz", "/\u{fc}", "/a/***",
+        ] {
+            assert!(normalise_pattern(pattern, &Limits::DEFAULT).is_err(), "{pattern}");
+        }
+    }
+}

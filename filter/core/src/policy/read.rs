@@ -1,0 +1,354 @@
+//! Reads a policy document. Every fault is told; a document with a fault is not a policy.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::authority::{HostFault, Hosts};
+use super::glob::Values;
+use super::path::{Paths, normalise_pattern};
+use super::rule::{Effect, Rule};
+use super::selector::{Condition, FIELDS, Subject};
+use crate::document::{Faults, Node, Object, Report, suggestion};
+use crate::limits::Limits;
+use crate::time::UnixTime;
+
+/// Names are suggested out of at most this many.
+const MOST_SUGGESTIONS: usize = 1_000;
+
+/// A policy document, read but not indexed.
+#[derive(Debug)]
+pub(super) struct Document {
+    pub(super) revision: Option<u64>,
+    pub(super) roles: Vec<Role>,
+    /// By number.
+    pub(super) destinations: Vec<Arc<str>>,
+    pub(super) hosts: Hosts,
+    /// Sorted by id: the number of a rule is its rank, wherever it stood in the document.
+    pub(super) rules: Vec<Rule>,
+}
+
+/// A role and the selectors of which one must match.
+#[derive(Debug)]
+pub(super) struct Role {
+    pub(super) name: Arc<str>,
+    pub(super) any: Vec<Box<[Condition]>>,
+}
+
+/// What the rules of a document may refer to.
+struct Names<'a> {
+    roles: BTreeMap<&'a str, ()>,
+    destinations: BTreeMap<&'a str, u32>,
+}
+
+pub(super) fn document(value: &Value, limits: &Limits) -> Result<Document, Faults> {
+    let mut report = Report::new();
+    let document = read(value, limits, &mut report);
+    report.finish(document)
+}
+
+fn read(value: &Value, limits: &Limits, report: &mut Report) -> Option<Document> {
+    let mut top = Node::root(value).object(report)?;
+    if let Some(version) = top.required(report, "version")
+        && version.value.as_u64() != Some(1)
+    {
+        version.fault(report, "the only version is 1");
+    }
+    let revision = top.optional("revision").and_then(|node| node.integer(report, 0, u64::MAX));
+    let mut names = Names { roles: BTreeMap::new(), destinations: BTreeMap::new() };
+
+    let mut roles = Vec::new();
+    for (name, node) in
+        top.optional("roles").and_then(|node| node.entries(report)).unwrap_or_default()
+    {
+        check_id(name, &node, report);
+        names.roles.insert(name, ());
+        let any = role(&node, report).unwrap_or_default();
+        roles.push(Role { name: name.into(), any });
+    }
+
+    let mut destinations: Vec<Arc<str>> = Vec::new();
+    let mut hosts = Hosts::default();
+    for (name, node) in
+        top.optional("destinations").and_then(|node| node.entries(report)).unwrap_or_default()
+    {
+        check_id(name, &node, report);
+        let number = u32::try_from(destinations.len()).unwrap_or(u32::MAX);
+        names.destinations.insert(name, number);
+        destinations.push(name.into());
+        destination(&node, number, &destinations, &mut hosts, report);
+    }
+
+    let mut rules = Vec::new();
+    if let Some(node) = top.required(report, "rules") {
+        rules = read_rules(&node, &names, limits, report);
+    }
+    top.finish(report);
+    Some(Document { revision, roles, destinations, hosts, rules })
+}
+
+fn role(node: &Node<'_>, report: &mut Report) -> Option<Vec<Box<[Condition]>>> {
+    let mut object = node.object(report)?;
+    let any = object.required(report, "any").and_then(|any| any.nonempty_array(report));
+    object.finish(report);
+    Some(any?.iter().filter_map(|selector| read_selector(selector, None, report)).collect())
+}
+
+fn destination(
+    node: &Node<'_>,
+    number: u32,
+    destinations: &[Arc<str>],
+    hosts: &mut Hosts,
+    report: &mut Report,
+) {
+    let Some(mut object) = node.object(report) else { return };
+    let list = object.required(report, "hosts").and_then(|list| list.nonempty_array(report));
+    object.finish(report);
+    for host in list.unwrap_or_default() {
+        let Some(text) = host.string(report) else { continue };
+        match hosts.add(text, number) {
+            Ok(()) => {}
+            Err(HostFault::Invalid(problem)) => host.fault(report, format!("`{text}` {problem}")),
+            Err(HostFault::Taken(other)) => {
+                let other = destinations.get(other as usize).map(AsRef::as_ref).unwrap_or_default();
+                host.fault(report, format!("`{text}` belongs to destination `{other}` already"));
+            }
+        }
+    }
+}
+
+fn read_rules(
+    node: &Node<'_>,
+    names: &Names<'_>,
+    limits: &Limits,
+    report: &mut Report,
+) -> Vec<Rule> {
+    let most = limits.policy_rules;
+    if let Value::Array(rules) = node.value
+        && rules.len() > most
+    {
+        node.fault(
+            report,
+            format!("{} rules are more than the {most} that are allowed", rules.len()),
+        );
+        return Vec::new();
+    }
+    let mut rules = Vec::new();
+    let mut paths_of: BTreeMap<Arc<str>, String> = BTreeMap::new();
+    let mut places = 0_usize;
+    for element in node.array(report).unwrap_or_default() {
+        let Some(rule) = read_rule(&element, names, limits, report) else { continue };
+        if let Some(first) = paths_of.insert(Arc::clone(&rule.id), element.path.clone()) {
+            element.fault(report, format!("the id `{}` is that of {first} already", rule.id));
+        }
+        let destinations = rule.to.as_ref().map_or(1, |to| to.len());
+        places =
+            places.saturating_add(destinations.saturating_mul(rule.paths.texts().count().max(1)));
+        rules.push(rule);
+    }
+    let most = limits.policy_places;
+    if places > most {
+        let problem = format!(
+            "the rules name {places} pairs of destination and path, more than the {most} that are allowed"
+        );
+        node.fault(report, problem);
+    }
+    rules.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+    rules
+}
+
+fn read_rule(
+    node: &Node<'_>,
+    names: &Names<'_>,
+    limits: &Limits,
+    report: &mut Report,
+) -> Option<Rule> {
+    let mut object = node.object(report)?;
+    let id = object.required(report, "id").and_then(|id| {
+        let text = id.string(report)?;
+        check_id(text, &id, report);
+        Some(text)
+    });
+    let intent = object.optional("intent").and_then(|node| node.string(report)).map(Into::into);
+    let effect = object
+        .required(report, "effect")
+        .and_then(|node| node.choice(report, &[("allow", Effect::Allow), ("deny", Effect::Deny)]));
+    let from = match object.optional("from") {
+        Some(node) => read_selector(&node, Some(names), report),
+        None => Some(Box::default()),
+    };
+    let to = object.required(report, "to").and_then(|node| read_destinations(&node, names, report));
+    let methods = object.optional("methods").and_then(|node| read_methods(&node, report));
+    let paths = object.optional("paths").and_then(|node| read_paths(&node, limits, report));
+    let (not_before, expires_at) =
+        object.optional("valid").and_then(|node| read_validity(&node, report)).unwrap_or_default();
+    let shadow = object
+        .optional("mode")
+        .and_then(|node| node.choice(report, &[("enforce", false), ("shadow", true)]));
+    object.finish(report);
+    Some(Rule {
+        id: id?.into(),
+        intent,
+        effect: effect?,
+        shadow: shadow.unwrap_or_default(),
+        from: from?,
+        to: to?,
+        methods: methods.unwrap_or_default(),
+        paths: paths.unwrap_or_default(),
+        not_before,
+        expires_at,
+    })
+}
+
+/// A selector; with `names` that of a rule, which may ask for roles.
+fn read_selector(
+    node: &Node<'_>,
+    names: Option<&Names<'_>>,
+    report: &mut Report,
+) -> Option<Box<[Condition]>> {
+    let mut object = node.object(report)?;
+    if matches!(node.value, Value::Object(members) if members.is_empty()) {
+        node.fault(report, "must not be empty");
+        return None;
+    }
+    let mut conditions = Vec::new();
+    if let Some(names) = names
+        && let Some(roles) = object.optional("roles")
+        && let Some(values) = roles.strings(report)
+    {
+        for name in values.iter().filter(|name| !names.roles.contains_key(*name)) {
+            roles.fault(report, unknown("role", name, &names.roles));
+        }
+        conditions.push(Condition { subject: Subject::Roles, values: Values::new(values) });
+    }
+    for field in &FIELDS {
+        if let Some(values) = object.optional(field.name).and_then(|node| node.strings(report)) {
+            conditions
+                .push(Condition { subject: Subject::Fact(field), values: Values::new(values) });
+        }
+    }
+    if let Some(claims) = object.optional("claims") {
+        let entries = claims.entries(report).unwrap_or_default();
+        if matches!(claims.value, Value::Object(members) if members.is_empty()) {
+            claims.fault(report, "must not be empty");
+        }
+        for (name, node) in entries {
+            if let Some(values) = node.strings(report) {
+                let subject = Subject::Claim(name.into());
+                conditions.push(Condition { subject, values: Values::new(values) });
+            }
+        }
+    }
+    finish_selector(object, names.is_some(), report);
+    Some(conditions.into())
+}
+
+fn finish_selector(mut object: Object<'_>, in_rule: bool, report: &mut Report) {
+    if !in_rule && let Some(roles) = object.optional("roles") {
+        roles.fault(report, "a role cannot ask for roles");
+    }
+    object.finish(report);
+}
+
+/// Numbers of destinations; `Some(None)` for any destination.
+#[expect(clippy::option_option, reason = "the outer one is a fault, the inner one is `*`")]
+fn read_destinations(
+    node: &Node<'_>,
+    names: &Names<'_>,
+    report: &mut Report,
+) -> Option<Option<Box<[u32]>>> {
+    let texts = node.strings(report)?;
+    if texts.contains(&"*") {
+        if texts.len() > 1 {
+            node.fault(report, "`*` is every destination and stands alone");
+        }
+        return Some(None);
+    }
+    let mut numbers = Vec::new();
+    for name in texts {
+        match names.destinations.get(name) {
+            Some(number) => numbers.push(*number),
+            None => node.fault(report, unknown("destination", name, &names.destinations)),
+        }
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    Some(Some(numbers.into()))
+}
+
+fn read_methods(node: &Node<'_>, report: &mut Report) -> Option<Box<[Box<str>]>> {
+    let methods = node.strings(report)?;
+    for method in &methods {
+        // RFC 9110 §5.6.2, without `*`: nobody who writes that here means a method of this name.
+        let token = method
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte));
+        if !token {
+            node.fault(
+                report,
+                format!("`{method}` is not a method; leave `methods` out to mean every one"),
+            );
+        } else if ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(method) && known != method)
+        {
+            let upper = method.to_ascii_uppercase();
+            node.fault(
+                report,
+                format!("`{method}`: methods are case-sensitive, did you mean `{upper}`?"),
+            );
+        }
+    }
+    Some(methods.into_iter().map(Into::into).collect())
+}
+
+fn read_paths(node: &Node<'_>, limits: &Limits, report: &mut Report) -> Option<Paths> {
+    let mut patterns = Vec::new();
+    for element in node.nonempty_array(report)? {
+        let Some(text) = element.string(report) else { continue };
+        match normalise_pattern(text, limits) {
+            Ok(pattern) => patterns.push(pattern),
+            Err(problem) => element.fault(report, format!("`{text}` {problem}")),
+        }
+    }
+    Some(Paths::new(patterns))
+}
+
+fn read_validity(
+    node: &Node<'_>,
+    report: &mut Report,
+) -> Option<(Option<UnixTime>, Option<UnixTime>)> {
+    let mut object = node.object(report)?;
+    let not_before = object.optional("not_before").and_then(|node| node.time(report));
+    let expires_at = object.optional("expires_at").and_then(|node| node.time(report));
+    object.finish(report);
+    if matches!(node.value, Value::Object(members) if members.is_empty()) {
+        node.fault(report, "must not be empty");
+    }
+    if let (Some(start), Some(end)) = (not_before, expires_at)
+        && start >= end
+    {
+        node.fault(report, format!("`not_before` {start} is not earlier than `expires_at` {end}"));
+    }
+    Some((not_before, expires_at))
+}
+
+fn check_id(text: &str, node: &Node<'_>, report: &mut Report) {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if text.is_empty() || text.len() > 128 || !text.bytes().all(plain) {
+        let shown: String = text.chars().take(64).collect();
+        let problem =
+            format!("`{shown}` is not a name of 1 to 128 letters, digits, `.`, `_` and `-`");
+        node.fault(report, problem);
+    }
+}
+
+fn unknown<T>(kind: &str, name: &str, known: &BTreeMap<&str, T>) -> String {
+    let shown: String = name.chars().take(64).collect();
+    let candidates: Vec<&str> = known.keys().take(MOST_SUGGESTIONS).copied().collect();
+    match suggestion(&shown, &candidates) {
+        Some(close) => format!("there is no {kind} `{shown}`, did you mean `{close}`?"),
+        None => format!("there is no {kind} `{shown}`"),
+    }
+}

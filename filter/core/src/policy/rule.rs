@@ -1,0 +1,150 @@
+//! One rule: what it allows or denies, and whether a call is that.
+
+use std::sync::Arc;
+
+use super::path::Paths;
+use super::selector::{self, Condition, Truth, Who, few, quote};
+use crate::time::UnixTime;
+
+/// What a rule does with the calls that it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    Allow,
+    Deny,
+}
+
+/// A compiled rule.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) id: Arc<str>,
+    pub(super) intent: Option<Box<str>>,
+    pub(super) effect: Effect,
+    /// Evaluated and reported, never enforced.
+    pub(super) shadow: bool,
+    /// What it asks of the caller, roles first; empty for any caller.
+    pub(super) from: Box<[Condition]>,
+    /// Numbers of destinations, sorted; `None` for any of the document.
+    pub(super) to: Option<Box<[u32]>>,
+    /// Empty for any method.
+    pub(super) methods: Box<[Box<str>]>,
+    /// Empty for any path.
+    pub(super) paths: Paths,
+    pub(super) not_before: Option<UnixTime>,
+    pub(super) expires_at: Option<UnixTime>,
+}
+
+/// A call and its caller, as rules see them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Question<'a> {
+    pub(super) who: Who<'a>,
+    pub(super) destination: u32,
+    pub(super) method: &'a str,
+    /// In its normal form.
+    pub(super) path: &'a str,
+    pub(super) now: UnixTime,
+}
+
+/// A condition of a rule that a call fails, in the order in which they are told.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Miss<'r> {
+    Path,
+    Method,
+    Caller(&'r Condition),
+    Early(UnixTime),
+    Late(UnixTime),
+}
+
+impl Rule {
+    /// Whether the call is one that the rule is about.
+    pub(super) fn truth(&self, question: &Question<'_>) -> Truth {
+        let request = self.is_for(question.destination)
+            && self.has_method(question.method)
+            && self.not_before.is_none_or(|start| start <= question.now)
+            && self.expires_at.is_none_or(|end| question.now < end)
+            && self.has_path(question.path);
+        if request { selector::all(&self.from, &question.who) } else { Truth::No }
+    }
+
+    /// Whether it takes effect: an allow rule needs to know, a deny rule that cannot know denies.
+    pub(super) fn applies(&self, question: &Question<'_>) -> bool {
+        match self.effect {
+            Effect::Allow => self.truth(question) == Truth::Yes,
+            Effect::Deny => self.truth(question) != Truth::No,
+        }
+    }
+
+    /// Everything but the destination that keeps the call from being one that the rule is about.
+    pub(super) fn misses<'r>(&'r self, question: &Question<'_>) -> impl Iterator<Item = Miss<'r>> {
+        let path = (!self.has_path(question.path)).then_some(Miss::Path);
+        let method = (!self.has_method(question.method)).then_some(Miss::Method);
+        let early = self.not_before.filter(|start| *start > question.now).map(Miss::Early);
+        let late = self.expires_at.filter(|end| *end <= question.now).map(Miss::Late);
+        let who = question.who;
+        let caller = self
+            .from
+            .iter()
+            .filter(move |condition| condition.truth(&who) != Truth::Yes)
+            .map(Miss::Caller);
+        path.into_iter().chain(method).chain(caller).chain(early).chain(late)
+    }
+
+    /// Why the rule does not allow a call that has `miss` as its first miss.
+    pub(super) fn explain_miss(&self, miss: Miss<'_>, question: &Question<'_>) -> String {
+        let id = quote(&self.id);
+        match miss {
+            Miss::Path => {
+                let paths = few(self.paths.texts().map(quote));
+                let given = quote(question.path);
+                format!(
+                    "rule {id} allows this destination, but only for paths {paths}; this is {given}"
+                )
+            }
+            Miss::Method => {
+                let methods = few(self.methods.iter().map(|method| method.to_string()));
+                let given = quote(question.method);
+                format!(
+                    "rule {id} allows this path, but only for methods {methods}; this is {given}"
+                )
+            }
+            Miss::Caller(condition) => {
+                let both_sides = condition.explain(&question.who);
+                format!("rule {id} allows this request, but only for {both_sides}")
+            }
+            Miss::Early(start) => {
+                format!("rule {id} allows this call, but only from {start}; it is {}", question.now)
+            }
+            Miss::Late(end) => {
+                format!("rule {id} allowed this call, but only until {end}; it is {}", question.now)
+            }
+        }
+    }
+
+    /// Why the rule denies a call.
+    pub(super) fn explain_denial(&self, question: &Question<'_>) -> String {
+        let id = quote(&self.id);
+        let unknown = self.misses(question).find_map(|miss| match miss {
+            Miss::Caller(condition) => Some(condition.explain(&question.who)),
+            _ => None,
+        });
+        let intent = self.intent.as_deref().map(|intent| format!(": {}", quote(intent)));
+        let intent = intent.unwrap_or_default();
+        match unknown {
+            Some(both_sides) => format!(
+                "rule {id} denies this call because it cannot be evaluated: it asks for {both_sides}"
+            ),
+            None => format!("rule {id} denies this call{intent}"),
+        }
+    }
+
+    fn is_for(&self, destination: u32) -> bool {
+        self.to.as_ref().is_none_or(|to| to.binary_search(&destination).is_ok())
+    }
+
+    fn has_method(&self, method: &str) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|known| **known == *method)
+    }
+
+    fn has_path(&self, path: &str) -> bool {
+        self.paths.is_empty() || self.paths.matches(path)
+    }
+}

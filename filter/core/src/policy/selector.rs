@@ -1,0 +1,277 @@
+//! Selectors: what a rule or a role asks of the caller, and what can be said about it.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::glob::Values;
+use crate::facts::{Caller, Fact};
+
+/// A selector field that reads a plain fact.
+#[derive(Debug)]
+pub(super) struct Field {
+    pub(super) name: &'static str,
+    read: fn(&Caller) -> &Fact,
+}
+
+/// Every selector field that reads a plain fact; `roles` and `claims` are read in their own way.
+pub(super) static FIELDS: [Field; 15] = [
+    Field { name: "dags", read: |caller| &caller.dags },
+    Field { name: "tasks", read: |caller| &caller.tasks },
+    Field { name: "runs", read: |caller| &caller.runs },
+    Field { name: "run_types", read: |caller| &caller.run_types },
+    Field { name: "owners", read: |caller| &caller.owners },
+    Field { name: "tags", read: |caller| &caller.tags },
+    Field { name: "teams", read: |caller| &caller.teams },
+    Field { name: "airflow_roles", read: |caller| &caller.airflow_roles },
+    Field { name: "queues", read: |caller| &caller.queues },
+    Field { name: "services", read: |caller| &caller.services },
+    Field { name: "spiffe_ids", read: |caller| &caller.spiffe_ids },
+    Field { name: "issuers", read: |caller| &caller.issuers },
+    Field { name: "key_ids", read: |caller| &caller.key_ids },
+    Field { name: "subjects", read: |caller| &caller.subjects },
+    Field { name: "scopes", read: |caller| &caller.scopes },
+];
+
+/// What a condition is about.
+#[derive(Debug, Clone)]
+pub(super) enum Subject {
+    /// The roles of the policy that the caller holds.
+    Roles,
+    /// A plain fact.
+    Fact(&'static Field),
+    /// A claim of the access token: a top-level one of exactly this name or, if there is none and
+    /// the name begins with `/`, the one that it points to as a JSON Pointer (RFC 6901).
+    Claim(Box<str>),
+}
+
+/// One field of a selector.
+#[derive(Debug, Clone)]
+pub(super) struct Condition {
+    pub(super) subject: Subject,
+    pub(super) values: Values,
+}
+
+/// What can be said about a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Truth {
+    /// It does not hold.
+    No,
+    /// It may hold: something that it asks for is not known.
+    Unknown,
+    /// It holds.
+    Yes,
+}
+
+/// A caller and the roles that it holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Who<'a> {
+    pub(super) caller: &'a Caller,
+    /// Sorted.
+    pub(super) held: &'a [Arc<str>],
+    /// Roles that it may hold, sorted; only those that a deny rule names.
+    pub(super) perhaps_held: &'a [Arc<str>],
+}
+
+impl Subject {
+    pub(super) const fn name(&self) -> &str {
+        match self {
+            Self::Roles => "roles",
+            Self::Fact(field) => field.name,
+            Self::Claim(name) => name,
+        }
+    }
+
+    /// Equal for subjects that are the same.
+    pub(super) fn identity(&self) -> (u8, &str) {
+        let kind = match self {
+            Self::Roles => 0,
+            Self::Fact(_) => 1,
+            Self::Claim(_) => 2,
+        };
+        (kind, self.name())
+    }
+
+    /// Visits every known value of the caller; returns whether these are known to be all.
+    pub(super) fn visit_values<'a>(&self, who: &Who<'a>, mut visit: impl FnMut(&str)) -> bool {
+        match self {
+            Self::Roles => {
+                who.held.iter().for_each(|role| visit(role));
+                who.perhaps_held.is_empty()
+            }
+            Self::Fact(field) => match (field.read)(who.caller).values() {
+                Some(values) => {
+                    values.iter().for_each(|value| visit(value));
+                    true
+                }
+                None => false,
+            },
+            Self::Claim(name) => match claim(&who.caller.claims, name) {
+                Some(Value::Array(elements)) => elements
+                    .iter()
+                    .fold(true, |all, element| visit_scalar(element, &mut visit) && all),
+                Some(value) => visit_scalar(value, &mut visit),
+                None => false,
+            },
+        }
+    }
+}
+
+impl Condition {
+    /// What can be said about it.
+    pub(super) fn truth(&self, who: &Who<'_>) -> Truth {
+        let mut held = false;
+        let all_known =
+            self.subject.visit_values(who, |value| held = held || self.values.matches(value));
+        let perhaps = match self.subject {
+            Subject::Roles => who.perhaps_held.iter().any(|role| self.values.matches(role)),
+            _ => !all_known,
+        };
+        match (held, perhaps) {
+            (true, _) => Truth::Yes,
+            (false, true) => Truth::Unknown,
+            (false, false) => Truth::No,
+        }
+    }
+
+    /// Both sides of the comparison: "only for dags `ds_*`; the caller's is `etl`".
+    pub(super) fn explain(&self, who: &Who<'_>) -> String {
+        let mut given = Vec::new();
+        let all_known = self.subject.visit_values(who, |value| given.push(quote(value)));
+        let has = match (&self.subject, given.len()) {
+            (Subject::Roles, 0) => "the caller holds none of the policy's roles".to_owned(),
+            (Subject::Roles, _) => format!("the caller holds {}", few(given)),
+            (_, 0) if all_known => "the caller has none".to_owned(),
+            (_, 0) => "nothing is known about the caller's".to_owned(),
+            (_, 1) => format!("the caller's is {}", few(given)),
+            (_, _) => format!("the caller's are {}", few(given)),
+        };
+        format!("{}; {has}", self.wanted())
+    }
+
+    /// "dags `a`, `b`", or for a claim "claim `name` of `a`, `b`".
+    fn wanted(&self) -> String {
+        let values = few(self.values.texts().map(quote));
+        match &self.subject {
+            Subject::Claim(name) => format!("claim {} of {values}", quote(name)),
+            subject => format!("{} {values}", subject.name()),
+        }
+    }
+}
+
+/// What can be said about all of `conditions` together.
+pub(super) fn all(conditions: &[Condition], who: &Who<'_>) -> Truth {
+    let mut truth = Truth::Yes;
+    for condition in conditions {
+        truth = truth.min(condition.truth(who));
+        if truth == Truth::No {
+            break;
+        }
+    }
+    truth
+}
+
+/// A bounded list for a sentence: "`a`, `b`, `c` and 4 more".
+pub(super) fn few(items: impl IntoIterator<Item = String>) -> String {
+    const MOST: usize = 4;
+    let mut items = items.into_iter();
+    let mut text = items.by_ref().take(MOST).collect::<Vec<_>>().join(", ");
+    let more = items.count();
+    if more > 0 {
+        // Writing to a string cannot fail.
+        let _ = write!(text, " and {more} more");
+    }
+    text
+}
+
+/// Text from a request or a policy, in backticks: bounded, on one line, and unable to end the quotation.
+pub(super) fn quote(text: &str) -> String {
+    const MOST: usize = 96;
+    let mut quoted = String::from("`");
+    for character in text.chars().take(MOST) {
+        match character {
+            '`' => quoted.push_str("\\u{60}"),
+            ' '..='~' => quoted.push(character),
+            _ => quoted.extend(character.escape_debug()),
+        }
+    }
+    if text.chars().nth(MOST).is_some() {
+        quoted.push('…');
+    }
+    quoted.push('`');
+    quoted
+}
+
+fn claim<'c>(claims: &'c Value, name: &str) -> Option<&'c Value> {
+    let exact = claims.as_object()?.get(name);
+    exact.or_else(|| if name.starts_with('/') { claims.pointer(name) } else { None })
+}
+
+/// Visits a claim value that can be compared; returns whether it can.
+fn visit_scalar(value: &Value, visit: &mut impl FnMut(&str)) -> bool {
+    match value {
+        Value::String(text) => visit(text),
+        Value::Bool(true) => visit("true"),
+        Value::Bool(false) => visit("false"),
+        Value::Number(number) if !number.is_f64() => visit(&number.to_string()),
+        // Not comparable, so not known: a deny rule that asks for it denies.
+        Value::Null | Value::Number(_) | Value::Array(_) | Value::Object(_) => return false,
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn claims_compare_by_text_by_element_and_by_pointer() {
+        let caller = Caller {
+            claims: json!({
+                "text": "a", "list": ["x", 7, true], "mixed": ["x", {"y": 1}], "yes": true, "number": -3,
+                "fraction": 1.5, "null": null, "object": {"inner": "i"}, "empty": [],
+                "https://sts.amazonaws.com/": {"source_identity": "s"},
+                "kubernetes.io": {"namespace": "air"}, "/odd": "o",
+            }),
+            ..Caller::default()
+        };
+        let who = Who { caller: &caller, held: &[], perhaps_held: &[] };
+        for (name, value, expected) in [
+            ("text", "a", Truth::Yes),
+            ("text", "b", Truth::No),
+            ("list", "x", Truth::Yes),
+            ("list", "7", Truth::Yes),
+            ("list", "true", Truth::Yes),
+            ("list", "y", Truth::No),
+            ("mixed", "x", Truth::Yes),
+            ("mixed", "y", Truth::Unknown),
+            ("yes", "true", Truth::Yes),
+            ("number", "-3", Truth::Yes),
+            ("fraction", "1.5", Truth::Unknown),
+            ("null", "null", Truth::Unknown),
+            ("object", "i", Truth::Unknown),
+            ("empty", "*", Truth::No),
+            ("absent", "*", Truth::Unknown),
+            ("/object/inner", "i", Truth::Yes),
+            ("/kubernetes.io/namespace", "air", Truth::Yes),
+            ("/https:~1~1sts.amazonaws.com~1/source_identity", "s", Truth::Yes),
+            ("/list/0", "x", Truth::Yes),
+            ("/odd", "o", Truth::Yes),
+            ("/absent", "x", Truth::Unknown),
+            ("object/inner", "i", Truth::Unknown),
+        ] {
+            let subject = Subject::Claim(name.into());
+            let condition = Condition { subject, values: Values::new([value]) };
+            assert_eq!(condition.truth(&who), expected, "{name} {value}");
+        }
+    }
+
+    #[test]
+    fn quoted_text_stays_on_one_line_and_within_its_quotes() {
+        assert_eq!(quote("a`b\n\u{202e}\0é"), "`a\\u{60}b\\n\\u{202e}\\0é`");
+        assert_eq!(quote(&"x".repeat(1000)).chars().count(), 99);
+    }
+}
