@@ -64,7 +64,8 @@ pub enum Expectation {
     Permit {
         /// The id of the rule that allowed it.
         rule: String,
-        /// Header names and their only value; `None` if the upstream must not see the header.
+        /// Header names and their only value, in which `${token}` is the access token; `None` if the upstream
+        /// must not see the header.
         upstream: BTreeMap<String, Option<String>>,
     },
     /// The request is refused.
@@ -89,6 +90,8 @@ pub struct Exchange {
     pub configuration: Vec<u8>,
     /// Header names and values in the order of the wire, `:method`, `:scheme`, `:authority` and `:path` first.
     pub headers: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The access token in them.
+    pub token: Option<String>,
 }
 
 /// Reads all cases.
@@ -154,7 +157,7 @@ impl Case {
             let credentials = (token.as_deref(), identity.as_deref());
             headers.push((name.into_bytes(), value.bytes(credentials.0, credentials.1)?));
         }
-        Ok(Exchange { configuration: configuration.to_string().into_bytes(), headers })
+        Ok(Exchange { configuration: configuration.to_string().into_bytes(), headers, token })
     }
 }
 

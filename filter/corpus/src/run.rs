@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::case::{Case, Expectation, cases};
+use crate::case::{Case, Exchange, Expectation, cases};
 
 /// The reject codes without a case, and why.
 const WITHOUT_A_CASE: &str = include_str!("../cases/without_a_case.json");
@@ -200,25 +200,31 @@ fn judge(subject: &mut dyn Subject, case: &Case, now: i64) -> Result<(), String>
         (Err(faults), _) => return Err(format!("the configuration was refused: {faults}")),
     }
     let first = subject.answer(&exchange.headers, now)?;
-    compare(&case.expected, &first)?;
+    compare(&case.expected, &first, &exchange)?;
     let second = subject.answer(&exchange.headers, now)?;
-    compare(&case.expected, &second).map_err(|problem| format!("the second time: {problem}"))?;
+    compare(&case.expected, &second, &exchange)
+        .map_err(|problem| format!("the second time: {problem}"))?;
     match &case.later {
         Some((after, expected)) if subject.chooses_time() => {
             let answer = subject.answer(&exchange.headers, now.saturating_add(*after))?;
-            compare(expected, &answer).map_err(|problem| format!("{after} s later: {problem}"))
+            compare(expected, &answer, &exchange)
+                .map_err(|problem| format!("{after} s later: {problem}"))
         }
         _ => Ok(()),
     }
 }
 
-fn compare(expected: &Expectation, answer: &Answer) -> Result<(), String> {
+fn compare(expected: &Expectation, answer: &Answer, exchange: &Exchange) -> Result<(), String> {
     match (expected, answer) {
         (Expectation::Permit { rule: expected, upstream }, Answer::Permit { rule, headers }) => {
             if rule.as_ref().is_some_and(|rule| rule != expected) {
                 return Err(format!("allowed by {rule:?}, not by `{expected}`"));
             }
-            upstream.iter().try_for_each(|(name, value)| header(headers, name, value.as_deref()))
+            let token = exchange.token.as_deref().unwrap_or_default();
+            upstream.iter().try_for_each(|(name, value)| {
+                let value = value.as_ref().map(|value| value.replace("${token}", token));
+                header(headers, name, value.as_deref())
+            })
         }
         (
             Expectation::Reject { code: expected, rule, nearest, detail },
