@@ -278,7 +278,7 @@ fn sign(algorithm: &str, key: &str, message: &[u8]) -> Result<Vec<u8>, String> {
         message: &[u8],
     ) -> Result<Vec<u8>, String> {
         let key = rsa::pss::SigningKey::<D>::new(rsa_key()?);
-        Ok(key.sign_with_rng(&mut Predictable, message).to_vec())
+        Ok(key.sign_with_rng(&mut Predictable::new(), message).to_vec())
     }
     match algorithm {
         "RS256" => pkcs1::<Sha256>(message),
@@ -299,7 +299,7 @@ fn sign(algorithm: &str, key: &str, message: &[u8]) -> Result<Vec<u8>, String> {
         }
         "ES512" => {
             let signature: p521::ecdsa::Signature =
-                p521_key(key)?.sign_with_rng(&mut Predictable, message);
+                p521_key(key)?.sign_with_rng(&mut Predictable::new(), message);
             Ok(signature.to_bytes().to_vec())
         }
         "EdDSA" => Ok(ed25519_key(key).sign(message).to_vec()),
@@ -363,20 +363,29 @@ fn padded<const N: usize>(name: &str) -> [u8; N] {
     scalar
 }
 
-/// The salt of a PSS signature: any will do for a test, and the same one makes it repeatable.
-struct Predictable;
+/// Numbers for salts and nonces (xorshift64): any will do for a test, and the same ones make it repeatable.
+struct Predictable(u64);
+
+impl Predictable {
+    fn new() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
 
 impl rsa::rand_core::RngCore for Predictable {
     fn next_u32(&mut self) -> u32 {
-        0x5a5a_5a5a
+        rsa::rand_core::impls::next_u32_via_fill(self)
     }
 
     fn next_u64(&mut self) -> u64 {
-        0x5a5a_5a5a_5a5a_5a5a
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
     }
 
     fn fill_bytes(&mut self, bytes: &mut [u8]) {
-        bytes.fill(0x5a);
+        rsa::rand_core::impls::fill_bytes_via_next(self, bytes);
     }
 
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), rsa::rand_core::Error> {
