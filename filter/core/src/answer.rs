@@ -1,8 +1,11 @@
 //! The reply to a request that is refused: status, headers and body, for HTTP and for gRPC.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use crate::arrival::DecisionId;
+use crate::policy::ShadowVerdict;
 use crate::reject::{Code, Reject};
 use crate::time::Span;
 
@@ -31,7 +34,9 @@ pub struct Known {
     /// The verified run.
     pub run_id: Option<String>,
     /// The destination's name in the policy.
-    pub destination: Option<String>,
+    pub destination: Option<Arc<str>>,
+    /// Shadow rules that would have permitted it.
+    pub shadow: Vec<ShadowVerdict>,
 }
 
 /// The header that carries the code, for callers that do not read the body.

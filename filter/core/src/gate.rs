@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -86,9 +87,11 @@ pub enum Severity {
 #[derive(Debug)]
 pub struct Permit {
     decision_id: DecisionId,
-    rule: String,
-    destination: Option<String>,
+    rule: Arc<str>,
+    destination: Option<Arc<str>>,
     remove: Vec<Cow<'static, str>>,
+    /// The path in its normal form with the query as it was sent, unless it was sent so.
+    target: Option<String>,
     session: Rc<Session>,
     shadow: Vec<ShadowVerdict>,
 }
@@ -128,12 +131,14 @@ impl Permit {
         self.remove.iter().map(AsRef::as_ref)
     }
 
-    /// Headers that the upstream sees, whatever the caller sent.
+    /// Headers that the upstream sees, whatever the caller sent. The path is among them if it was not
+    /// in its normal form: what was judged is what goes on, whatever the listener normalises.
     pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let plain = self.session.plain.iter().flatten().map(String::as_str);
         PLAIN_HEADERS
             .into_iter()
             .zip(plain)
+            .chain(self.target.as_deref().map(|target| (":path", target)))
             .chain(std::iter::once((DECISION_HEADER, self.decision_id.as_str())))
     }
 }
@@ -458,17 +463,23 @@ impl Gate {
         let standing = session.standing(policy);
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
-        let destination = decision.destination.map(|name| name.to_string());
         match decision.outcome {
             Outcome::Permit { rule } => Ok(Permit {
                 decision_id,
-                rule: rule.to_string(),
-                destination,
+                rule,
+                destination: decision.destination,
                 remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
+                target: match decision.path {
+                    Some(Cow::Owned(path)) => Some(with_query(path, request.target)),
+                    _ => None,
+                },
                 shadow: decision.shadow,
                 session,
             }),
-            Outcome::Refuse(reject) => Err(Halt::Refuse(reject, session.known(destination))),
+            Outcome::Refuse(reject) => {
+                let known = session.known(decision.destination, decision.shadow);
+                Err(Halt::Refuse(reject, known))
+            }
         }
     }
 
@@ -681,12 +692,12 @@ impl Session {
         }
     }
 
-    fn known(&self, destination: Option<String>) -> Known {
+    fn known(&self, destination: Option<Arc<str>>, shadow: Vec<ShadowVerdict>) -> Known {
         let [dag_id, task_id, run_id, ..] = match &self.plain {
             Some(plain) => plain.clone().map(Some),
             None => [const { None }; 5],
         };
-        Known { dag_id, task_id, run_id, destination }
+        Known { dag_id, task_id, run_id, destination, shadow }
     }
 }
 
@@ -808,6 +819,15 @@ fn removals(
         names.push(Cow::Borrowed("authorization"));
     }
     names
+}
+
+/// The normal form of a path and the query that was sent with the original.
+fn with_query(mut path: String, target: &str) -> String {
+    if let Some((_, query)) = target.split_once('?') {
+        path.push('?');
+        path.push_str(query);
+    }
+    path
 }
 
 /// Everything that is verified about the caller, under the names of the policy's selectors.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use airflow_envoy_core::answer::{Known, Rejection};
 use airflow_envoy_core::arrival::{Arrival, StreamId};
 use airflow_envoy_core::gate::{Permit, Verdict};
+use airflow_envoy_core::policy::ShadowVerdict;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
@@ -99,15 +100,12 @@ fn forward(permit: &Permit) {
     {
         state(name, value);
     }
-    if !permit.shadow().is_empty() {
-        let shadow: Vec<_> = permit.shadow().iter().map(ToString::to_string).collect();
-        state("shadow", &shadow.join(","));
-    }
+    state_shadow(permit.shadow());
 }
 
 /// Answers the request here.
 fn reply(rejection: &Rejection) {
-    let Known { dag_id, task_id, run_id, destination } = &rejection.known;
+    let Known { dag_id, task_id, run_id, destination, shadow } = &rejection.known;
     state("decision", "reject");
     state("code", rejection.reject.code.name());
     state("decision_id", rejection.decision_id.as_str());
@@ -116,6 +114,7 @@ fn reply(rejection: &Rejection) {
     for (name, value) in [("dag_id", dag_id), ("task_id", task_id), ("run_id", run_id)] {
         state_if(name, value.as_deref());
     }
+    state_shadow(shadow);
     let headers = rejection.headers();
     if rejection.grpc {
         let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
@@ -142,6 +141,20 @@ fn grpc_status(number: u32) -> GrpcStatusCode {
 /// Envoy's filter state `wasm.airflow_envoy.<name>`, for its access log, rate limits and tracing.
 fn state(name: &str, value: &str) {
     let _ = hostcalls::set_property(vec![&format!("airflow_envoy.{name}")], Some(value.as_bytes()));
+}
+
+/// The shadow rules that would have changed the decision, as `rule:permit` or `rule:reject`.
+fn state_shadow(shadow: &[ShadowVerdict]) {
+    if shadow.is_empty() {
+        return;
+    }
+    let verdicts: Vec<_> = shadow
+        .iter()
+        .map(|verdict| {
+            format!("{}:{}", verdict.rule, if verdict.permits { "permit" } else { "reject" })
+        })
+        .collect();
+    state("shadow", &verdicts.join(","));
 }
 
 fn state_if(name: &str, value: Option<&str>) {

@@ -1,0 +1,547 @@
+//! A proxy-wasm host in the test binary itself.
+//!
+//! Off wasm the SDK declares its imports as plain `extern "C"` functions and exports its callbacks, so
+//! a binary that defines the `proxy_*` symbols is a host: the shipped code runs, with no Envoy around it.
+//! Its answers follow Envoy's: header names in lower case, a header looked up by name yields its first
+//! value, a callout that failed has no headers, an unknown stream is a bad argument.
+//!
+//! Each test has a thread of its own, and so a host and a plugin of its own.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::{ptr, slice};
+
+use airflow_envoy as _;
+
+/// A header map: names and values in order.
+pub type Headers = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What the filter did with one stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The request headers as they are now.
+    pub headers: Headers,
+    /// Filter state by name.
+    pub state: BTreeMap<String, String>,
+    /// The local reply, if there was one.
+    pub reply: Option<Reply>,
+    /// How often the request was resumed.
+    pub resumed: usize,
+}
+
+/// A local reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u32,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+    pub grpc_status: i32,
+}
+
+/// A callout that the filter made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Callout {
+    pub token: u32,
+    pub cluster: String,
+    pub headers: Vec<(String, String)>,
+    pub timeout_millis: u32,
+}
+
+#[derive(Default)]
+struct State {
+    millis: u64,
+    configuration: Vec<u8>,
+    streams: BTreeMap<u32, Seen>,
+    effective: u32,
+    log: Vec<(u32, String)>,
+    metrics: Vec<(String, u64)>,
+    tick_millis: u32,
+    callouts: VecDeque<Callout>,
+    next_token: u32,
+    refuse_callouts: bool,
+    answer: (Headers, Vec<u8>),
+    bytes_read: usize,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = RefCell::new(State::default());
+}
+
+fn state<T>(act: impl FnOnce(&mut State) -> T) -> T {
+    STATE.with(|state| act(&mut state.borrow_mut()))
+}
+
+const ROOT: u32 = 1;
+
+/// Status codes of the ABI.
+const OK: u32 = 0;
+const NOT_FOUND: u32 = 1;
+const BAD_ARGUMENT: u32 = 2;
+const UNIMPLEMENTED: u32 = 12;
+
+/// The filter under test, configured.
+pub struct Filter {
+    next_stream: u32,
+}
+
+impl Filter {
+    /// Starts the filter with `configuration`; the log if it refuses.
+    pub fn start(configuration: &str) -> Result<Self, Vec<String>> {
+        state(|state| {
+            *state = State { millis: 1_800_000_000_000, next_token: 1, ..State::default() };
+            state.configuration = configuration.as_bytes().to_vec();
+        });
+        let accepted = unsafe {
+            _initialize();
+            proxy_on_context_create(ROOT, 0);
+            enter(ROOT);
+            proxy_on_vm_start(ROOT, 0) && proxy_on_configure(ROOT, configuration.len())
+        };
+        if accepted { Ok(Self { next_stream: ROOT + 1 }) } else { Err(log()) }
+    }
+
+    /// A request's headers arrive; the stream's number and whether it goes on at once.
+    pub fn request<N: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, headers: &[(N, V)]) -> (u32, bool) {
+        let stream = self.next_stream;
+        self.next_stream += 1;
+        let headers: Headers = headers
+            .iter()
+            .map(|(name, value)| (name.as_ref().to_ascii_lowercase(), value.as_ref().to_vec()))
+            .collect();
+        let count = headers.len();
+        state(|state| {
+            state.streams.insert(stream, Seen { headers, ..Seen::default() });
+        });
+        let action = unsafe {
+            proxy_on_context_create(stream, ROOT);
+            enter(stream);
+            proxy_on_request_headers(stream, count, true)
+        };
+        (stream, action == 0)
+    }
+
+    /// The stream ends.
+    pub fn end(&mut self, stream: u32) {
+        unsafe {
+            enter(stream);
+            proxy_on_done(stream);
+            proxy_on_log(stream);
+            proxy_on_delete(stream);
+        }
+        state(|state| state.streams.remove(&stream));
+    }
+
+    /// Time passes.
+    pub fn tick(&mut self, millis: u64) {
+        state(|state| state.millis += millis);
+        unsafe {
+            enter(ROOT);
+            proxy_on_tick(ROOT);
+        }
+    }
+
+    /// Answers the oldest callout; no headers means that it failed.
+    pub fn answer(&mut self, headers: &[(&str, &[u8])], body: &[u8]) -> Callout {
+        let callout = state(|state| {
+            let headers =
+                headers.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec()));
+            state.answer = (headers.collect(), body.to_vec());
+            state.callouts.pop_front().expect("a callout is under way")
+        });
+        unsafe {
+            enter(ROOT);
+            proxy_on_http_call_response(ROOT, callout.token, headers.len(), body.len(), 0);
+        }
+        callout
+    }
+}
+
+/// What the filter did with a stream that has not ended.
+pub fn seen(stream: u32) -> Seen {
+    state(|state| state.streams[&stream].clone())
+}
+
+/// Callouts under way.
+pub fn callouts() -> Vec<Callout> {
+    state(|state| state.callouts.iter().cloned().collect())
+}
+
+/// Lets every further callout be refused by the host, as for an unknown cluster.
+pub fn refuse_callouts(refuse: bool) {
+    state(|state| state.refuse_callouts = refuse);
+}
+
+/// Lines logged so far.
+pub fn log() -> Vec<String> {
+    state(|state| state.log.iter().map(|(_, line)| line.clone()).collect())
+}
+
+/// The value of a metric; 0 if it was never defined.
+pub fn metric(name: &str) -> u64 {
+    state(|state| {
+        state.metrics.iter().find(|(known, _)| known == name).map_or(0, |(_, value)| *value)
+    })
+}
+
+/// Bytes of callout bodies that the filter copied.
+pub fn bytes_read() -> usize {
+    state(|state| state.bytes_read)
+}
+
+/// The time between ticks that the filter asked for.
+pub fn tick_millis() -> u32 {
+    state(|state| state.tick_millis)
+}
+
+fn enter(context: u32) {
+    state(|state| state.effective = context);
+}
+
+unsafe extern "C" {
+    fn _initialize();
+    fn proxy_on_context_create(context: u32, root: u32);
+    fn proxy_on_vm_start(context: u32, size: usize) -> bool;
+    fn proxy_on_configure(context: u32, size: usize) -> bool;
+    fn proxy_on_tick(context: u32);
+    fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: bool) -> u32;
+    fn proxy_on_http_call_response(
+        context: u32,
+        token: u32,
+        headers: usize,
+        body: usize,
+        trailers: usize,
+    );
+    fn proxy_on_done(context: u32) -> bool;
+    fn proxy_on_log(context: u32);
+    fn proxy_on_delete(context: u32);
+}
+
+unsafe fn bytes<'a>(data: *const u8, size: usize) -> &'a [u8] {
+    if size == 0 { &[] } else { unsafe { slice::from_raw_parts(data, size) } }
+}
+
+unsafe fn text(data: *const u8, size: usize) -> String {
+    String::from_utf8(unsafe { bytes(data, size) }.to_vec()).expect("the filter sends UTF-8")
+}
+
+/// Hands bytes to the filter, which frees them as a `Vec` of that capacity.
+unsafe fn give(value: Vec<u8>, data: *mut *mut u8, size: *mut usize) -> u32 {
+    unsafe {
+        *size = value.len();
+        *data = if value.is_empty() {
+            ptr::null_mut()
+        } else {
+            Box::into_raw(value.into_boxed_slice()).cast()
+        };
+    }
+    OK
+}
+
+/// The ABI's encoding of a header map.
+fn encode(map: &Headers) -> Vec<u8> {
+    let mut encoded = (map.len() as u32).to_le_bytes().to_vec();
+    for (name, value) in map {
+        encoded.extend((name.len() as u32).to_le_bytes());
+        encoded.extend((value.len() as u32).to_le_bytes());
+    }
+    for (name, value) in map {
+        for part in [name, value] {
+            encoded.extend(part);
+            encoded.push(0);
+        }
+    }
+    encoded
+}
+
+fn decode(encoded: &[u8]) -> Vec<(String, String)> {
+    let number = |at: usize| {
+        encoded.get(at..at + 4).map_or(0, |n| u32::from_le_bytes(n.try_into().unwrap())) as usize
+    };
+    let count = number(0);
+    let mut at = 4 + 8 * count;
+    let mut take = |length: usize| {
+        let part = String::from_utf8(encoded[at..at + length].to_vec()).unwrap();
+        at += length + 1;
+        part
+    };
+    (0..count).map(|index| (take(number(4 + 8 * index)), take(number(8 + 8 * index)))).collect()
+}
+
+const REQUEST_HEADERS: u32 = 0;
+const CALLOUT_HEADERS: u32 = 6;
+const CALLOUT_BODY: u32 = 4;
+const CONFIGURATION: u32 = 7;
+
+fn header_map<T>(map: u32, act: impl FnOnce(&mut Headers) -> T) -> Option<T> {
+    state(|state| match map {
+        REQUEST_HEADERS => {
+            let effective = state.effective;
+            state.streams.get_mut(&effective).map(|seen| act(&mut seen.headers))
+        }
+        CALLOUT_HEADERS => Some(act(&mut state.answer.0)),
+        _ => None,
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_log(level: u32, data: *const u8, size: usize) -> u32 {
+    let line = unsafe { text(data, size) };
+    state(|state| state.log.push((level, line)));
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_get_log_level(level: *mut u32) -> u32 {
+    unsafe { *level = 0 };
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32 {
+    unsafe { *time = state(|state| state.millis) * 1_000_000 };
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_set_tick_period_milliseconds(millis: u32) -> u32 {
+    state(|state| state.tick_millis = millis);
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_get_buffer_bytes(
+    buffer: u32,
+    start: usize,
+    most: usize,
+    data: *mut *mut u8,
+    size: *mut usize,
+) -> u32 {
+    let found = state(|state| match buffer {
+        CONFIGURATION => Some(state.configuration.clone()),
+        CALLOUT_BODY => {
+            state.bytes_read += most.min(state.answer.1.len());
+            Some(state.answer.1.clone())
+        }
+        _ => None,
+    });
+    match found {
+        Some(found) => {
+            let from = start.min(found.len());
+            let to = from.saturating_add(most).min(found.len());
+            unsafe { give(found[from..to].to_vec(), data, size) }
+        }
+        None => NOT_FOUND,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_get_header_map_pairs(
+    map: u32,
+    data: *mut *mut u8,
+    size: *mut usize,
+) -> u32 {
+    match header_map(map, |headers| encode(headers)) {
+        Some(encoded) => unsafe { give(encoded, data, size) },
+        None => BAD_ARGUMENT,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_get_header_map_value(
+    map: u32,
+    name: *const u8,
+    name_size: usize,
+    data: *mut *mut u8,
+    size: *mut usize,
+) -> u32 {
+    let name = unsafe { bytes(name, name_size) };
+    let found = header_map(map, |headers| {
+        headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    });
+    match found {
+        // A failed callout has no map at all.
+        Some(_) if map == CALLOUT_HEADERS && state(|state| state.answer.0.is_empty()) => {
+            BAD_ARGUMENT
+        }
+        Some(Some(value)) => unsafe { give(value, data, size) },
+        Some(None) => NOT_FOUND,
+        None => BAD_ARGUMENT,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_remove_header_map_value(
+    map: u32,
+    name: *const u8,
+    name_size: usize,
+) -> u32 {
+    let name = unsafe { bytes(name, name_size) };
+    match header_map(map, |headers| headers.retain(|(known, _)| known != name)) {
+        Some(()) => OK,
+        None => BAD_ARGUMENT,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_replace_header_map_value(
+    map: u32,
+    name: *const u8,
+    name_size: usize,
+    value: *const u8,
+    value_size: usize,
+) -> u32 {
+    let (name, value) = unsafe { (bytes(name, name_size), bytes(value, value_size)) };
+    let replaced = header_map(map, |headers| {
+        headers.retain(|(known, _)| known != name);
+        headers.push((name.to_vec(), value.to_vec()));
+    });
+    if replaced.is_some() { OK } else { BAD_ARGUMENT }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_set_property(
+    path: *const u8,
+    path_size: usize,
+    value: *const u8,
+    value_size: usize,
+) -> u32 {
+    let (path, value) = unsafe { (text(path, path_size), text(value, value_size)) };
+    state(|state| {
+        let effective = state.effective;
+        match state.streams.get_mut(&effective) {
+            Some(seen) => {
+                seen.state.insert(path.trim_end_matches('\0').to_owned(), value);
+                OK
+            }
+            None => NOT_FOUND,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_continue_stream(_stream_type: u32) -> u32 {
+    state(|state| {
+        let effective = state.effective;
+        let seen = state.streams.get_mut(&effective).expect("the effective stream is alive");
+        seen.resumed += 1;
+    });
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_send_local_response(
+    status: u32,
+    _details: *const u8,
+    _details_size: usize,
+    body: *const u8,
+    body_size: usize,
+    headers: *const u8,
+    headers_size: usize,
+    grpc_status: i32,
+) -> u32 {
+    let reply = unsafe {
+        Reply {
+            status,
+            headers: decode(bytes(headers, headers_size)),
+            body: text(body, body_size),
+            grpc_status,
+        }
+    };
+    state(|state| {
+        let effective = state.effective;
+        let seen = state.streams.get_mut(&effective).expect("the effective stream is alive");
+        assert_eq!(seen.reply, None, "a stream is answered once");
+        seen.reply = Some(reply);
+    });
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_http_call(
+    cluster: *const u8,
+    cluster_size: usize,
+    headers: *const u8,
+    headers_size: usize,
+    _body: *const u8,
+    _body_size: usize,
+    _trailers: *const u8,
+    _trailers_size: usize,
+    timeout_millis: u32,
+    token: *mut u32,
+) -> u32 {
+    let (cluster, headers) =
+        unsafe { (text(cluster, cluster_size), decode(bytes(headers, headers_size))) };
+    state(|state| {
+        if state.refuse_callouts {
+            return BAD_ARGUMENT;
+        }
+        let number = state.next_token;
+        state.next_token += 1;
+        state.callouts.push_back(Callout { token: number, cluster, headers, timeout_millis });
+        unsafe { *token = number };
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_set_effective_context(context: u32) -> u32 {
+    state(|state| {
+        if context != ROOT && !state.streams.contains_key(&context) {
+            return BAD_ARGUMENT;
+        }
+        state.effective = context;
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_define_metric(
+    _kind: u32,
+    name: *const u8,
+    name_size: usize,
+    id: *mut u32,
+) -> u32 {
+    let name = unsafe { text(name, name_size) };
+    state(|state| {
+        assert!(state.metrics.iter().all(|(known, _)| *known != name), "{name} is defined once");
+        state.metrics.push((name, 0));
+        unsafe { *id = state.metrics.len() as u32 - 1 };
+    });
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_increment_metric(id: u32, by: i64) -> u32 {
+    state(|state| state.metrics[id as usize].1 += by as u64);
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_record_metric(id: u32, value: u64) -> u32 {
+    state(|state| state.metrics[id as usize].1 = value);
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_done() -> u32 {
+    OK
+}
+
+/// The rest of the ABI, which this filter must not use.
+macro_rules! unused {
+    ($($name:ident)+) => {
+        $(#[unsafe(no_mangle)]
+        extern "C" fn $name() -> u32 {
+            state(|state| state.log.push((5, format!("{} was called", stringify!($name)))));
+            UNIMPLEMENTED
+        })+
+    };
+}
+
+unused! {
+    proxy_set_buffer_bytes proxy_set_header_map_pairs proxy_add_header_map_value proxy_get_property
+    proxy_get_shared_data proxy_set_shared_data proxy_register_shared_queue
+    proxy_resolve_shared_queue proxy_dequeue_shared_queue proxy_enqueue_shared_queue
+    proxy_close_stream proxy_grpc_call proxy_grpc_stream proxy_grpc_send proxy_grpc_cancel
+    proxy_grpc_close proxy_get_status proxy_call_foreign_function proxy_get_metric
+}
