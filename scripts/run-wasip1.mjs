@@ -1,0 +1,25 @@
+// Runs a wasm32-wasip1 test or bench binary under node:wasi:
+//   node scripts/run-wasip1.mjs <module> [arguments…]
+// Cargo calls it as the target's runner. A trap is a failed test: panics abort in WebAssembly.
+import { readFile } from 'node:fs/promises';
+import { basename } from 'node:path';
+import { argv, cwd, env, exit } from 'node:process';
+import { WASI } from 'node:wasi';
+
+const [path, ...args] = argv.slice(2);
+const wasi = new WASI({
+  version: 'preview1',
+  args: [basename(path), ...args],
+  env,
+  // Benches keep their results below the current directory; tests read nothing.
+  preopens: { '.': cwd(), '/': '/' },
+  returnOnExit: true,
+});
+const module = await WebAssembly.compile(await readFile(path));
+const instance = await WebAssembly.instantiate(module, wasi.getImportObject());
+try {
+  exit(wasi.start(instance));
+} catch (trap) {
+  console.error(`${basename(path)}: ${trap}`);
+  exit(101);
+}
