@@ -305,7 +305,7 @@ pub fn repository() -> PathBuf {
 /// If there is none.
 pub fn envoy_program() -> Result<PathBuf> {
     let places = [repository().join(".testbed/venv/bin/envoy")];
-    find("envoy", "ENVOY", &places, "run `scripts/testbed prepare`")
+    find("envoy", "ENVOY", &places, "run `scripts/testbed install`")
 }
 
 /// The filter, as `scripts/build` leaves it.

@@ -50,9 +50,6 @@ enum Verb {
     /// Succeed if a testbed is ready.
     #[command(hide = true)]
     Running,
-    /// Print the process id of the supervisor, ready or not; fail if there is none.
-    #[command(hide = true)]
-    Supervisor,
 }
 
 #[derive(Args)]
@@ -115,7 +112,6 @@ async fn main() -> ExitCode {
         Verb::Status => status(&directory).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Running => Running::find(&directory).map(|_| String::new()),
-        Verb::Supervisor => supervisor(&directory).map(|id| format!("{id}\n")),
     };
     match done {
         Ok(text) => {
@@ -195,7 +191,12 @@ struct Running {
 
 impl Running {
     fn find(directory: &Path) -> Result<Self> {
-        supervisor(directory)?;
+        let none = || Error::new("no testbed is running: `scripts/testbed up`");
+        // The files of a killed testbed stay behind; its lock does not.
+        let lock = File::open(directory.join("lock")).map_err(|_| none())?;
+        if lock.try_lock_shared().is_ok() {
+            return Err(none());
+        }
         let text = fs::read_to_string(directory.join("state.json"));
         let text = text.map_err(|_| Error::new("the testbed is still starting"))?;
         let state = serde_json::from_str(&text).context("reading the testbed's state")?;
@@ -230,18 +231,6 @@ impl Running {
         let identity = answer.json().get("identity").and_then(Value::as_str).map(str::to_owned);
         identity.context("minting an identity")
     }
-}
-
-/// The process id of the supervisor. Its file may be a killed one's; the lock on it is not.
-fn supervisor(directory: &Path) -> Result<u32> {
-    let none = || Error::new("no testbed is running: `scripts/testbed up`");
-    let path = directory.join("lock");
-    let lock = File::open(&path).map_err(|_| none())?;
-    if lock.try_lock_shared().is_ok() {
-        return Err(none());
-    }
-    let text = fs::read_to_string(&path).context(path.display())?;
-    text.parse().context("reading the supervisor's process id")
 }
 
 async fn call(directory: &Path, arguments: CallArguments) -> Result<String> {

@@ -71,7 +71,7 @@ pub fn start(
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("oidc");
     if !folder.join("node_modules").is_dir() {
         return Err(Error::new(
-            "the OIDC provider's packages are missing: run `scripts/testbed prepare`",
+            "the OIDC provider's packages are missing: run `scripts/testbed install`",
         ));
     }
     let (certificate_file, key_file) = (directory.join("idp.crt"), directory.join("idp.key"));

@@ -165,10 +165,10 @@ mod tests {
     #[test]
     fn a_missing_program_says_how_to_get_it() {
         let error =
-            find("no-such-program", "NO_SUCH_VARIABLE", &[], "run `scripts/testbed prepare`");
+            find("no-such-program", "NO_SUCH_VARIABLE", &[], "run `scripts/testbed install`");
         assert_eq!(
             error.unwrap_err().to_string(),
-            "`no-such-program` is missing: run `scripts/testbed prepare`"
+            "`no-such-program` is missing: run `scripts/testbed install`"
         );
     }
 }
