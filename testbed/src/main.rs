@@ -197,9 +197,13 @@ impl Running {
         if lock.try_lock_shared().is_ok() {
             return Err(none());
         }
-        let text = fs::read_to_string(directory.join("state.json"));
-        let text = text.map_err(|_| Error::new("the testbed is still starting"))?;
-        let state = serde_json::from_str(&text).context("reading the testbed's state")?;
+        let starting = || Error::new("the testbed is still starting");
+        let text = fs::read_to_string(directory.join("state.json")).map_err(|_| starting())?;
+        let state: Value = serde_json::from_str(&text).context("reading the testbed's state")?;
+        let holder = fs::read_to_string(directory.join("lock")).unwrap_or_default();
+        if state.get("supervisor").is_none_or(|supervisor| supervisor.to_string() != holder) {
+            return Err(starting());
+        }
         Ok(Self { state, directory: directory.to_owned() })
     }
 
