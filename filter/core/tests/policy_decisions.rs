@@ -1,4 +1,5 @@
 //! What the policy says about single calls, and how it explains itself.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
 
 use std::borrow::Cow;
 

@@ -311,11 +311,13 @@ impl Standing {
     }
 }
 
+/// The name of a role and one of its selectors.
+type RoleSelector = (Arc<str>, Box<[Condition]>);
+
 /// The roles of a policy, found by caller.
 #[derive(Debug)]
 struct Roles {
-    /// Every selector of every role, with the name of the role.
-    selectors: Box<[(Arc<str>, Box<[Condition]>)]>,
+    selectors: Box<[RoleSelector]>,
     all: Group,
     /// Only selectors of roles that a deny rule asks for.
     denying: Group,
@@ -323,7 +325,7 @@ struct Roles {
 
 impl Roles {
     fn new(roles: &[Role], rules: &[Rule]) -> Self {
-        let selectors: Box<[_]> = roles
+        let selectors: Box<[RoleSelector]> = roles
             .iter()
             .flat_map(|role| {
                 role.any.iter().map(|selector| (Arc::clone(&role.name), selector.clone()))
