@@ -186,17 +186,17 @@ impl Policy {
         let name = destination.and_then(|number| self.destinations.get(number as usize));
         let (outcome, shadow) = match (&authority, &path, destination) {
             (Err(problem), _, _) => {
-                let detail = format!("the authority {} {problem}", quote(call.authority));
+                let detail = format!("the authority {} {problem}", quote(host_of(call.authority)));
                 (Outcome::Refuse(Reject::new(Code::AuthorityInvalid, detail)), Vec::new())
             }
             (_, Err(problem), _) => {
-                let detail = format!("the path {} {problem}", quote(call.target));
+                let detail = format!("the path {} {problem}", quote(path_of(call.target)));
                 (Outcome::Refuse(Reject::new(Code::PathInvalid, detail)), Vec::new())
             }
             (_, _, None) => {
                 let detail = format!(
                     "no destination of the policy has the authority {}",
-                    quote(call.authority)
+                    quote(host_of(call.authority))
                 );
                 (Outcome::Refuse(Reject::new(Code::DestinationUnknown, detail)), Vec::new())
             }
@@ -309,6 +309,16 @@ impl Standing {
     pub fn roles(&self) -> &[Arc<str>] {
         &self.held
     }
+}
+
+/// What a sentence may show of an authority: there may be a password before the `@`.
+fn host_of(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+}
+
+/// What a sentence may show of a target: there may be a secret in the query.
+fn path_of(target: &str) -> &str {
+    target.split_once('?').map_or(target, |(path, _)| path)
 }
 
 /// The name of a role and one of its selectors.
