@@ -3,6 +3,7 @@
 //! Each shape is a policy whose rules differ in one respect only. Every decision is a permit, asked
 //! in turn by 16 callers that are spread over the whole policy (`spread`), or by 4096 of them, so
 //! that the rules are no longer in the processor's nearest cache (`scattered`).
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench may fail by panicking")]
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{Outcome, Policy, Standing};
 use airflow_envoy_core::time::UnixTime;
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Map, Value, json};
 
 const SIZES: [usize; 3] = [10, 1_000, 100_000];
@@ -139,8 +140,7 @@ fn decisions(criterion: &mut Criterion) {
                     .collect();
                 assert!(all.iter().all(|asked| decide(&policy, asked)), "{name} is not a permit");
                 let mut turn = all.iter().cycle();
-                let id = BenchmarkId::new(format!("{name}/{spread}"), size);
-                criterion.bench_function(&id.to_string(), |bencher| {
+                criterion.bench_function(&format!("{name}/{spread}/{size}"), |bencher| {
                     bencher.iter(|| turn.next().is_some_and(|asked| decide(&policy, asked)));
                 });
             }

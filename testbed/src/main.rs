@@ -201,7 +201,7 @@ impl Running {
         let text = fs::read_to_string(directory.join("state.json")).map_err(|_| starting())?;
         let state: Value = serde_json::from_str(&text).context("reading the testbed's state")?;
         let holder = fs::read_to_string(directory.join("lock")).unwrap_or_default();
-        if state.get("supervisor").is_none_or(|supervisor| supervisor.to_string() != holder) {
+        if state.get("supervisor").and_then(Value::as_u64) != holder.parse().ok() {
             return Err(starting());
         }
         Ok(Self { state, directory: directory.to_owned() })

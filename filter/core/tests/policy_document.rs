@@ -1,4 +1,5 @@
 //! What makes a document no policy, and how the author learns it.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
 
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::Policy;

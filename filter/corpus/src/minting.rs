@@ -374,7 +374,7 @@ impl Predictable {
 
 impl rsa::rand_core::RngCore for Predictable {
     fn next_u32(&mut self) -> u32 {
-        rsa::rand_core::impls::next_u32_via_fill(self)
+        (self.next_u64() >> 32) as u32
     }
 
     fn next_u64(&mut self) -> u64 {

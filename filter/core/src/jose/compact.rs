@@ -255,7 +255,7 @@ impl fmt::Display for ParseError {
                 write!(formatter, "not the compact form of three parts, but {found}")
             }
             Self::Part { name, problem } => write!(formatter, "the {name} {problem}"),
-            Self::HeaderJson(error) => write!(formatter, "the header is {error}"),
+            Self::HeaderJson(error) => write!(formatter, "the header: {error}"),
             Self::Parameter { name, problem } => {
                 write!(formatter, "the header parameter `{name}` {problem}")
             }

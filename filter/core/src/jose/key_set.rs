@@ -173,7 +173,7 @@ impl fmt::Display for KeySetError {
             Self::TooLarge { bytes, limit } => {
                 write!(formatter, "the key set has {bytes} bytes, more than {limit}")
             }
-            Self::Json(error) => write!(formatter, "the key set is {error}"),
+            Self::Json(error) => write!(formatter, "the key set: {error}"),
             Self::NoKeys => formatter.write_str("not a key set: no array `keys`"),
         }
     }

@@ -108,9 +108,13 @@ impl Subject {
                 None => false,
             },
             Self::Claim(name) => match claim(&who.caller.claims, name) {
-                Some(Value::Array(elements)) => elements
-                    .iter()
-                    .fold(true, |all, element| visit_scalar(element, &mut visit) && all),
+                Some(Value::Array(elements)) => {
+                    let mut all_known = true;
+                    for element in elements {
+                        all_known &= visit_scalar(element, &mut visit);
+                    }
+                    all_known
+                }
                 Some(value) => visit_scalar(value, &mut visit),
                 None => false,
             },

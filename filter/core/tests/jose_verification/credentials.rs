@@ -1,13 +1,14 @@
 //! Access tokens and Airflow identities against an issuer's rules, case by case.
 
 use airflow_envoy_core::credential::{IssuerRules, Presented, Verified};
-use airflow_envoy_core::jose::{Algorithm, RustCrypto};
+use airflow_envoy_core::jose::{Algorithm, KeySet, RustCrypto};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::reject::{Code, Credential, Reject};
 use airflow_envoy_core::time::{Span, UnixTime};
+use rsa::rand_core::RngCore as _;
 use serde_json::{Value, json};
 
-use crate::signers::{decode, encode, jwk, key_set, sign, signed, with};
+use crate::signers::{Seeded, decode, encode, jwk, key_set, sign, signed, with};
 
 /// The time of every case, unless it says otherwise.
 const NOW: i64 = 1_795_000_000;
@@ -280,7 +281,7 @@ fn a_text_that_is_no_jws_with_json_claims_is_malformed() {
         ("JSON", r#"{"payload":"e30","signatures":[]}"#.to_owned(), "but 1"),
         ("not ASCII", "é.é.é".to_owned(), "the header is not canonical unpadded base64url"),
         ("the header is a list", of_header("[]"), "the header is not a JSON object"),
-        ("the header is no JSON", of_header("{"), "the header is not valid JSON"),
+        ("the header is no JSON", of_header("{"), "the header: not valid JSON"),
         ("alg twice", of_header(r#"{"alg":"ES256","alg":"none"}"#), "`alg` occurs more than once"),
         (
             "alg twice, once in escapes",
@@ -288,9 +289,14 @@ fn a_text_that_is_no_jws_with_json_claims_is_malformed() {
             "more than once",
         ),
         ("the payload is a list", of(b"[]"), "the payload is not a JSON object"),
-        ("the payload is text", of(b"claims"), "the payload is not valid JSON"),
-        ("the payload is not UTF-8", of(b"{\"iss\":\"\xff\"}"), "the payload is not valid JSON"),
+        ("the payload is text", of(b"claims"), "the payload: not valid JSON"),
+        ("the payload is not UTF-8", of(b"{\"iss\":\"\xff\"}"), "the payload: not valid JSON"),
         ("a claim twice", of(br#"{"aud":"orders","aud":"evil"}"#), "`aud` occurs more than once"),
+        (
+            "an ugly claim twice",
+            of(br#"{"a\nb`\u0000":1,"a\nb`\u0000":2}"#),
+            r"member `a\nb'\0` occurs more than once",
+        ),
         ("too deep", of(deep.as_bytes()), "nested too deeply"),
         ("something behind the claims", of(b"{} {}"), "not valid JSON"),
     ] {
@@ -494,6 +500,43 @@ fn whether_other_keys_could_help_is_known_without_a_signature() {
         let reject = presented(&header, &claims).check_key(&rules(), &keys).unwrap_err();
         assert_eq!(reject.code, code, "{}", reject.detail);
     }
+}
+
+/// Nothing that a caller or an issuer sends may trap the VM.
+#[test]
+fn no_bytes_make_a_reader_panic() {
+    let token = signed(Algorithm::Es256, &header(), claims().to_string());
+    let keys = json!({"keys": Algorithm::ALL.iter().map(|a| jwk(*a)).collect::<Vec<_>>()});
+    let limits = Limits::DEFAULT;
+    let set = key_set(&[jwk(Algorithm::Es256)]);
+    let mut random = Seeded::new("bytes");
+    let mut read = 0;
+    for document in [token, header().to_string(), claims().to_string(), keys.to_string()] {
+        for _ in 0..400 {
+            let mut bytes = document.clone().into_bytes();
+            for _ in 0..=random.next_u32() % 3 {
+                let at = random.next_u32() as usize % bytes.len();
+                match random.next_u32() % 4 {
+                    0 => bytes[at] = random.next_u32() as u8,
+                    1 => bytes[at] = b"\"{}[]:,.0-\\A"[random.next_u32() as usize % 12],
+                    2 => bytes.truncate(at.max(1)),
+                    _ => bytes.insert(at, bytes[at]),
+                }
+            }
+            // Also with the bytes in the place of each part.
+            let part = encode(&bytes);
+            let as_header = format!("{part}.e30.AAAA").into_bytes();
+            let as_payload = signed(Algorithm::Es256, &header(), &bytes).into_bytes();
+            for text in [bytes.clone(), as_header, as_payload] {
+                if let Ok(presented) = Presented::parse(&text, Credential::Token, &limits) {
+                    let now = UnixTime::from_secs(NOW);
+                    read += usize::from(presented.verify(&rules(), &set, &RustCrypto, now).is_ok());
+                }
+            }
+            read += KeySet::parse(&bytes, &limits).map_or(0, |(set, _)| set.len());
+        }
+    }
+    assert!(read > 100, "changes that break everything prove nothing");
 }
 
 #[test]
