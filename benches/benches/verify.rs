@@ -1,5 +1,6 @@
 //! What a request costs in the core: the first sight of its credentials by algorithm, and every
 //! later one; and what reading a key set and a configuration costs.
+#![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -1,4 +1,10 @@
 //! What the gate remembers and for how long: sessions, key sets, the policy, waiting requests.
+#![expect(
+    clippy::expect_used,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test may panic"
+)]
 
 use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
 use airflow_envoy_core::feed::{Answer, FeedId, Fetch};

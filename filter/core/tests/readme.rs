@@ -1,4 +1,5 @@
 //! The README is part of the product: its tables and examples are checked against the code.
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use airflow_envoy_core::answer::{Known, Rejection};
 use airflow_envoy_core::arrival::DecisionId;

@@ -10,6 +10,13 @@
 //! Deciding depends on nothing but its arguments, cannot fail and, for a permit, allocates nothing
 //! unless the path or the authority was not in its normal form.
 //!
+//! How the values of a document compare, each to the whole of a fact and case-sensitively: `*` is any
+//! run of characters, also none, and cannot be escaped. A claim is named as it is in the token, or by
+//! a JSON Pointer (RFC 6901) if the name begins with `/` and no claim has it; strings, whole numbers
+//! and booleans compare by their text, arrays by each element, anything else is unknown. A host
+//! without a port means the default port of the request's scheme; `*.example.com` is every name below
+//! `example.com`, and an exact host, then the longer domain, comes first.
+//!
 //! What it is not: it verifies no credential, fetches no document, and knows neither signatures nor
 //! Consul's intentions, which are a layer of their own.
 

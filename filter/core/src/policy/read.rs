@@ -10,7 +10,7 @@ use super::glob::Values;
 use super::path::{Paths, normalise_pattern};
 use super::rule::{Effect, Rule};
 use super::selector::{Condition, FIELDS, Subject, quote};
-use crate::document::{Faults, Node, Object, Report, suggestion};
+use crate::document::{Faults, Node, Report, suggestion};
 use crate::limits::Limits;
 use crate::time::UnixTime;
 
@@ -218,14 +218,17 @@ fn read_selector(
         return None;
     }
     let mut conditions = Vec::new();
-    if let Some(names) = names
-        && let Some(roles) = object.optional("roles")
-        && let Some(values) = roles.strings(report)
-    {
-        for name in values.iter().filter(|name| !names.roles.contains_key(*name)) {
-            roles.fault(report, unknown("role", name, &names.roles));
+    match (names, object.optional("roles")) {
+        (Some(names), Some(roles)) => {
+            if let Some(values) = roles.strings(report) {
+                for name in values.iter().filter(|name| !names.roles.contains_key(*name)) {
+                    roles.fault(report, unknown("role", name, &names.roles));
+                }
+                conditions.push(Condition { subject: Subject::Roles, values: Values::new(values) });
+            }
         }
-        conditions.push(Condition { subject: Subject::Roles, values: Values::new(values) });
+        (None, Some(roles)) => roles.fault(report, "a role cannot ask for roles"),
+        (_, None) => {}
     }
     for field in &FIELDS {
         if let Some(values) = object.optional(field.name).and_then(|node| node.strings(report)) {
@@ -245,15 +248,8 @@ fn read_selector(
             }
         }
     }
-    finish_selector(object, names.is_some(), report);
-    Some(conditions.into())
-}
-
-fn finish_selector(mut object: Object<'_>, in_rule: bool, report: &mut Report) {
-    if !in_rule && let Some(roles) = object.optional("roles") {
-        roles.fault(report, "a role cannot ask for roles");
-    }
     object.finish(report);
+    Some(conditions.into())
 }
 
 /// Numbers of destinations; `Some(None)` for any destination.

@@ -127,6 +127,47 @@ fn every_encoding_of_a_small_order_point_is_skipped() {
     }
 }
 
+/// Read back by another implementation.
+#[test]
+fn keys_are_written_as_subject_public_key_info() {
+    use rsa::pkcs8::der::{Decode as _, asn1::UintRef};
+    use rsa::pkcs8::{DecodePublicKey as _, SubjectPublicKeyInfoRef};
+    for algorithm in Algorithm::ALL.iter().copied() {
+        let jwk = signers::jwk(algorithm);
+        let key = PublicKey::from_jwk(&jwk, &Limits::DEFAULT).unwrap();
+        let der = key.subject_public_key_info();
+        let info = SubjectPublicKeyInfoRef::try_from(&der[..]).unwrap();
+        let bits = info.subject_public_key.as_bytes().unwrap();
+        let parameter = || info.algorithm.parameters_oid().unwrap().to_string();
+        let coordinate = |name: &str| signers::decode(jwk[name].as_str().unwrap());
+        match info.algorithm.oid.to_string().as_str() {
+            "1.2.840.113549.1.1.1" => {
+                let read = rsa::RsaPublicKey::from_public_key_der(&der).unwrap();
+                assert_eq!(read, signers::rsa_key().to_public_key());
+            }
+            "1.2.840.10045.2.1" => {
+                let curve = match algorithm {
+                    Algorithm::Es256 => "1.2.840.10045.3.1.7",
+                    Algorithm::Es384 => "1.3.132.0.34",
+                    _ => "1.3.132.0.35",
+                };
+                assert_eq!(parameter(), curve, "{algorithm}");
+                assert_eq!(bits, [&[4], &coordinate("x")[..], &coordinate("y")[..]].concat());
+                let signature = signers::sign(algorithm, b"message");
+                let (r, s) = signature.split_at(signature.len() / 2);
+                let der = airflow_envoy_core::jose::ecdsa_signature_der(&signature);
+                let read = <[UintRef<'_>; 2]>::from_der(&der).unwrap();
+                for (read, written) in read.iter().zip([r, s]) {
+                    let zeros = written.iter().take_while(|octet| **octet == 0).count();
+                    assert_eq!(read.as_bytes(), &written[zeros..], "{algorithm}");
+                }
+            }
+            "1.3.101.112" => assert_eq!(bits, coordinate("x")),
+            other => panic!("{algorithm}: {other}"),
+        }
+    }
+}
+
 fn unhex(text: &str) -> Vec<u8> {
     let digits: Vec<_> = text.chars().map(|digit| digit.to_digit(16).unwrap() as u8).collect();
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
