@@ -117,7 +117,7 @@ pub struct Testbed {
     temporary: bool,
     envoy: Process,
     provider: Process,
-    runtime: Option<Runtime>,
+    background: Option<Background>,
 }
 
 impl Testbed {
@@ -127,18 +127,11 @@ impl Testbed {
     /// If something is missing or does not come up; the fault says what, and the end of its log.
     pub async fn start(options: Options) -> Result<Self> {
         // Servers and children live on threads of their own: they neither stall nor end with the caller's.
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime = runtime.context("starting a runtime")?;
-        match runtime.spawn(start(options)).await.context("starting the testbed") {
-            Ok(Ok(mut testbed)) => {
-                testbed.runtime = Some(runtime);
-                Ok(testbed)
-            }
-            Ok(Err(error)) | Err(error) => {
-                runtime.shutdown_background();
-                Err(error)
-            }
-        }
+        let background = Background::new()?;
+        let mut testbed =
+            background.spawn(start(options)).await.context("starting the testbed")??;
+        testbed.background = Some(background);
+        Ok(testbed)
     }
 
     /// Calls through Envoy.
@@ -266,14 +259,38 @@ impl Drop for Testbed {
     fn drop(&mut self) {
         self.envoy.end(Duration::ZERO);
         self.provider.end(Duration::from_millis(200));
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        drop(self.background.take());
         if self.temporary && std::thread::panicking() {
             let kept = fs::canonicalize(&self.directory).unwrap_or_else(|_| self.directory.clone());
             eprintln!("the testbed's logs are in {}", kept.display());
         } else if self.temporary {
             let _: Result<(), _> = fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+/// Threads for servers and children. They may be dropped where one must not wait, as in a cancelled start.
+struct Background(Option<Runtime>);
+
+impl Background {
+    fn new() -> Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.map(|runtime| Self(Some(runtime))).context("starting a runtime")
+    }
+
+    async fn spawn<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T> {
+        let runtime = self.0.as_ref().context("a runtime")?;
+        runtime.spawn(future).await.context("a background task")
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
         }
     }
 }
@@ -414,7 +431,7 @@ async fn start(options: Options) -> Result<Testbed> {
         temporary,
         envoy,
         provider,
-        runtime: None,
+        background: None,
     })
 }
 

@@ -12,7 +12,8 @@ use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
 use airflow_envoy_testbed::{
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, repository, write_private,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, eventually, repository,
+    write_private,
 };
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -161,6 +162,12 @@ async fn run(directory: &Path) -> Result<()> {
         _ = interrupted.recv() => return Ok(()),
         _ = terminated.recv() => return Ok(()),
     };
+    // Envoy reads the filter while the first health check is under way, which may cost it that one.
+    // Should it stay so, `status` says it.
+    let _: Result<()> = eventually("the destination inside is healthy", async || {
+        testbed.stat("cluster.orders.membership_healthy").await.is_ok_and(|healthy| healthy > 0)
+    })
+    .await;
     let secret = directory.join("client-secret");
     write_private(&secret, &testbed.oidc.secret)?;
     // Written aside and renamed: whoever sees it sees it whole.
@@ -303,7 +310,7 @@ async fn status(directory: &Path) -> Result<String> {
             .lines()
             .filter(|line| line.starts_with(&format!("{cluster}::")))
             .find_map(|line| line.split_once("::health_flags::"));
-        flags.map_or_else(String::new, |(_, flags)| flags.replace('/', ""))
+        flags.map_or_else(String::new, |(_, flags)| flags.trim_matches('/').replace('/', ", "))
     };
     let mut text = String::from("processes\n");
     for name in ["supervisor", "processes/envoy", "processes/oidc"] {
