@@ -115,7 +115,7 @@ impl Presented {
                 return Err(Fault::Malformed.reject(credential, problem));
             }
             Err(error) => {
-                let problem = format!("the payload is {error}");
+                let problem = format!("the payload: {error}");
                 return Err(Fault::Malformed.reject(credential, &problem));
             }
         };

@@ -190,14 +190,14 @@ struct Parked {
 
 /// Why a request cannot be permitted now.
 enum Halt {
-    Refuse(Reject, Known),
+    Refuse(Box<(Reject, Known)>),
     /// Something has not arrived yet; the code is the one to refuse with if it never does.
-    Missing(Reject, UnixTime),
+    Missing(Box<Reject>, UnixTime),
 }
 
 impl From<Reject> for Halt {
     fn from(reject: Reject) -> Self {
-        Self::Refuse(reject, Known::default())
+        Self::Refuse(Box::new((reject, Known::default())))
     }
 }
 
@@ -250,9 +250,12 @@ impl Gate {
                 refuse(arrival, reject, Known::default(), Some(Span::from_secs(1)))
             }
             Err(Halt::Missing(reject, retry_at)) => {
-                refuse(arrival, reject, Known::default(), Some(retry_at.since(arrival.now)))
+                refuse(arrival, *reject, Known::default(), Some(retry_at.since(arrival.now)))
             }
-            Err(Halt::Refuse(reject, known)) => refuse(arrival, reject, known, None),
+            Err(Halt::Refuse(refusal)) => {
+                let (reject, known) = *refusal;
+                refuse(arrival, reject, known, None)
+            }
         };
         self.tally.verdict(&verdict);
         verdict
@@ -432,9 +435,12 @@ impl Gate {
         };
         let verdict = match outcome {
             Ok(permit) => Verdict::Permit(permit),
-            Err(Halt::Refuse(reject, known)) => refuse(&arrival, reject, known, None),
+            Err(Halt::Refuse(refusal)) => {
+                let (reject, known) = *refusal;
+                refuse(&arrival, reject, known, None)
+            }
             Err(Halt::Missing(reject, retry_at)) => {
-                refuse(&arrival, reject, Known::default(), Some(retry_at.since(now)))
+                refuse(&arrival, *reject, Known::default(), Some(retry_at.since(now)))
             }
         };
         self.tally.verdict(&verdict);
@@ -458,7 +464,7 @@ impl Gate {
                 Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
             };
             let reject = Reject::new(Code::PolicyUnavailable, detail);
-            return Err(Halt::Missing(reject, self.policy.next_at()));
+            return Err(Halt::Missing(Box::new(reject), self.policy.next_at()));
         };
         let standing = session.standing(policy);
         let decision =
@@ -478,7 +484,7 @@ impl Gate {
             }),
             Outcome::Refuse(reject) => {
                 let known = session.known(decision.destination, decision.shadow);
-                Err(Halt::Refuse(reject, known))
+                Err(Halt::Refuse(Box::new((reject, known))))
             }
         }
     }
@@ -664,7 +670,7 @@ impl Realm {
                 Some(_) => format!("keys of issuer `{name}` are too old"),
             };
             let reject = Reject::new(Code::KeysUnavailable, detail);
-            return Err(Halt::Missing(reject, issuer.keys.next_at()));
+            return Err(Halt::Missing(Box::new(reject), issuer.keys.next_at()));
         };
         tally.verifications = tally.verifications.saturating_add(1);
         let verified = presented.verify(&issuer.rules, keys, verifier, now)?;

@@ -9,6 +9,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::quote::quote;
+
 /// Why a text is not acceptable JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JsonError {
@@ -35,7 +37,7 @@ impl fmt::Display for JsonError {
                 write!(formatter, "not valid JSON at line {line} column {column}")
             }
             Self::DuplicateMember { name } => {
-                write!(formatter, "member `{name}` occurs more than once in one object")
+                write!(formatter, "member {} occurs more than once in one object", quote(name))
             }
             Self::TooDeep => formatter.write_str("nested too deeply"),
         }

@@ -255,7 +255,7 @@ impl fmt::Display for ParseError {
                 write!(formatter, "not the compact form of three parts, but {found}")
             }
             Self::Part { name, problem } => write!(formatter, "the {name} {problem}"),
-            Self::HeaderJson(error) => write!(formatter, "the header is {error}"),
+            Self::HeaderJson(error) => write!(formatter, "the header: {error}"),
             Self::Parameter { name, problem } => {
                 write!(formatter, "the header parameter `{name}` {problem}")
             }
@@ -325,5 +325,71 @@ fn parameter(
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(_) => Err(ParseError::Parameter { name, problem: "is not a string" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::verifier::RustCrypto;
+    use super::*;
+
+    /// RFC 8037 appendix A.4 and its key.
+    const SIGNED: &str = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc.hgyY0il_MGCjP0J\
+                          zlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
+    const KEYS: &[u8] = br#"{"keys":[{"kty":"OKP","crv":"Ed25519",
+                             "x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    /// RFC 7515 appendix F: the same message without its payload.
+    #[test]
+    fn a_detached_payload_is_verified_like_an_attached_one() {
+        let limits = Limits::DEFAULT;
+        let (keys, _) = KeySet::parse(KEYS, &limits).unwrap();
+        let (header, rest) = SIGNED.split_once('.').unwrap();
+        let detached = format!("{header}..{}", rest.split_once('.').unwrap().1);
+        for (payload, verified) in [
+            ("Example of Ed25519 signing", true),
+            ("example of Ed25519 signing", false),
+            ("", false),
+        ] {
+            let jws =
+                Jws::parse_detached(detached.as_bytes(), payload.into(), 1000, &limits).unwrap();
+            assert_eq!(jws.payload(), payload.as_bytes());
+            assert_eq!(jws.verify(&[Algorithm::EdDsa], &keys, &RustCrypto).is_ok(), verified);
+        }
+        let attached = Jws::parse_detached(SIGNED.as_bytes(), Vec::new(), 1000, &limits);
+        assert_eq!(attached.unwrap_err().to_string(), "the payload is not detached");
+        let whole = Jws::parse(detached.as_bytes(), 1000, &limits);
+        assert_eq!(whole.unwrap_err().to_string(), "the payload is empty");
+    }
+
+    #[test]
+    fn a_text_is_not_even_looked_at_beyond_its_limit() {
+        let limits = Limits::DEFAULT;
+        assert!(Jws::parse(SIGNED.as_bytes(), SIGNED.len(), &limits).is_ok());
+        let limit = SIGNED.len() - 1;
+        let error = Jws::parse(SIGNED.as_bytes(), limit, &limits).unwrap_err();
+        assert_eq!(error, ParseError::TooLarge { bytes: SIGNED.len(), limit });
+        let error = Jws::parse_detached(&[b'.'; 9], Vec::new(), 8, &limits).unwrap_err();
+        assert_eq!(error, ParseError::TooLarge { bytes: 9, limit: 8 });
+    }
+
+    #[test]
+    fn a_verifier_is_never_asked_about_a_signature_of_another_length() {
+        struct Gullible;
+        impl SignatureVerifier for Gullible {
+            fn verify(&self, key: &PublicKey, _: Algorithm, _: &[u8], signature: &[u8]) -> bool {
+                assert_eq!(signature.len(), key.signature_length());
+                true
+            }
+        }
+        let (keys, _) = KeySet::parse(KEYS, &Limits::DEFAULT).unwrap();
+        for (text, verified) in [
+            (SIGNED.to_owned(), true),
+            (format!("{SIGNED}AA"), false),
+            (format!("{SIGNED}AAAA"), false),
+        ] {
+            let jws = Jws::parse(text.as_bytes(), 1000, &Limits::DEFAULT).unwrap();
+            assert_eq!(jws.verify(Algorithm::ALL, &keys, &Gullible).is_ok(), verified, "{text}");
+        }
     }
 }

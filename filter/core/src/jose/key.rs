@@ -522,3 +522,154 @@ fn missing(name: &'static str) -> KeyFault {
 fn member(name: &'static str, problem: &str) -> KeyFault {
     KeyFault::Member { name, problem: problem.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// An RSA JWK with a modulus of `octets` and the exponent `e`.
+    fn rsa(octets: &[u8], e: &[u8]) -> Value {
+        json!({"kty": "RSA", "n": base64url::encode(octets), "e": base64url::encode(e)})
+    }
+
+    fn read(jwk: &Value) -> Result<PublicKey, String> {
+        PublicKey::from_jwk(jwk, &Limits::DEFAULT).map_err(|fault| fault.to_string())
+    }
+
+    #[test]
+    fn an_rsa_modulus_is_odd_and_of_a_bearable_length() {
+        let modulus = |first: u8, length: usize, last: u8| {
+            let mut octets = vec![0xa5; length];
+            octets[0] = first;
+            octets[length - 1] = last;
+            octets
+        };
+        for (octets, expected) in [
+            (modulus(0x80, 256, 1), Ok(())),
+            (modulus(0x01, 257, 1), Ok(())),
+            (modulus(0xff, 512, 1), Ok(())),
+            (modulus(0x7f, 256, 1), Err("`n` has 2047 bits, not 2048 to 4096")),
+            (modulus(0x80, 128, 1), Err("`n` has 1024 bits, not 2048 to 4096")),
+            (modulus(0x01, 513, 1), Err("`n` has 4097 bits, not 2048 to 4096")),
+            (modulus(0x80, 100_000, 1), Err("`n` has 800000 bits, not 2048 to 4096")),
+            (modulus(0x80, 256, 2), Err("`n` is even, so it is no RSA modulus")),
+            (vec![0; 300], Err("`n` is zero")),
+            (vec![], Err("`n` is zero")),
+        ] {
+            let found = read(&rsa(&octets, &[1, 0, 1])).map(|_| ());
+            assert_eq!(found, expected.map_err(str::to_owned));
+        }
+    }
+
+    #[test]
+    fn an_rsa_exponent_is_odd_and_small() {
+        let modulus = [0xa5; 256];
+        for (exponent, accepted) in [
+            (&[3][..], true),
+            (&[17], true),
+            (&[1, 0, 1], true),
+            (&[0, 0, 1, 0, 1], true),
+            (&[1, 0xff, 0xff, 0xff, 0xff], true),
+            (&[], false),
+            (&[0], false),
+            (&[1], false),
+            (&[2], false),
+            (&[1, 0, 0], false),
+            (&[2, 0, 0, 0, 1], false),
+            (&[0xff; 256], false),
+        ] {
+            assert_eq!(read(&rsa(&modulus, exponent)).is_ok(), accepted, "{exponent:?}");
+        }
+    }
+
+    #[test]
+    fn a_larger_limit_lets_a_larger_modulus_in() {
+        let limits = Limits { rsa_modulus_bits: 8192, ..Limits::DEFAULT };
+        assert!(PublicKey::from_jwk(&rsa(&[0xa5; 1024], &[1, 0, 1]), &limits).is_ok());
+    }
+
+    #[test]
+    fn a_point_is_on_its_curve_at_full_length() {
+        let point = p256::ecdsa::SigningKey::from_slice(&[1; 32]).unwrap();
+        let point = point.verifying_key().to_encoded_point(false);
+        let (x, y) = (&point.x().unwrap()[..], &point.y().unwrap()[..]);
+        let off: Vec<u8> = y.iter().map(|octet| octet ^ 1).collect();
+        let long = [&[0], x].concat();
+        for (curve, x, y, expected) in [
+            ("P-256", x, y, Ok(())),
+            ("P-256", x, &off[..], Err("`x` and `y` are not a point on P-256")),
+            ("P-256", y, x, Err("`x` and `y` are not a point on P-256")),
+            ("P-256", &[0; 32], &[0; 32], Err("`x` and `y` are not a point on P-256")),
+            ("P-256", &[0xff; 32], y, Err("`x` and `y` are not a point on P-256")),
+            ("P-256", &x[1..], y, Err("`x` has 31 octets, not 32")),
+            ("P-256", &long, y, Err("`x` has 33 octets, not 32")),
+            ("P-256", x, &[], Err("`y` has 0 octets, not 32")),
+            ("P-384", x, y, Err("`x` has 32 octets, not 48")),
+            ("secp256k1", x, y, Err("`crv` `secp256k1` is not supported")),
+            ("p-256", x, y, Err("`crv` `p-256` is not supported")),
+        ] {
+            let (x, y) = (base64url::encode(x), base64url::encode(y));
+            let found = read(&json!({"kty": "EC", "crv": curve, "x": x, "y": y})).map(|_| ());
+            assert_eq!(found, expected.map_err(str::to_owned), "{curve} {x} {y}");
+        }
+    }
+
+    #[test]
+    fn an_unusable_entry_says_why() {
+        let ed25519 = |members: Value| {
+            let mut jwk = json!({
+                "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+            });
+            jwk.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+            jwk
+        };
+        assert!(read(&ed25519(json!({"kid": "grün", "unknown": [1]}))).is_ok());
+        for (jwk, expected) in [
+            (json!([]), "not an object"),
+            (json!({}), "`kty` is missing"),
+            (json!({"kty": 1}), "`kty` is not a string"),
+            (json!({"kty": "rsa"}), "`kty` `rsa` is not supported"),
+            (json!({"kty": "AKP", "alg": "ML-DSA-44"}), "`kty` `AKP` is not supported"),
+            (json!({"kty": "RSA", "e": "AQAB"}), "`n` is missing"),
+            (json!({"kty": "RSA", "n": "AQAB="}), "`n` is not unpadded base64url"),
+            (json!({"kty": "RSA", "n": 65537}), "`n` is not a string"),
+            (json!({"kty": "EC"}), "`crv` is missing"),
+            (json!({"kty": "OKP"}), "`crv` is missing"),
+            (json!({"kty": "OKP", "crv": "Ed448"}), "`crv` `Ed448` is not supported"),
+            (ed25519(json!({"x": "AAAA"})), "`x` has not exactly 32 octets"),
+            (ed25519(json!({"kid": "x".repeat(257)})), "`kid` is longer than 256 bytes or"),
+            (ed25519(json!({"kid": "a\u{7}"})), "contains control characters"),
+            (ed25519(json!({"kid": null})), "`kid` is not a string"),
+            (ed25519(json!({"alg": 1})), "`alg` is not a string"),
+            (ed25519(json!({"use": ["sig"]})), "`use` is not a string"),
+            (ed25519(json!({"key_ops": "verify"})), "`key_ops` is not an array of strings"),
+            (ed25519(json!({"key_ops": [1]})), "`key_ops` is not an array of strings"),
+            (ed25519(json!({"k": "AAAA"})), "a symmetric key"),
+        ] {
+            let fault = read(&jwk).unwrap_err();
+            assert!(fault.contains(expected), "{jwk}: {fault}");
+        }
+        for name in PRIVATE_MEMBERS {
+            let fault = PublicKey::from_jwk(&ed25519(json!({name: "secret"})), &Limits::DEFAULT)
+                .unwrap_err();
+            assert_eq!(fault, KeyFault::PrivateKey { name });
+            assert!(fault.is_leak());
+        }
+    }
+
+    #[test]
+    fn only_reduced_encodings_are_canonical() {
+        let mut encoded = [0xff; 32];
+        for (first, last, canonical) in
+            [(0xec, 0x7f, true), (0xec, 0xff, true), (0xed, 0x7f, false), (0xff, 0xff, false)]
+        {
+            encoded[0] = first;
+            encoded[31] = last;
+            assert_eq!(is_canonical_ed25519(&encoded), canonical, "{first:x} {last:x}");
+        }
+        encoded[17] = 0xfe;
+        assert!(is_canonical_ed25519(&encoded));
+    }
+}

@@ -173,10 +173,79 @@ impl fmt::Display for KeySetError {
             Self::TooLarge { bytes, limit } => {
                 write!(formatter, "the key set has {bytes} bytes, more than {limit}")
             }
-            Self::Json(error) => write!(formatter, "the key set is {error}"),
+            Self::Json(error) => write!(formatter, "the key set: {error}"),
             Self::NoKeys => formatter.write_str("not a key set: no array `keys`"),
         }
     }
 }
 
 impl std::error::Error for KeySetError {}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ed25519(key_id: &str) -> Value {
+        json!({
+            "kty": "OKP", "crv": "Ed25519", "kid": key_id,
+            "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        })
+    }
+
+    fn parse(document: &Value) -> Result<(KeySet, Vec<SkippedKey>), KeySetError> {
+        KeySet::parse(document.to_string().as_bytes(), &Limits::DEFAULT)
+    }
+
+    #[test]
+    fn one_unusable_key_never_spoils_the_set() {
+        let private =
+            json!({"kty": "OKP", "crv": "Ed25519", "kid": "leaked", "x": "AA", "d": "AA"});
+        let document = json!({"keys": [
+            ed25519("a"), 7, {"kty": "PQ"}, private, {"kty": "oct", "k": "AA", "kid": "s"}, ed25519("b"),
+        ], "other": true});
+        let (set, skipped) = parse(&document).unwrap();
+        assert_eq!(set.key_ids().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(set.thumbprints().count(), 2);
+        let told: Vec<_> = skipped.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "keys[1]: not an object",
+                "keys[2]: `kty` `PQ` is not supported",
+                "keys[3] `leaked`: a private key has been published (`d` is present), so it is \
+                 not trusted",
+                "keys[4] `s`: a symmetric key: whoever verifies with it can sign with it, so it \
+                 is never used",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_key_set_is_an_error() {
+        for document in
+            [json!({}), json!([]), json!({"keys": {}}), json!({"keys": null}), ed25519("a")]
+        {
+            assert_eq!(parse(&document).unwrap_err(), KeySetError::NoKeys, "{document}");
+        }
+        for text in [&b""[..], b"<html>", b"{\"keys\":[],\"keys\":[]}", b"{\"keys\":[]}x"] {
+            let error = KeySet::parse(text, &Limits::DEFAULT).unwrap_err();
+            assert!(matches!(error, KeySetError::Json(_)), "{error}");
+        }
+        let (set, skipped) = parse(&json!({"keys": []})).unwrap();
+        assert!(set.is_empty() && skipped.is_empty());
+    }
+
+    #[test]
+    fn the_number_of_keys_and_the_bytes_are_bounded() {
+        let keys: Vec<_> = (0..150).map(|index| ed25519(&index.to_string())).collect();
+        let (set, skipped) = parse(&json!({"keys": keys})).unwrap();
+        assert_eq!(set.len(), 100);
+        let [beyond] = skipped.as_slice() else { panic!("{skipped:?}") };
+        assert_eq!(beyond.to_string(), "keys[100]: beyond the limit of 100 keys");
+        let limits = Limits { key_set_bytes: 10, ..Limits::DEFAULT };
+        let error = KeySet::parse(b"{\"keys\":[]}", &limits).unwrap_err();
+        assert_eq!(error.to_string(), "the key set has 11 bytes, more than 10");
+    }
+}

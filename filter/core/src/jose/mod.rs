@@ -8,12 +8,14 @@
 mod algorithm;
 mod base64url;
 mod compact;
+mod der;
 mod key;
 mod key_set;
 mod verifier;
 
 pub use algorithm::Algorithm;
 pub use compact::{Header, Jws, ParseError, VerifyError};
+pub use der::ecdsa_signature_der;
 pub use key::{Curve, KeyFault, Material, Misfit, PublicKey};
 pub use key_set::{KeySet, KeySetError, SkippedKey};
 pub use verifier::{RustCrypto, SignatureVerifier};

@@ -126,6 +126,9 @@ pub(super) enum HostFault {
 
 /// Splits the port off; the host may still be anything.
 fn split(text: &str) -> Result<(&str, Option<u16>), &'static str> {
+    if text.contains('@') {
+        return Err("has user information");
+    }
     let colon = match text.rfind(']') {
         Some(bracket) => text.get(bracket..).and_then(|tail| tail.find(':')).map(|at| bracket + at),
         None => text.find(':'),
@@ -170,7 +173,6 @@ fn host_name(host: &str) -> Result<Cow<'_, str>, &'static str> {
                 label += 1;
                 upper = true;
             }
-            b'@' => return Err("has user information"),
             _ => return Err("has a character that no host name has"),
         }
     }

@@ -10,6 +10,13 @@
 //! Deciding depends on nothing but its arguments, cannot fail and, for a permit, allocates nothing
 //! unless the path or the authority was not in its normal form.
 //!
+//! How the values of a document compare, each to the whole of a fact and case-sensitively: `*` is any
+//! run of characters, also none, and cannot be escaped. A claim is named as it is in the token, or by
+//! a JSON Pointer (RFC 6901) if the name begins with `/` and no claim has it; strings, whole numbers
+//! and booleans compare by their text, arrays by each element, anything else is unknown. A host
+//! without a port means the default port of the request's scheme; `*.example.com` is every name below
+//! `example.com`, and an exact host, then the longer domain, comes first.
+//!
 //! What it is not: it verifies no credential, fetches no document, and knows neither signatures nor
 //! Consul's intentions, which are a layer of their own.
 
@@ -186,17 +193,17 @@ impl Policy {
         let name = destination.and_then(|number| self.destinations.get(number as usize));
         let (outcome, shadow) = match (&authority, &path, destination) {
             (Err(problem), _, _) => {
-                let detail = format!("the authority {} {problem}", quote(call.authority));
+                let detail = format!("the authority {} {problem}", quote(host_of(call.authority)));
                 (Outcome::Refuse(Reject::new(Code::AuthorityInvalid, detail)), Vec::new())
             }
             (_, Err(problem), _) => {
-                let detail = format!("the path {} {problem}", quote(call.target));
+                let detail = format!("the path {} {problem}", quote(path_of(call.target)));
                 (Outcome::Refuse(Reject::new(Code::PathInvalid, detail)), Vec::new())
             }
             (_, _, None) => {
                 let detail = format!(
                     "no destination of the policy has the authority {}",
-                    quote(call.authority)
+                    quote(host_of(call.authority))
                 );
                 (Outcome::Refuse(Reject::new(Code::DestinationUnknown, detail)), Vec::new())
             }
@@ -311,11 +318,23 @@ impl Standing {
     }
 }
 
+/// What a sentence may show of an authority: there may be a password before the `@`.
+fn host_of(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+}
+
+/// What a sentence may show of a target: there may be a secret in the query.
+fn path_of(target: &str) -> &str {
+    target.split_once('?').map_or(target, |(path, _)| path)
+}
+
+/// The name of a role and one of its selectors.
+type RoleSelector = (Arc<str>, Box<[Condition]>);
+
 /// The roles of a policy, found by caller.
 #[derive(Debug)]
 struct Roles {
-    /// Every selector of every role, with the name of the role.
-    selectors: Box<[(Arc<str>, Box<[Condition]>)]>,
+    selectors: Box<[RoleSelector]>,
     all: Group,
     /// Only selectors of roles that a deny rule asks for.
     denying: Group,
@@ -323,7 +342,7 @@ struct Roles {
 
 impl Roles {
     fn new(roles: &[Role], rules: &[Rule]) -> Self {
-        let selectors: Box<[_]> = roles
+        let selectors: Box<[RoleSelector]> = roles
             .iter()
             .flat_map(|role| {
                 role.any.iter().map(|selector| (Arc::clone(&role.name), selector.clone()))

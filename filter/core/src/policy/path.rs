@@ -32,7 +32,7 @@ pub fn normalise<'a>(target: &'a str, limits: &Limits) -> Result<Cow<'a, str>, &
     if path.len() > limits.path_bytes {
         return Err("is too long");
     }
-    if path.split('/').skip(1).count() > limits.path_segments {
+    if path.bytes().filter(|byte| *byte == b'/').count() > limits.path_segments {
         return Err("has too many segments");
     }
     if is_normal(path.as_bytes()) {

@@ -9,8 +9,8 @@ use super::authority::{HostFault, Hosts};
 use super::glob::Values;
 use super::path::{Paths, normalise_pattern};
 use super::rule::{Effect, Rule};
-use super::selector::{Condition, FIELDS, Subject};
-use crate::document::{Faults, Node, Object, Report, suggestion};
+use super::selector::{Condition, FIELDS, Subject, quote};
+use crate::document::{Faults, Node, Report, suggestion};
 use crate::limits::Limits;
 use crate::time::UnixTime;
 
@@ -109,10 +109,15 @@ fn destination(
         let Some(text) = host.string(report) else { continue };
         match hosts.add(text, number) {
             Ok(()) => {}
-            Err(HostFault::Invalid(problem)) => host.fault(report, format!("`{text}` {problem}")),
+            Err(HostFault::Invalid(problem)) => {
+                host.fault(report, format!("{} {problem}", quote(text)))
+            }
             Err(HostFault::Taken(other)) => {
                 let other = destinations.get(other as usize).map(AsRef::as_ref).unwrap_or_default();
-                host.fault(report, format!("`{text}` belongs to destination `{other}` already"));
+                host.fault(
+                    report,
+                    format!("{} belongs to destination {} already", quote(text), quote(other)),
+                );
             }
         }
     }
@@ -213,14 +218,17 @@ fn read_selector(
         return None;
     }
     let mut conditions = Vec::new();
-    if let Some(names) = names
-        && let Some(roles) = object.optional("roles")
-        && let Some(values) = roles.strings(report)
-    {
-        for name in values.iter().filter(|name| !names.roles.contains_key(*name)) {
-            roles.fault(report, unknown("role", name, &names.roles));
+    match (names, object.optional("roles")) {
+        (Some(names), Some(roles)) => {
+            if let Some(values) = roles.strings(report) {
+                for name in values.iter().filter(|name| !names.roles.contains_key(*name)) {
+                    roles.fault(report, unknown("role", name, &names.roles));
+                }
+                conditions.push(Condition { subject: Subject::Roles, values: Values::new(values) });
+            }
         }
-        conditions.push(Condition { subject: Subject::Roles, values: Values::new(values) });
+        (None, Some(roles)) => roles.fault(report, "a role cannot ask for roles"),
+        (_, None) => {}
     }
     for field in &FIELDS {
         if let Some(values) = object.optional(field.name).and_then(|node| node.strings(report)) {
@@ -240,15 +248,8 @@ fn read_selector(
             }
         }
     }
-    finish_selector(object, names.is_some(), report);
-    Some(conditions.into())
-}
-
-fn finish_selector(mut object: Object<'_>, in_rule: bool, report: &mut Report) {
-    if !in_rule && let Some(roles) = object.optional("roles") {
-        roles.fault(report, "a role cannot ask for roles");
-    }
     object.finish(report);
+    Some(conditions.into())
 }
 
 /// Numbers of destinations; `Some(None)` for any destination.
@@ -287,7 +288,7 @@ fn read_methods(node: &Node<'_>, report: &mut Report) -> Option<Box<[Box<str>]>>
         if !token {
             node.fault(
                 report,
-                format!("`{method}` is not a method; leave `methods` out to mean every one"),
+                format!("{} is not a method; leave `methods` out to mean every one", quote(method)),
             );
         } else if ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
             .iter()
@@ -309,7 +310,7 @@ fn read_paths(node: &Node<'_>, limits: &Limits, report: &mut Report) -> Option<P
         let Some(text) = element.string(report) else { continue };
         match normalise_pattern(text, limits) {
             Ok(pattern) => patterns.push(pattern),
-            Err(problem) => element.fault(report, format!("`{text}` {problem}")),
+            Err(problem) => element.fault(report, format!("{} {problem}", quote(text))),
         }
     }
     Some(Paths::new(patterns))
@@ -337,9 +338,9 @@ fn read_validity(
 fn check_id(text: &str, node: &Node<'_>, report: &mut Report) {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if text.is_empty() || text.len() > 128 || !text.bytes().all(plain) {
-        let shown: String = text.chars().take(64).collect();
+        let shown = quote(text);
         let problem =
-            format!("`{shown}` is not a name of 1 to 128 letters, digits, `.`, `_` and `-`");
+            format!("{shown} is not a name of 1 to 128 letters, digits, `.`, `_` and `-`");
         node.fault(report, problem);
     }
 }
@@ -347,8 +348,10 @@ fn check_id(text: &str, node: &Node<'_>, report: &mut Report) {
 fn unknown<T>(kind: &str, name: &str, known: &BTreeMap<&str, T>) -> String {
     let shown: String = name.chars().take(64).collect();
     let candidates: Vec<&str> = known.keys().take(MOST_SUGGESTIONS).copied().collect();
-    match suggestion(&shown, &candidates) {
-        Some(close) => format!("there is no {kind} `{shown}`, did you mean `{close}`?"),
-        None => format!("there is no {kind} `{shown}`"),
+    let close = suggestion(&shown, &candidates);
+    let shown = quote(name);
+    match close {
+        Some(close) => format!("there is no {kind} {shown}, did you mean `{close}`?"),
+        None => format!("there is no {kind} {shown}"),
     }
 }

@@ -108,9 +108,13 @@ impl Subject {
                 None => false,
             },
             Self::Claim(name) => match claim(&who.caller.claims, name) {
-                Some(Value::Array(elements)) => elements
-                    .iter()
-                    .fold(true, |all, element| visit_scalar(element, &mut visit) && all),
+                Some(Value::Array(elements)) => {
+                    let mut all_known = true;
+                    for element in elements {
+                        all_known &= visit_scalar(element, &mut visit);
+                    }
+                    all_known
+                }
                 Some(value) => visit_scalar(value, &mut visit),
                 None => false,
             },
@@ -139,7 +143,17 @@ impl Condition {
     pub(super) fn explain(&self, who: &Who<'_>) -> String {
         let mut given = Vec::new();
         let all_known = self.subject.visit_values(who, |value| given.push(quote(value)));
+        let perhaps: Vec<_> = match self.subject {
+            Subject::Roles => {
+                who.perhaps_held.iter().filter(|role| self.values.matches(role)).collect()
+            }
+            _ => Vec::new(),
+        };
         let has = match (&self.subject, given.len()) {
+            (Subject::Roles, _) if !perhaps.is_empty() => {
+                let perhaps = few(perhaps.into_iter().map(|role| quote(role)));
+                format!("whether the caller holds {perhaps} is unknown")
+            }
             (Subject::Roles, 0) => "the caller holds none of the policy's roles".to_owned(),
             (Subject::Roles, _) => format!("the caller holds {}", few(given)),
             (_, 0) if all_known => "the caller has none".to_owned(),

@@ -86,18 +86,29 @@ pub struct Filter {
 
 impl Filter {
     /// Starts the filter with `configuration`; the log if it refuses.
-    pub fn start(configuration: &str) -> Result<Self, Vec<String>> {
+    pub fn start(configuration: impl AsRef<[u8]>) -> Result<Self, Vec<String>> {
         state(|state| {
             *state = State { millis: 1_800_000_000_000, next_token: 1, ..State::default() };
-            state.configuration = configuration.as_bytes().to_vec();
         });
-        let accepted = unsafe {
+        unsafe {
             _initialize();
             proxy_on_context_create(ROOT, 0);
             enter(ROOT);
-            proxy_on_vm_start(ROOT, 0) && proxy_on_configure(ROOT, configuration.len())
-        };
-        if accepted { Ok(Self { next_stream: ROOT + 1 }) } else { Err(log()) }
+            assert!(proxy_on_vm_start(ROOT, 0), "the VM starts whatever the configuration");
+        }
+        let mut filter = Self { next_stream: ROOT + 1 };
+        filter.configure(configuration.as_ref()).map(|()| filter)
+    }
+
+    /// Configures the filter anew; the log if it refuses.
+    pub fn configure(&mut self, configuration: &[u8]) -> Result<(), Vec<String>> {
+        state(|state| {
+            state.log.clear();
+            state.configuration = configuration.to_vec();
+        });
+        enter(ROOT);
+        let accepted = unsafe { proxy_on_configure(ROOT, configuration.len()) };
+        if accepted { Ok(()) } else { Err(log()) }
     }
 
     /// A request's headers arrive; the stream's number and whether it goes on at once.
@@ -191,6 +202,11 @@ pub fn bytes_read() -> usize {
 /// The time between ticks that the filter asked for.
 pub fn tick_millis() -> u32 {
     state(|state| state.tick_millis)
+}
+
+/// Sets the host's clock, in seconds since the epoch.
+pub fn set_now(seconds: i64) {
+    state(|state| state.millis = u64::try_from(seconds).expect("after 1970") * 1000);
 }
 
 fn enter(context: u32) {

@@ -1,8 +1,6 @@
-//! The filter against a host in the test binary: what Envoy would do to it, and worse.
+//! Single requests, callouts and configurations, ordinary and hostile.
 
-mod host;
-
-use host::{Filter, Seen};
+use crate::host::{self, Filter, Seen};
 use serde_json::{Value, json};
 
 /// A filter that lets anonymous callers read `orders.internal`, with the policy and the keys fetched.
@@ -47,7 +45,7 @@ fn inline(path: &str) -> Value {
 }
 
 fn start(configuration: &Value) -> Filter {
-    Filter::start(&configuration.to_string()).expect("the configuration is accepted")
+    Filter::start(configuration.to_string()).expect("the configuration is accepted")
 }
 
 const GET: [(&str, &str); 4] = [
@@ -82,7 +80,7 @@ fn a_bad_configuration_is_refused_with_every_field_and_reason() {
         "airflow": { "identity": "sometimes" },
         "policy": { "sources": [] }
     });
-    let log = Filter::start(&configuration.to_string()).err().unwrap().join("\n");
+    let log = Filter::start(configuration.to_string()).err().unwrap().join("\n");
     for expected in [
         "issuers[0]: `audiences` is missing",
         "issuers[0]: unknown field `audience`, did you mean `audiences`?",
@@ -237,7 +235,8 @@ fn a_callout_that_fails_in_any_way_changes_nothing_and_is_tried_again() {
     filter.answer(&[(":status", b"200"), ("etag", b"1")], policy("/v1/**").to_string().as_bytes());
     filter.answer(&[], b"");
     let huge = vec![b' '; 64 * 1024 * 1024 + 1];
-    let bad: [(&[(&str, &[u8])], &[u8], &str); 8] = [
+    type Bad<'a> = (&'a [(&'a str, &'a [u8])], &'a [u8], &'a str);
+    let bad: [Bad<'_>; 8] = [
         (&[], b"", "failed"),
         (&[(":status", b"500")], b"oops", "failed"),
         (&[(":status", b"\xff")], b"", "failed"),

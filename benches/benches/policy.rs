@@ -1,0 +1,192 @@
+//! What a decision costs as the policy grows: it must not grow with rules that cannot match.
+//!
+//! Each shape is a policy whose rules differ in one respect only. Every decision is a permit, asked
+//! in turn by 16 callers that are spread over the whole policy (`spread`), or by 4096 of them, so
+//! that the rules are no longer in the processor's nearest cache (`scattered`).
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench may fail by panicking")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use airflow_envoy_core::facts::{Call, Caller, Fact};
+use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::policy::{Outcome, Policy, Standing};
+use airflow_envoy_core::time::UnixTime;
+use criterion::{Criterion, criterion_group, criterion_main};
+use serde_json::{Map, Value, json};
+
+const SIZES: [usize; 3] = [10, 1_000, 100_000];
+
+/// One respect in which the rules of a policy differ.
+#[derive(Clone, Copy)]
+enum Shape {
+    /// Each rule has its own path without a wildcard.
+    Paths,
+    /// Each rule has its own path with a wildcard before the segment that differs.
+    Patterns,
+    /// All rules have the same path, each its own DAG.
+    Dags,
+    /// All rules have the same path, each its own prefix of DAG names.
+    DagPrefixes,
+    /// Each rule has its own destination.
+    Destinations,
+    /// Each rule has its own role, each role its own DAG.
+    Roles,
+    /// As `Dags`, besides as many rules that deny other DAGs.
+    Denied,
+}
+
+const SHAPES: [(&str, Shape); 7] = [
+    ("paths", Shape::Paths),
+    ("patterns", Shape::Patterns),
+    ("dags", Shape::Dags),
+    ("dag_prefixes", Shape::DagPrefixes),
+    ("destinations", Shape::Destinations),
+    ("roles", Shape::Roles),
+    ("denied", Shape::Denied),
+];
+
+struct Asked {
+    caller: Caller,
+    standing: Standing,
+    authority: String,
+    target: String,
+}
+
+impl Shape {
+    fn document(self, size: usize) -> Value {
+        let mut destinations = Map::new();
+        let mut roles = Map::new();
+        let mut rules = Vec::with_capacity(size);
+        destinations.insert("orders".to_owned(), json!({"hosts": ["orders.internal"]}));
+        for number in 0..size {
+            let mut rule = json!({
+                "id": format!("rule-{number}"), "effect": "allow", "to": ["orders"],
+                "from": {"teams": ["data-science"]}, "methods": ["GET", "HEAD"], "paths": ["/v1/orders/*"],
+            });
+            match self {
+                Self::Paths => rule["paths"] = json!([format!("/v1/orders{number}/items")]),
+                Self::Patterns => rule["paths"] = json!([format!("/v1/*/items{number}")]),
+                Self::Dags => rule["from"]["dags"] = json!([format!("ds_{number}")]),
+                Self::DagPrefixes => rule["from"]["dags"] = json!([format!("team{number}_*")]),
+                Self::Destinations => {
+                    let name = format!("orders-{number}");
+                    destinations
+                        .insert(name.clone(), json!({"hosts": [format!("{name}.internal")]}));
+                    rule["to"] = json!([name]);
+                }
+                Self::Roles => {
+                    let name = format!("role-{number}");
+                    roles
+                        .insert(name.clone(), json!({"any": [{"dags": [format!("ds_{number}")]}]}));
+                    rule["from"]["roles"] = json!([name]);
+                }
+                Self::Denied if number % 2 == 0 => {
+                    rule["from"]["dags"] = json!([format!("ds_{number}")])
+                }
+                Self::Denied => {
+                    rule["effect"] = "deny".into();
+                    rule["from"]["dags"] = json!([format!("ds_{number}")]);
+                }
+            }
+            rules.push(rule);
+        }
+        json!({"version": 1, "roles": roles, "destinations": destinations, "rules": rules})
+    }
+
+    fn asked(self, number: usize, policy: &Policy) -> Asked {
+        let caller = Caller {
+            dags: Fact::one(match self {
+                Self::DagPrefixes => format!("team{number}_daily"),
+                _ => format!("ds_{number}"),
+            }),
+            tasks: Fact::one("load"),
+            teams: Fact::one("data-science"),
+            ..Caller::default()
+        };
+        Asked {
+            standing: policy.standing(&caller),
+            caller,
+            authority: match self {
+                Self::Destinations => format!("orders-{number}.internal"),
+                _ => "orders.internal".to_owned(),
+            },
+            target: match self {
+                Self::Paths => format!("/v1/orders{number}/items?page=1"),
+                Self::Patterns => format!("/v1/orders/items{number}?page=1"),
+                _ => "/v1/orders/17?page=1".to_owned(),
+            },
+        }
+    }
+}
+
+fn decide(policy: &Policy, asked: &Asked) -> bool {
+    let call =
+        Call { authority: &asked.authority, scheme: "https", method: "GET", target: &asked.target };
+    let now = UnixTime::from_secs(1_000_000_000);
+    let decision = policy.decide(&asked.caller, &asked.standing, &call, now, &Limits::DEFAULT);
+    matches!(black_box(decision).outcome, Outcome::Permit { .. })
+}
+
+fn decisions(criterion: &mut Criterion) {
+    for (name, shape) in SHAPES {
+        for size in SIZES {
+            let policy = Policy::from_value(&shape.document(size), &Limits::DEFAULT).unwrap();
+            for (spread, callers) in [("spread", 16), ("scattered", 4096)] {
+                let all: Vec<Asked> = (0..callers)
+                    // A prime step: neighbours in the list are none in the policy. Even, because half
+                    // of the rules of one shape deny.
+                    .map(|index| shape.asked(index * 7919 % size / 2 * 2, &policy))
+                    .collect();
+                assert!(all.iter().all(|asked| decide(&policy, asked)), "{name} is not a permit");
+                let mut turn = all.iter().cycle();
+                criterion.bench_function(&format!("{name}/{spread}/{size}"), |bencher| {
+                    bencher.iter(|| turn.next().is_some_and(|asked| decide(&policy, asked)));
+                });
+            }
+        }
+    }
+}
+
+fn denials(criterion: &mut Criterion) {
+    for size in SIZES {
+        let policy = Policy::from_value(&Shape::Dags.document(size), &Limits::DEFAULT).unwrap();
+        let asked = Shape::Dags.asked(size, &policy);
+        assert!(!decide(&policy, &asked), "nobody allows this");
+        criterion.bench_function(&format!("no_match/{size}"), |bencher| {
+            bencher.iter(|| decide(&policy, &asked));
+        });
+    }
+}
+
+fn standings(criterion: &mut Criterion) {
+    for size in SIZES {
+        let policy = Policy::from_value(&Shape::Roles.document(size), &Limits::DEFAULT).unwrap();
+        let asked = Shape::Roles.asked(size / 2, &policy);
+        criterion.bench_function(&format!("standing/{size}"), |bencher| {
+            bencher.iter(|| policy.standing(black_box(&asked.caller)));
+        });
+    }
+}
+
+fn reading(criterion: &mut Criterion) {
+    for (name, shape) in [("dags", Shape::Dags), ("destinations", Shape::Destinations)] {
+        for size in [1_000, 100_000] {
+            let text = shape.document(size).to_string();
+            criterion.bench_function(&format!("parse/{name}/{size}"), |bencher| {
+                bencher
+                    .iter(|| Policy::parse(black_box(text.as_bytes()), &Limits::DEFAULT).is_ok());
+            });
+        }
+    }
+}
+
+criterion_group! {
+    name = policy;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    targets = decisions, denials, standings, reading
+}
+criterion_main!(policy);

@@ -1,0 +1,305 @@
+//! What the policy says about single calls, and how it explains itself.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
+
+use std::borrow::Cow;
+
+use airflow_envoy_core::facts::{Call, Caller, Fact};
+use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::policy::{Decision, Outcome, Policy};
+use airflow_envoy_core::reject::{Code, Reject};
+use airflow_envoy_core::time::UnixTime;
+use serde_json::{Value, json};
+
+/// Between the two times of the rule `ds-reads-orders`.
+const NOW: &str = "2026-11-10T12:00:00Z";
+
+fn document() -> Value {
+    json!({
+        "version": 1,
+        "revision": 42,
+        "roles": {
+            "data-science": {"any": [
+                {"teams": ["data-science"]},
+                {"airflow_roles": ["DataScience"], "services": ["airflow-worker"]},
+            ]},
+            "contractor": {"any": [{"owners": ["ext-*"]}]},
+        },
+        "destinations": {
+            "orders": {"hosts": ["orders.internal", "orders.internal:8443"]},
+            "billing": {"hosts": ["billing.internal"]},
+            "empty": {"hosts": ["empty.internal"]},
+        },
+        "rules": [
+            {
+                "id": "ds-reads-orders", "intent": "Data science DAGs may read orders.", "effect": "allow",
+                "from": {"roles": ["data-science"], "dags": ["ds_*"]}, "to": ["orders"],
+                "methods": ["GET", "HEAD"], "paths": ["/v1/orders/**"],
+                "valid": {"not_before": "2026-11-01T00:00:00Z", "expires_at": "2026-11-22T00:00:00Z"},
+            },
+            {
+                "id": "no-contractors", "intent": "Nobody from outside reads customers.", "effect": "deny",
+                "from": {"roles": ["contractor"]}, "to": ["*"], "paths": ["/v1/orders/customers/**"],
+            },
+            {"id": "billing-open", "effect": "allow", "to": ["billing"], "paths": ["/ping"]},
+            {
+                "id": "billing-untagged", "effect": "deny", "from": {"tags": ["pii"]}, "to": ["billing"],
+                "mode": "shadow",
+            },
+            {"id": "orders-soon", "effect": "allow", "to": ["orders"], "methods": ["POST"], "mode": "shadow"},
+        ],
+    })
+}
+
+fn caller() -> Caller {
+    Caller {
+        dags: Fact::one("ds_daily"),
+        teams: Fact::one("data-science"),
+        owners: Fact::one("ana"),
+        tags: Fact::Known(vec![]),
+        ..Caller::default()
+    }
+}
+
+const CALL: Call<'static> = Call {
+    authority: "orders.internal",
+    scheme: "https",
+    method: "GET",
+    target: "/v1/orders/7?full=1",
+};
+
+fn decide_at<'c>(caller: &Caller, call: Call<'c>, now: &str) -> Decision<'c> {
+    let policy = Policy::from_value(&document(), &Limits::DEFAULT).unwrap();
+    let now = UnixTime::from_rfc3339(now).unwrap();
+    policy.decide(caller, &policy.standing(caller), &call, now, &Limits::DEFAULT)
+}
+
+fn decide<'c>(caller: &Caller, call: Call<'c>) -> Decision<'c> {
+    decide_at(caller, call, NOW)
+}
+
+fn refusal(decision: Decision<'_>) -> Reject {
+    match decision.outcome {
+        Outcome::Refuse(reject) => reject,
+        Outcome::Permit { rule } => panic!("permitted by {rule}"),
+    }
+}
+
+#[test]
+fn a_permit_names_its_rule_its_destination_and_the_path_as_it_was_sent() {
+    let decision = decide(&caller(), CALL);
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "ds-reads-orders".into() });
+    assert_eq!(decision.destination.as_deref(), Some("orders"));
+    assert!(matches!(decision.path, Some(Cow::Borrowed("/v1/orders/7"))));
+    assert_eq!(decision.shadow, []);
+}
+
+#[test]
+fn what_was_not_in_normal_form_is_decided_in_it() {
+    let call = Call { authority: "ORDERS.internal.:443", target: "//v1/./orders/%37", ..CALL };
+    let decision = decide(&caller(), call);
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "ds-reads-orders".into() });
+    assert!(matches!(&decision.path, Some(Cow::Owned(path)) if path == "/v1/orders/7"));
+}
+
+#[test]
+fn a_refusal_names_the_nearest_rule_and_the_first_condition_that_failed() {
+    let other_dag = Caller { dags: Fact::one("etl`\n"), ..caller() };
+    let other_team = Caller { teams: Fact::one("finance"), ..caller() };
+    let no_dag = Caller { dags: Fact::Unknown, ..caller() };
+    for (who, call, now, code, nearest, detail) in [
+        (
+            &caller(),
+            Call { target: "/v2/orders", ..CALL },
+            NOW,
+            Code::PolicyNoMatch,
+            Some("ds-reads-orders"),
+            "rule `ds-reads-orders` allows this destination, but only for paths `/v1/orders/**`; this is `/v2/orders`",
+        ),
+        (
+            &caller(),
+            Call { method: "POST", ..CALL },
+            NOW,
+            Code::PolicyNoMatch,
+            Some("ds-reads-orders"),
+            "rule `ds-reads-orders` allows this path, but only for methods GET, HEAD; this is `POST`",
+        ),
+        (
+            &other_dag,
+            CALL,
+            NOW,
+            Code::PolicyNoMatch,
+            Some("ds-reads-orders"),
+            "rule `ds-reads-orders` allows this request, but only for dags `ds_*`; the caller's is `etl\\u{60}\\n`",
+        ),
+        (
+            &no_dag,
+            CALL,
+            NOW,
+            Code::PolicyNoMatch,
+            Some("ds-reads-orders"),
+            "rule `ds-reads-orders` allows this request, but only for dags `ds_*`; nothing is known about the caller's",
+        ),
+        (
+            &other_team,
+            CALL,
+            NOW,
+            Code::PolicyNoMatch,
+            Some("ds-reads-orders"),
+            "rule `ds-reads-orders` allows this request, but only for roles `data-science`; \
+             the caller holds none of the policy's roles",
+        ),
+        (
+            &caller(),
+            CALL,
+            "2026-11-22T00:00:00Z",
+            Code::PolicyNoMatch,
+            Some("ds-reads-orders"),
+            "rule `ds-reads-orders` allowed this call, but only until 2026-11-22T00:00:00Z; it is 2026-11-22T00:00:00Z",
+        ),
+        (
+            &caller(),
+            CALL,
+            "2026-10-31T23:59:59Z",
+            Code::PolicyNoMatch,
+            Some("ds-reads-orders"),
+            "rule `ds-reads-orders` allows this call, but only from 2026-11-01T00:00:00Z; it is 2026-10-31T23:59:59Z",
+        ),
+        (
+            &caller(),
+            Call { authority: "empty.internal", ..CALL },
+            NOW,
+            Code::PolicyNoMatch,
+            None,
+            "no rule allows anything at this destination",
+        ),
+        (
+            &caller(),
+            Call { authority: "orders.internal:99", ..CALL },
+            NOW,
+            Code::DestinationUnknown,
+            None,
+            "no destination of the policy has the authority `orders.internal:99`",
+        ),
+        (
+            &caller(),
+            Call { authority: "user:secret@orders.internal", ..CALL },
+            NOW,
+            Code::AuthorityInvalid,
+            None,
+            "the authority `orders.internal` has user information",
+        ),
+        (
+            &caller(),
+            Call { target: "/v1/orders/..%2fadmin?key=secret", ..CALL },
+            NOW,
+            Code::PathInvalid,
+            None,
+            "the path `/v1/orders/..%2fadmin` has an encoded `/`",
+        ),
+    ] {
+        let reject = refusal(decide_at(who, call, now));
+        assert_eq!(reject.detail, detail);
+        assert_eq!((reject.code, reject.nearest.as_deref()), (code, nearest), "{detail}");
+        assert_eq!(reject.rule, None, "{detail}");
+    }
+}
+
+#[test]
+fn a_matching_deny_rule_wins_and_says_what_it_is_for() {
+    let contractor = Caller { owners: Fact::one("ext-bob"), ..caller() };
+    let reject = refusal(decide(&contractor, Call { target: "/v1/orders/customers/1", ..CALL }));
+    assert_eq!(reject.code, Code::PolicyDenied);
+    assert_eq!(reject.rule.as_deref(), Some("no-contractors"));
+    assert_eq!(
+        reject.detail,
+        "rule `no-contractors` denies this call: `Nobody from outside reads customers.`"
+    );
+    assert!(
+        matches!(decide(&contractor, CALL).outcome, Outcome::Permit { .. }),
+        "other paths stay open"
+    );
+}
+
+#[test]
+fn a_deny_rule_that_cannot_be_evaluated_denies() {
+    let nobody_knows = Caller { owners: Fact::Unknown, ..caller() };
+    let reject = refusal(decide(&nobody_knows, Call { target: "/v1/orders/customers", ..CALL }));
+    assert_eq!(reject.code, Code::PolicyDenied);
+    assert_eq!(
+        reject.detail,
+        "rule `no-contractors` denies this call because it cannot be evaluated: it asks for roles `contractor`; \
+         whether the caller holds `contractor` is unknown"
+    );
+}
+
+#[test]
+fn shadow_rules_are_reported_and_not_enforced() {
+    let ping = Call { authority: "billing.internal", target: "/ping", ..CALL };
+    for (tags, expected) in [
+        (Fact::one("pii"), &[("billing-untagged", false)][..]),
+        (Fact::Unknown, &[("billing-untagged", false)]),
+        (Fact::one("public"), &[]),
+    ] {
+        let decision = decide(&Caller { tags, ..caller() }, ping);
+        assert_eq!(decision.outcome, Outcome::Permit { rule: "billing-open".into() });
+        let verdicts: Vec<_> = decision
+            .shadow
+            .iter()
+            .map(|verdict| (verdict.rule.as_ref(), verdict.permits))
+            .collect();
+        assert_eq!(verdicts, expected);
+    }
+    let decision = decide(&caller(), Call { method: "POST", ..CALL });
+    assert_eq!(decision.shadow.first().map(|verdict| verdict.permits), Some(true));
+    assert_eq!(refusal(decision).code, Code::PolicyNoMatch);
+}
+
+#[test]
+fn a_standing_under_another_policy_is_not_used() {
+    let read = || Policy::from_value(&document(), &Limits::DEFAULT).unwrap();
+    let (one, other) = (read(), read());
+    let standing = one.standing(&caller());
+    assert!(standing.belongs_to(&one) && !standing.belongs_to(&other));
+    assert_eq!(standing.roles().iter().map(AsRef::as_ref).collect::<Vec<_>>(), ["data-science"]);
+    let stale = one.standing(&Caller::default());
+    let now = UnixTime::from_rfc3339(NOW).unwrap();
+    let decision = other.decide(&caller(), &stale, &CALL, now, &Limits::DEFAULT);
+    assert!(matches!(decision.outcome, Outcome::Permit { .. }));
+}
+
+#[test]
+fn a_policy_without_rules_refuses_everything() {
+    let document = json!({"version": 1, "destinations": {"orders": {"hosts": ["orders.internal"]}}, "rules": []});
+    let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+    let standing = policy.standing(&caller());
+    let decision =
+        policy.decide(&caller(), &standing, &CALL, UnixTime::default(), &Limits::DEFAULT);
+    assert_eq!(refusal(decision).code, Code::PolicyNoMatch);
+    assert_eq!((policy.revision(), policy.rule_count()), (None, 0));
+}
+
+#[test]
+fn the_search_for_the_nearest_rule_is_bounded_and_prefers_the_path_and_the_caller() {
+    let rules: Vec<_> = (0..5_000)
+        .map(|number| {
+            json!({
+                "id": format!("r{number}"), "effect": "allow", "to": ["orders"], "methods": ["POST"],
+                "from": {"dags": [format!("ds_{number}")]}, "paths": ["/v1/orders"],
+            })
+        })
+        .collect();
+    let document = json!({
+        "version": 1, "destinations": {"orders": {"hosts": ["orders.internal"]}}, "rules": rules,
+    });
+    let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+    let caller = Caller { dags: Fact::one("ds_4321"), ..Caller::default() };
+    let standing = policy.standing(&caller);
+    let limits = Limits { nearest_rules: 3, ..Limits::DEFAULT };
+    let call = Call { target: "/v1/orders", ..CALL };
+    let reject = refusal(policy.decide(&caller, &standing, &call, UnixTime::default(), &limits));
+    assert_eq!(reject.nearest.as_deref(), Some("r4321"));
+    assert_eq!(
+        reject.detail,
+        "rule `r4321` allows this path, but only for methods POST; this is `GET`"
+    );
+}

@@ -1,0 +1,11 @@
+//! The shipped filter code against a host in the test binary: what Envoy would do to it, and worse.
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test may panic"
+)]
+
+mod corpus;
+mod host;
+mod requests;

@@ -1,0 +1,264 @@
+//! `envoy.yaml` on this machine: what the testbed changes in it, and nothing else.
+//!
+//! | value | why |
+//! |---|---|
+//! | port of the admin interface and of the listener | several testbeds at once |
+//! | address and port of each cluster's endpoint | the servers are here, on free ports |
+//! | `trusted_ca` of each cluster | a certificate authority made for this run |
+//! | path of the partner's credential | made for this run |
+//! | path of the filter | so that Envoy may be started from anywhere |
+//!
+//! Names, issuers, routes, limits and the filter's configuration stay as they are in the file.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Context as _, Error, Result};
+
+/// Envoy's configuration, as a tree.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bootstrap(pub Value);
+
+impl Bootstrap {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// If it is not there or not YAML.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).context(path.display())?;
+        serde_saphyr::from_str(&text).map(Self).context(path.display())
+    }
+
+    /// The text that Envoy reads: JSON, which is YAML.
+    pub fn text(&self) -> String {
+        format!("{:#}\n", self.0)
+    }
+
+    /// Sets the port of the admin interface; 0 for any.
+    ///
+    /// # Errors
+    /// If there is no admin interface.
+    pub fn set_admin_port(&mut self, port: u16) -> Result<()> {
+        *self.at("/admin/address/socket_address/port_value")? = port.into();
+        Ok(())
+    }
+
+    /// Sets the port of the listener; 0 for any.
+    ///
+    /// # Errors
+    /// If there is no listener.
+    pub fn set_listener_port(&mut self, port: u16) -> Result<()> {
+        *self.at("/static_resources/listeners/0/address/socket_address/port_value")? = port.into();
+        Ok(())
+    }
+
+    /// Sends what goes to `cluster` to `address`.
+    ///
+    /// # Errors
+    /// If there is no such cluster with one endpoint.
+    pub fn set_endpoint(&mut self, cluster: &str, address: SocketAddr) -> Result<()> {
+        let path = "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+        let socket = at(self.cluster(cluster)?, path)?;
+        *at(socket, "/address")? = address.ip().to_string().into();
+        *at(socket, "/port_value")? = address.port().into();
+        Ok(())
+    }
+
+    /// Trusts only the authority whose certificate is at `path`, wherever an authority is trusted.
+    ///
+    /// # Errors
+    /// If there are no clusters.
+    pub fn set_trusted_authority(&mut self, path: &Path) -> Result<()> {
+        let trusted = "/transport_socket/typed_config/common_tls_context/validation_context/trusted_ca/filename";
+        for cluster in self.clusters()? {
+            if let Some(filename) = cluster.pointer_mut(trusted) {
+                *filename = path.display().to_string().into();
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the partner's credential from the file at `path`.
+    ///
+    /// # Errors
+    /// If no credential is injected on the way to the partner.
+    pub fn set_partner_credential(&mut self, path: &Path) -> Result<()> {
+        let options = "/typed_extension_protocol_options/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        let source = "/http_filters/0/typed_config/credential/typed_config/credential/sds_config/path_config_source/path";
+        let place = format!("{options}{source}");
+        *at(self.cluster("partner")?, &place)? = path.display().to_string().into();
+        Ok(())
+    }
+
+    /// Runs the filter at `path`.
+    ///
+    /// # Errors
+    /// If there is no filter.
+    pub fn set_filter(&mut self, path: &Path) -> Result<()> {
+        let place = "/config/vm_config/code/local/filename";
+        *at(self.filter()?, place)? = path.display().to_string().into();
+        Ok(())
+    }
+
+    /// Changes the filter's own configuration.
+    ///
+    /// # Errors
+    /// If there is no filter or its configuration is not JSON.
+    pub fn configure_filter(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let text = at(self.filter()?, "/config/configuration/value")?;
+        let mut configuration = serde_json::from_str(text.as_str().unwrap_or_default())
+            .context("the filter's configuration")?;
+        change(&mut configuration);
+        *text = configuration.to_string().into();
+        Ok(())
+    }
+
+    /// The filter's `typed_config`.
+    ///
+    /// # Errors
+    /// If there is no filter.
+    pub fn filter(&mut self) -> Result<&mut Value> {
+        let manager =
+            "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
+        let filter = named(self.at(manager)?, "airflow-envoy")?;
+        at(filter, "/typed_config")
+    }
+
+    /// The cluster `name`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn cluster(&mut self, name: &str) -> Result<&mut Value> {
+        named(self.at("/static_resources/clusters")?, name)
+    }
+
+    fn clusters(&mut self) -> Result<&mut Vec<Value>> {
+        self.at("/static_resources/clusters")?.as_array_mut().context("a list of clusters")
+    }
+
+    fn at(&mut self, pointer: &str) -> Result<&mut Value> {
+        at(&mut self.0, pointer)
+    }
+}
+
+fn at<'v>(value: &'v mut Value, pointer: &str) -> Result<&'v mut Value> {
+    value.pointer_mut(pointer).ok_or_else(|| Error::new(format!("envoy.yaml has no `{pointer}`")))
+}
+
+fn named<'v>(list: &'v mut Value, name: &str) -> Result<&'v mut Value> {
+    list.as_array_mut()
+        .into_iter()
+        .flatten()
+        .find(|element| element.get("name").is_some_and(|known| known == name))
+        .ok_or_else(|| Error::new(format!("envoy.yaml has nothing named `{name}` where it should")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn shipped() -> Bootstrap {
+        Bootstrap::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../envoy.yaml")).unwrap()
+    }
+
+    /// The JSON pointers at which two trees differ.
+    fn differences(left: &Value, right: &Value, place: &str, found: &mut Vec<String>) {
+        match (left, right) {
+            (Value::Object(left), Value::Object(right)) if left.keys().eq(right.keys()) => {
+                for (name, value) in left {
+                    differences(value, &right[name], &format!("{place}/{name}"), found);
+                }
+            }
+            (Value::Array(left), Value::Array(right)) if left.len() == right.len() => {
+                for (index, (left, right)) in left.iter().zip(right).enumerate() {
+                    let name = left.get("name").and_then(Value::as_str).unwrap_or_default();
+                    differences(left, right, &format!("{place}/{index}{name}"), found);
+                }
+            }
+            _ if left == right => {}
+            _ => found.push(place.to_owned()),
+        }
+    }
+
+    #[test]
+    fn only_the_listed_values_are_changed() {
+        let mut bootstrap = shipped();
+        let elsewhere = Path::new("/elsewhere");
+        bootstrap.set_admin_port(1).unwrap();
+        bootstrap.set_listener_port(2).unwrap();
+        for cluster in ["orders", "partner", "idp", "airflow-jwks", "policy"] {
+            bootstrap.set_endpoint(cluster, "127.0.0.1:3".parse().unwrap()).unwrap();
+        }
+        bootstrap.set_trusted_authority(elsewhere).unwrap();
+        bootstrap.set_partner_credential(elsewhere).unwrap();
+        bootstrap.set_filter(elsewhere).unwrap();
+
+        let mut found = Vec::new();
+        differences(&shipped().0, &bootstrap.0, "", &mut found);
+        let last: Vec<_> = found
+            .iter()
+            .map(|place| {
+                let cluster = place.split('/').nth(3).unwrap_or_default();
+                let cluster = cluster.trim_start_matches(|letter: char| letter.is_ascii_digit());
+                format!("{cluster} {}", place.rsplit('/').next().unwrap())
+            })
+            .collect();
+        assert_eq!(
+            last,
+            [
+                "socket_address port_value",
+                "orders address",
+                "orders port_value",
+                "partner address",
+                "partner port_value",
+                "partner filename",
+                "partner path",
+                "idp address",
+                "idp port_value",
+                "idp filename",
+                "airflow-jwks address",
+                "airflow-jwks port_value",
+                "airflow-jwks filename",
+                "policy address",
+                "policy port_value",
+                "policy filename",
+                "airflow-egress port_value",
+                "airflow-egress filename",
+            ],
+            "{found:#?}"
+        );
+    }
+
+    #[test]
+    fn the_filter_s_configuration_is_json_and_can_be_changed() {
+        let mut bootstrap = shipped();
+        bootstrap.configure_filter(|configuration| configuration["token"] = json!("off")).unwrap();
+        let mut seen = Value::Null;
+        bootstrap.configure_filter(|configuration| seen = configuration.clone()).unwrap();
+        assert_eq!(seen["token"], "off");
+        assert_eq!(seen["issuers"][0]["name"], "idp");
+    }
+
+    #[test]
+    fn a_value_that_is_not_there_is_an_error_and_not_added() {
+        let mut bootstrap = Bootstrap(json!({"static_resources": {"clusters": []}}));
+        let before = bootstrap.clone();
+        assert_eq!(
+            bootstrap
+                .set_endpoint("orders", "127.0.0.1:3".parse().unwrap())
+                .unwrap_err()
+                .to_string(),
+            "envoy.yaml has nothing named `orders` where it should"
+        );
+        assert_eq!(
+            bootstrap.set_admin_port(1).unwrap_err().to_string(),
+            "envoy.yaml has no `/admin/address/socket_address/port_value`"
+        );
+        assert_eq!(bootstrap, before);
+    }
+}

@@ -1,0 +1,356 @@
+//! The command line of the testbed; `scripts/testbed` is the way in.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use airflow_envoy_testbed::certificates::connector;
+use airflow_envoy_testbed::document::Source;
+use airflow_envoy_testbed::error::{Context as _, Error, Result};
+use airflow_envoy_testbed::identity::MINT_PATH;
+use airflow_envoy_testbed::{
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, repository, write_private,
+};
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+
+/// Try Airflow Envoy on this machine.
+#[derive(Parser)]
+#[command(bin_name = "scripts/testbed", disable_help_subcommand = true)]
+struct Cli {
+    /// Where a running testbed keeps its files.
+    #[arg(long, hide = true)]
+    directory: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run in the foreground until interrupted.
+    Run,
+    /// Call through Envoy as an Airflow task, and show the whole answer.
+    Call(Box<CallArguments>),
+    /// Show one call that is allowed and one that is denied.
+    Show,
+    /// Show processes, ports, health and decisions.
+    Status,
+    /// Make the OIDC provider sign with new keys.
+    Rotate {
+        /// Drop the old keys at once, as after a leak.
+        #[arg(long)]
+        drop: bool,
+    },
+    /// Succeed if a testbed is ready.
+    #[command(hide = true)]
+    Running,
+}
+
+#[derive(Args)]
+struct CallArguments {
+    /// The DAG.
+    #[arg(long, default_value = "ds_churn")]
+    dag: String,
+    /// The task.
+    #[arg(long, default_value = "load")]
+    task: String,
+    /// The run.
+    #[arg(long)]
+    run: Option<String>,
+    /// The kind of run: `scheduled`, `manual`, `backfill` …
+    #[arg(long)]
+    run_type: Option<String>,
+    /// The try number.
+    #[arg(long = "try", default_value_t = 1)]
+    try_number: u32,
+    /// The team of the DAG.
+    #[arg(long, default_value = "data-science")]
+    team: String,
+    /// An Airflow role that may act on the DAG; repeatable.
+    #[arg(long)]
+    role: Vec<String>,
+    /// The method.
+    #[arg(long, default_value = "GET")]
+    method: String,
+    /// The destination's host.
+    #[arg(long, default_value = ORDERS)]
+    host: String,
+    /// Path and query.
+    #[arg(long, default_value = "/v1/orders/7")]
+    path: String,
+    /// The token's algorithm: RS256, PS256, ES256 or EdDSA.
+    #[arg(long, default_value = "RS256")]
+    alg: String,
+    /// Send no access token.
+    #[arg(long)]
+    no_token: bool,
+    /// Send no Airflow identity.
+    #[arg(long)]
+    no_identity: bool,
+    /// One more header, `name:value`; repeatable.
+    #[arg(long, value_parser = header)]
+    header: Vec<(String, String)>,
+    /// By HTTP/2.
+    #[arg(long)]
+    http2: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let directory = cli.directory.unwrap_or_else(|| repository().join(".testbed/run"));
+    let done = match cli.command {
+        Verb::Run => run(&directory).await.map(|()| String::new()),
+        Verb::Call(arguments) => call(&directory, *arguments).await,
+        Verb::Show => show(&directory).await,
+        Verb::Status => status(&directory).await,
+        Verb::Rotate { drop } => rotate(&directory, drop).await,
+        Verb::Running => Running::find(&directory).map(|_| String::new()),
+    };
+    match done {
+        Ok(text) => {
+            // Whoever closes the pipe has read enough.
+            let _: Result<(), _> = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a testbed in `directory`, which `state.json` describes as long as it is ready.
+async fn run(directory: &Path) -> Result<()> {
+    // Signals first: one that arrives while we start must end us, too.
+    let mut interrupted = signal(SignalKind::interrupt()).context("listening for signals")?;
+    let mut terminated = signal(SignalKind::terminate()).context("listening for signals")?;
+
+    fs::create_dir_all(directory).context(directory.display())?;
+    let mut lock = File::options();
+    let lock = lock.write(true).create(true).truncate(false).open(directory.join("lock"));
+    let mut lock = lock.context("opening the lock")?;
+    // Twice: a look at whether we run holds the lock for an instant.
+    if lock.try_lock().is_err() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        lock.try_lock().map_err(|_| Error::new("a testbed is running here already"))?;
+    }
+    lock.set_len(0).context("writing the lock")?;
+    write!(lock, "{}", std::process::id()).context("writing the lock")?;
+    let state = directory.join("state.json");
+    let _: Result<(), _> = fs::remove_file(&state);
+
+    let policy = directory.join("policy.json");
+    fs::copy(repository().join("testbed/policy.json"), &policy).context(policy.display())?;
+    let options = Options {
+        listener_port: preferred(10000),
+        admin_port: preferred(9901),
+        directory: Some(directory.to_owned()),
+        policy: Source::File(policy),
+        log_level: "info",
+        ..Options::default()
+    };
+    let mut testbed = tokio::select! {
+        testbed = Testbed::start(options) => testbed?,
+        _ = interrupted.recv() => return Ok(()),
+        _ = terminated.recv() => return Ok(()),
+    };
+    let secret = directory.join("client-secret");
+    write_private(&secret, &testbed.oidc.secret)?;
+    // Written aside and renamed: whoever sees it sees it whole.
+    let draft = directory.join("state.draft");
+    fs::write(&draft, testbed.summary().to_string()).context(draft.display())?;
+    fs::rename(&draft, &state).context(state.display())?;
+
+    let ended = loop {
+        tokio::select! {
+            _ = interrupted.recv() => break Ok(()),
+            _ = terminated.recv() => break Ok(()),
+            () = tokio::time::sleep(Duration::from_millis(500)) => {
+                if let Err(error) = testbed.check() {
+                    break Err(error);
+                }
+            }
+        }
+    };
+    let _: Result<(), _> = fs::remove_file(&state);
+    ended
+}
+
+/// A running testbed, seen from another process.
+struct Running {
+    state: Value,
+    directory: PathBuf,
+}
+
+impl Running {
+    fn find(directory: &Path) -> Result<Self> {
+        let none = || Error::new("no testbed is running: `scripts/testbed up`");
+        // The files of a killed testbed stay behind; its lock does not.
+        let lock = File::open(directory.join("lock")).map_err(|_| none())?;
+        if lock.try_lock_shared().is_ok() {
+            return Err(none());
+        }
+        let starting = || Error::new("the testbed is still starting");
+        let text = fs::read_to_string(directory.join("state.json")).map_err(|_| starting())?;
+        let state: Value = serde_json::from_str(&text).context("reading the testbed's state")?;
+        let holder = fs::read_to_string(directory.join("lock")).unwrap_or_default();
+        if state.get("supervisor").and_then(Value::as_u64) != holder.parse().ok() {
+            return Err(starting());
+        }
+        Ok(Self { state, directory: directory.to_owned() })
+    }
+
+    fn address(&self, name: &str) -> Result<SocketAddr> {
+        let address = self.state.pointer(&format!("/addresses/{name}")).and_then(Value::as_str);
+        address.context(name)?.parse().context(name)
+    }
+
+    fn oidc(&self) -> Result<Oidc> {
+        let secret = fs::read_to_string(self.directory.join("client-secret"));
+        let authority = CertificateDer::from_pem_file(self.directory.join("authority.crt"));
+        Ok(Oidc {
+            address: self.address("idp")?,
+            secret: secret.context("reading the client secret")?,
+            connector: connector(authority.context("reading the authority")?)?,
+        })
+    }
+
+    async fn admin(&self, path: &str) -> Result<Answer> {
+        Call::get("admin", path).send(self.address("admin")?, None).await
+    }
+
+    async fn identity(&self, task: &Task, token: Option<&str>) -> Result<String> {
+        let asked = json!({ "task": task.to_json(), "token": token }).to_string();
+        let connector = self.oidc()?.connector;
+        let answer = Call::post("airflow.internal", MINT_PATH, asked)
+            .send(self.address("airflow-jwks")?, Some((&connector, "airflow.internal")))
+            .await?;
+        let identity = answer.json().get("identity").and_then(Value::as_str).map(str::to_owned);
+        identity.context("minting an identity")
+    }
+}
+
+async fn call(directory: &Path, arguments: CallArguments) -> Result<String> {
+    let running = Running::find(directory)?;
+    let mut task = Task::new(&arguments.dag, &arguments.task).team(&arguments.team);
+    task.run = arguments.run.unwrap_or(task.run);
+    task.run_type = arguments.run_type.unwrap_or(task.run_type);
+    task.try_number = arguments.try_number;
+    task.roles = arguments.role;
+
+    let token = if arguments.no_token {
+        None
+    } else {
+        let asked = TokenRequest { algorithm: arguments.alg, ..TokenRequest::default() };
+        Some(running.oidc()?.token(&asked).await?)
+    };
+    let mut call = Call::new(&arguments.method, &arguments.host, &arguments.path);
+    if !arguments.no_identity {
+        call = call.identity(&running.identity(&task, token.as_deref()).await?);
+    }
+    if let Some(token) = &token {
+        call = call.token(token);
+    }
+    for (name, value) in &arguments.header {
+        call = call.header(name, value);
+    }
+    if arguments.http2 {
+        call = call.http2();
+    }
+    let answer = call.send(running.address("listener")?, None).await?;
+    let CallArguments { method, host, path, dag, task, team, .. } = arguments;
+    Ok(format!(
+        "{method} http://{host}{path}\nas task `{task}` of DAG `{dag}`, team `{team}`\n\n{}",
+        shown(&answer)
+    ))
+}
+
+/// Two calls that say what this is about.
+async fn show(directory: &Path) -> Result<String> {
+    let allowed = call(directory, CallArguments::example()).await?;
+    let another = CallArguments { team: "sales".to_owned(), ..CallArguments::example() };
+    let denied = call(directory, another).await?;
+    let rule = |title: &str| format!("── {title} {}\n", "─".repeat(70 - title.len()));
+    Ok(format!("{}{allowed}\n{}{denied}", rule("allowed"), rule("denied")))
+}
+
+impl CallArguments {
+    /// What `call` does without arguments.
+    fn example() -> Self {
+        #[derive(Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            arguments: CallArguments,
+        }
+        Defaults::parse_from(["call"]).arguments
+    }
+}
+
+async fn status(directory: &Path) -> Result<String> {
+    let running = Running::find(directory)?;
+    let number =
+        |pointer: &str| running.state.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let clusters = running.admin("/clusters").await?.text();
+    let health = |cluster: &str| {
+        let flags = clusters
+            .lines()
+            .filter(|line| line.starts_with(&format!("{cluster}::")))
+            .find_map(|line| line.split_once("::health_flags::"));
+        flags.map_or_else(String::new, |(_, flags)| flags.replace('/', ""))
+    };
+    let mut text = String::from("processes\n");
+    for name in ["supervisor", "processes/envoy", "processes/oidc"] {
+        let short = name.trim_start_matches("processes/");
+        text += &format!("  {short:12} {}\n", number(&format!("/{name}")));
+    }
+    text += "addresses and health\n";
+    let addresses = running.state.get("addresses").and_then(Value::as_object);
+    for (name, address) in addresses.into_iter().flatten() {
+        let health = match name.as_str() {
+            "listener" => running.admin("/ready").await?.text().trim().to_lowercase(),
+            cluster => health(cluster),
+        };
+        text += &format!("  {name:12} {:16} {health}\n", address.as_str().unwrap_or_default());
+    }
+    text += "decisions\n";
+    let stats = running.admin("/stats?filter=airflow_envoy&usedonly").await?.text();
+    for line in stats.lines() {
+        text += &format!("  {}\n", line.trim_start_matches("wasmcustom.airflow_envoy."));
+    }
+    Ok(text)
+}
+
+async fn rotate(directory: &Path, drop: bool) -> Result<String> {
+    Running::find(directory)?.oidc()?.rotate(drop).await?;
+    let old = if drop { "gone" } else { "kept" };
+    Ok(format!("the OIDC provider signs with new keys; the old ones are {old}\n"))
+}
+
+/// A whole answer, as text.
+fn shown(answer: &Answer) -> String {
+    let mut text = format!("{:?} {}\n", answer.version, answer.status);
+    for (name, value) in &answer.headers {
+        text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+    }
+    match answer.json() {
+        Value::Null => text + "\n" + &answer.text(),
+        body => format!("{text}\n{body:#}\n"),
+    }
+}
+
+/// The port that people remember, if it is free.
+fn preferred(port: u16) -> u16 {
+    if TcpListener::bind(("127.0.0.1", port)).is_ok() { port } else { 0 }
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("expected `name:value`")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}

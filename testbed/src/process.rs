@@ -1,0 +1,174 @@
+//! Child processes that cannot outlive us.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Context as _, Error, Result};
+
+/// A running child. It is ended when this is dropped, and by the kernel when we die without dropping.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: &'static str,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program` with what `prepare` adds; its standard error goes to `log`.
+    ///
+    /// The kernel ends the child with the *thread* that started it, so call this where the thread stays.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(
+        name: &'static str,
+        program: &Path,
+        log: &Path,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
+        // `setpriv` asks for the parent-death signal between fork and exec; doing so here would need unsafe code.
+        let mut command = if cfg!(target_os = "linux") {
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        let errors = File::create(log).context(log.display())?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+        prepare(&mut command);
+        let child = command.spawn().context(format!("starting `{}`", program.display()))?;
+        Ok(Self { child, name, log: log.to_owned() })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The first line that it writes to its standard output, which must be piped; the rest goes to the log.
+    ///
+    /// # Errors
+    /// If it ends or stays silent for `patience`.
+    pub fn first_line(&mut self, patience: Duration) -> Result<String> {
+        let output = self.child.stdout.take().context("piped output")?;
+        let mut log = File::options().append(true).open(&self.log).context(self.log.display())?;
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+            if let Some(line) = lines.next() {
+                let _: Result<(), _> = sender.send(line);
+            }
+            for line in lines {
+                let _: Result<(), _> = writeln!(log, "{line}");
+            }
+        });
+        receiver.recv_timeout(patience).map_err(|_| self.failed("did not say that it is ready"))
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The fault that `what` happened, with the end of the log.
+    pub fn failed(&self, what: &str) -> Error {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines.get(lines.len().saturating_sub(12)..).unwrap_or_default().join("\n  ");
+        Error::new(format!("{} {what}; its log ends:\n  {last}", self.name))
+    }
+
+    /// Waits up to `patience` for it to end by itself, then ends it.
+    pub fn end(&mut self, patience: Duration) {
+        drop(self.child.stdin.take());
+        let deadline = Instant::now() + patience;
+        while self.is_running() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _: Result<(), _> = self.child.kill();
+        let _: Result<_, _> = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end(Duration::ZERO);
+    }
+}
+
+/// The program `name`: the one that the environment variable `variable` names, else one of `places`, else one on the path.
+///
+/// # Errors
+/// If there is none; the fault says `remedy`.
+pub fn find(name: &str, variable: &str, places: &[PathBuf], remedy: &str) -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os(variable) {
+        return Ok(named.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let candidates =
+        places.iter().cloned().chain(std::env::split_paths(&path).map(|folder| folder.join(name)));
+    candidates
+        .into_iter()
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| Error::new(format!("`{name}` is missing: {remedy}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gone(id: u32) -> bool {
+        !Path::new(&format!("/proc/{id}")).exists()
+    }
+
+    #[test]
+    fn a_dropped_process_is_gone() {
+        let log = std::env::temp_dir().join(format!("dropped-{}.log", std::process::id()));
+        let process = Process::start("sleep", Path::new("sleep"), &log, |command| {
+            command.arg("600");
+        })
+        .unwrap();
+        let id = process.id();
+        assert!(!gone(id));
+        drop(process);
+        fs::remove_file(&log).unwrap();
+        assert!(gone(id));
+    }
+
+    #[test]
+    fn a_process_ends_with_the_thread_that_started_it() {
+        let log = std::env::temp_dir().join(format!("orphan-{}.log", std::process::id()));
+        let path = log.clone();
+        let process = std::thread::spawn(move || {
+            let process = Process::start("sleep", Path::new("sleep"), &path, |command| {
+                command.arg("600");
+            });
+            // Long enough for `setpriv` to have asked.
+            std::thread::sleep(Duration::from_millis(300));
+            process.unwrap()
+        });
+        let mut process = process.join().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while process.is_running() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        fs::remove_file(&log).unwrap();
+        assert!(!process.is_running());
+    }
+
+    #[test]
+    fn a_missing_program_says_how_to_get_it() {
+        let error =
+            find("no-such-program", "NO_SUCH_VARIABLE", &[], "run `scripts/testbed install`");
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "`no-such-program` is missing: run `scripts/testbed install`"
+        );
+    }
+}

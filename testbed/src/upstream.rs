@@ -1,0 +1,119 @@
+//! A destination: answers every request with what it received, so that a test sees what an upstream sees.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use hyper::body::Bytes;
+use hyper::{Request, Response};
+use serde_json::{Value, json};
+
+use crate::client::Answer;
+use crate::server::{Service, reply};
+
+/// An echoing upstream. The query steers it: `fail=503` answers with that status, `delay=250` waits as
+/// many milliseconds first, `close` closes the connection. `/healthz` is its health check.
+#[derive(Debug)]
+pub struct Upstream {
+    name: &'static str,
+    healthy: AtomicBool,
+    calls: AtomicU64,
+}
+
+impl Upstream {
+    /// A healthy upstream that calls itself `name`.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, healthy: AtomicBool::new(true), calls: AtomicU64::new(0) }
+    }
+
+    /// Whether its health check succeeds.
+    pub fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy, Ordering::Relaxed);
+    }
+
+    /// The calls that reached it, health checks not counted.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+}
+
+impl Service for Upstream {
+    async fn answer(&self, request: Request<Bytes>) -> Option<Response<Bytes>> {
+        if request.uri().path() == "/healthz" {
+            let status = if self.healthy.load(Ordering::Relaxed) { 200 } else { 503 };
+            return Some(reply(status, "text/plain", "ok\n"));
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let mut status = 200;
+        for parameter in request.uri().query().unwrap_or_default().split('&') {
+            match parameter.split_once('=').unwrap_or((parameter, "")) {
+                ("fail", code) => status = code.parse().unwrap_or(500),
+                ("delay", millis) => {
+                    tokio::time::sleep(Duration::from_millis(millis.parse().unwrap_or(0))).await;
+                }
+                ("close", _) => return None,
+                _ => {}
+            }
+        }
+        let headers: Vec<String> = request
+            .headers()
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+            .collect();
+        let echo = json!({
+            "upstream": self.name,
+            "method": request.method().as_str(),
+            "path": request.uri().path_and_query().map_or("", |target| target.as_str()),
+            "headers": headers,
+            "body": String::from_utf8_lossy(request.body()),
+        });
+        Some(reply(status, "application/json", echo.to_string()))
+    }
+}
+
+/// What an upstream says that it received.
+#[derive(Debug, Clone)]
+pub struct Received(Value);
+
+impl Received {
+    /// What the upstream received for the call that `answer` answers; `None` if no upstream answered.
+    pub fn from_answer(answer: &Answer) -> Option<Self> {
+        let echo = answer.json();
+        echo.get("upstream").is_some().then_some(Self(echo))
+    }
+
+    /// The name of the upstream.
+    pub fn upstream(&self) -> &str {
+        self.text("upstream")
+    }
+
+    /// The method.
+    pub fn method(&self) -> &str {
+        self.text("method")
+    }
+
+    /// Path and query.
+    pub fn path(&self) -> &str {
+        self.text("path")
+    }
+
+    /// The body.
+    pub fn body(&self) -> &str {
+        self.text("body")
+    }
+
+    /// Every value of the header `name`, in order.
+    pub fn header(&self, name: &str) -> Vec<&str> {
+        let headers =
+            self.0.get("headers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        headers
+            .iter()
+            .filter_map(|header| header.as_str()?.split_once(": "))
+            .filter(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+            .collect()
+    }
+
+    fn text(&self, member: &str) -> &str {
+        self.0.get(member).and_then(Value::as_str).unwrap_or_default()
+    }
+}
