@@ -349,12 +349,11 @@ async fn start(options: Options) -> Result<Testbed> {
     let policy = Arc::new(Document::new(options.policy));
     policy.log_to(&log("policy"))?;
     let airflow = Arc::new(IdentityIssuer::new());
-    for (document, fault) in
-        [(&policy.as_ref(), options.policy_fault), (&&airflow.keys, options.airflow_keys_fault)]
-    {
-        if let Some(fault) = fault {
-            document.fault(fault);
-        }
+    if let Some(fault) = options.policy_fault {
+        policy.fault(fault);
+    }
+    if let Some(fault) = options.airflow_keys_fault {
+        airflow.keys.fault(fault);
     }
     let orders = Arc::new(Upstream::new("orders"));
     let partner = Arc::new(Upstream::new("partner"));

@@ -4,6 +4,7 @@
 
 #![expect(
     clippy::indexing_slicing,
+    clippy::string_slice,
     clippy::unwrap_used,
     reason = "a test's helpers may panic, too"
 )]
@@ -51,6 +52,14 @@ fn refresh_every_second() -> Box<dyn FnOnce(&mut Value) + Send> {
     })
 }
 
+/// The same token with another letter in the middle of its signature.
+fn tampered(token: &str) -> String {
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let (left, right) = signature.split_at(signature.len() / 2);
+    let letter = if right.starts_with('A') { "B" } else { "A" };
+    format!("{signed}.{left}{letter}{}", &right[1..])
+}
+
 #[track_caller]
 fn permitted(answer: &Answer) -> Received {
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -78,7 +87,7 @@ async fn a_task_that_the_policy_allows_reaches_its_destination() {
 }
 
 #[tokio::test]
-async fn every_algorithm_of_the_provider_is_verified() {
+async fn tokens_of_every_algorithm_are_verified() {
     let testbed = shared().await;
     for algorithm in ["RS256", "PS256", "ES256", "EdDSA"] {
         let asked = TokenRequest { algorithm: algorithm.to_owned(), ..TokenRequest::default() };
@@ -86,6 +95,11 @@ async fn every_algorithm_of_the_provider_is_verified() {
         let identity = testbed.airflow.mint(&churn(), Some(&token));
         let answer = testbed.call(read_order().token(&token).identity(&identity)).await.unwrap();
         assert_eq!(answer.status, 200, "{algorithm}: {}", answer.text());
+
+        let forged = tampered(&token);
+        let identity = testbed.airflow.mint(&churn(), Some(&forged));
+        let answer = testbed.call(read_order().token(&forged).identity(&identity)).await.unwrap();
+        rejected(&answer, 401, "token_signature_invalid");
     }
 }
 
