@@ -1,5 +1,6 @@
+#!/usr/bin/env -S node --no-warnings
 // Runs a wasm32-wasip1 test or bench binary under node:wasi:
-//   node scripts/run-wasip1.mjs <module> [arguments…]
+//   scripts/run-wasip1.mjs <module> [arguments…]
 // Cargo calls it as the target's runner. A trap is a failed test: panics abort in WebAssembly.
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
