@@ -474,3 +474,45 @@ fn fill_windows(value: &mut Value, now: i64) -> Result<(), String> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_file_is_embedded() {
+        let directory = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/cases")).unwrap();
+        let mut found: Vec<_> = directory
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !["bases.json", "without_a_case.json"].contains(&name.as_str()))
+            .collect();
+        let mut embedded: Vec<_> = files().iter().map(|(name, _)| format!("{name}.json")).collect();
+        found.sort();
+        embedded.sort();
+        assert_eq!(found, embedded);
+    }
+
+    #[test]
+    fn a_misspelt_member_of_a_case_is_a_fault() {
+        for text in [
+            r#"{"name": "a", "permit": "r", "sett": {}}"#,
+            r#"{"name": "a", "permit": "r", "detials": []}"#,
+        ] {
+            assert!(serde_json::from_str::<Entry>(text).is_err(), "{text}");
+        }
+        let entry = serde_json::from_str::<Entry>(r#"{"name": "a", "permit": "r"}"#).unwrap();
+        assert_eq!(entry.answer.permit.as_deref(), Some("r"));
+    }
+
+    #[test]
+    fn a_case_expects_exactly_one_thing() {
+        let upstream = BTreeMap::new();
+        assert!(Answer::default().expectation(&upstream).is_err());
+        let both = Answer {
+            permit: Some("r".to_owned()),
+            reject: Some("policy_denied".to_owned()),
+            ..Answer::default()
+        };
+        assert!(both.expectation(&upstream).is_err());
+    }
+}
