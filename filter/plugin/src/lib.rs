@@ -3,6 +3,7 @@
 //! It translates: host calls become events of the core's gate, and the gate's verdicts and effects
 //! become host calls. What it is not: a place where anything is decided.
 
+mod crypto;
 mod host;
 mod root;
 mod stream;

@@ -8,11 +8,11 @@ use std::time::Duration;
 use airflow_envoy_core::arrival::{DecisionId, StreamId};
 use airflow_envoy_core::feed::{Answer, FeedId, Fetch};
 use airflow_envoy_core::gate::{Effect, Gate, Severity};
-use airflow_envoy_core::jose::RustCrypto;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType};
 
+use crate::crypto::HostCrypto;
 use crate::host::{self, Metrics};
 use crate::stream::{self, Stream};
 
@@ -137,7 +137,9 @@ impl Context for Root {
 impl RootContext for Root {
     fn on_configure(&mut self, _: usize) -> bool {
         let configuration = self.get_plugin_configuration().unwrap_or_default();
-        match Gate::new(&configuration, Box::new(RustCrypto)) {
+        let crypto = HostCrypto::probe();
+        let by_host: Vec<_> = crypto.trusted().iter().map(|algorithm| algorithm.name()).collect();
+        match Gate::new(&configuration, Box::new(crypto)) {
             Ok(gate) => {
                 let worker = Worker { gate, number: host::random(), decisions: 0 };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
@@ -146,7 +148,11 @@ impl RootContext for Root {
                 let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
                 host::log(
                     LogLevel::Info,
-                    &format!("version {} ({commit}) is configured", env!("CARGO_PKG_VERSION")),
+                    &format!(
+                        "version {} ({commit}) is configured; verified by the host: {}",
+                        env!("CARGO_PKG_VERSION"),
+                        if by_host.is_empty() { "nothing".to_owned() } else { by_host.join(", ") },
+                    ),
                 );
                 true
             }

@@ -1,7 +1,9 @@
 //! The case corpus against the filter in its test host: the same cases as the core's, through the ABI.
 
-use crate::host::{self, Filter};
-use airflow_envoy_corpus::{Answer, Subject};
+use crate::host::{self, Cryptography, Filter};
+
+const NOW: i64 = 1_795_262_400;
+use airflow_envoy_corpus::{Answer, Expectation, Subject};
 
 /// The filter; configured anew for every configuration of the corpus, as Envoy does.
 #[derive(Default)]
@@ -61,10 +63,57 @@ impl Subject for Plugin {
     }
 }
 
-#[test]
-fn every_case_is_answered_as_it_must_be() {
-    match airflow_envoy_corpus::run(&mut Plugin::default(), 1_795_262_400).verdict() {
+fn run(cryptography: Cryptography) -> usize {
+    host::set_cryptography(cryptography);
+    match airflow_envoy_corpus::run(&mut Plugin::default(), NOW).verdict() {
         Ok(summary) => println!("{summary}"),
         Err(failures) => panic!("{failures}"),
     }
+    host::verified_by_host()
+}
+
+#[test]
+fn every_case_is_answered_as_it_must_be_where_the_host_verifies() {
+    assert!(run(Cryptography::Right) > 1000, "the host is asked for RS256 and ES256");
+}
+
+#[test]
+fn every_case_is_answered_as_it_must_be_where_the_host_cannot_verify() {
+    run(Cryptography::Missing);
+}
+
+#[test]
+fn a_host_that_verifies_wrongly_is_not_trusted_with_it() {
+    for cryptography in [
+        Cryptography::Gullible,
+        Cryptography::Stubborn,
+        Cryptography::Garbled,
+        Cryptography::Failing,
+    ] {
+        let asked = std::thread::spawn(move || run(cryptography)).join().unwrap();
+        // At every configuration it is asked the known answers, and then never again.
+        host::set_cryptography(cryptography);
+        assert!(asked > 0);
+        let log = std::thread::spawn(move || {
+            host::set_cryptography(cryptography);
+            let _filter = Filter::start(crate::requests::inline("/v1/**").to_string()).unwrap();
+            host::log().join("\n")
+        });
+        let log = log.join().unwrap();
+        assert!(log.contains("verified by the host: nothing"), "{log}");
+    }
+}
+
+#[test]
+fn a_host_that_fails_later_is_replaced_for_that_signature() {
+    host::set_cryptography(Cryptography::Right);
+    let mut plugin = Plugin::default();
+    let case = airflow_envoy_corpus::cases().unwrap();
+    let case =
+        case.iter().find(|case| matches!(case.expected, Expectation::Permit { .. })).unwrap();
+    let exchange = case.exchange(NOW).unwrap();
+    plugin.configure(&exchange.configuration).unwrap();
+    assert!(host::log().join("").contains("verified by the host: RS256, ES256"));
+    host::set_cryptography(Cryptography::Failing);
+    assert!(matches!(plugin.answer(&exchange.headers, NOW), Ok(Answer::Permit { .. })));
 }

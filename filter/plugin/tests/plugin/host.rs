@@ -12,6 +12,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::{ptr, slice};
 
 use airflow_envoy as _;
+use p256::ecdsa::signature::Verifier as _;
+use p256::pkcs8::DecodePublicKey as _;
+use sha2::Digest as _;
 
 /// A header map: names and values in order.
 pub type Headers = Vec<(Vec<u8>, Vec<u8>)>;
@@ -61,6 +64,26 @@ struct State {
     refuse_callouts: bool,
     answer: (Headers, Vec<u8>),
     bytes_read: usize,
+    cryptography: Cryptography,
+    verified: usize,
+}
+
+/// What the host's foreign function `verify_signature` does.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Cryptography {
+    /// There is no such function, as on hosts that are not Envoy.
+    #[default]
+    Missing,
+    /// It verifies, as Envoy does.
+    Right,
+    /// It says yes to everything.
+    Gullible,
+    /// It says no to everything.
+    Stubborn,
+    /// It answers something else.
+    Garbled,
+    /// It fails.
+    Failing,
 }
 
 thread_local! {
@@ -88,7 +111,13 @@ impl Filter {
     /// Starts the filter with `configuration`; the log if it refuses.
     pub fn start(configuration: impl AsRef<[u8]>) -> Result<Self, Vec<String>> {
         state(|state| {
-            *state = State { millis: 1_800_000_000_000, next_token: 1, ..State::default() };
+            let cryptography = state.cryptography;
+            *state = State {
+                millis: 1_800_000_000_000,
+                next_token: 1,
+                cryptography,
+                ..State::default()
+            };
         });
         unsafe {
             _initialize();
@@ -180,6 +209,16 @@ pub fn callouts() -> Vec<Callout> {
 /// Lets every further callout be refused by the host, as for an unknown cluster.
 pub fn refuse_callouts(refuse: bool) {
     state(|state| state.refuse_callouts = refuse);
+}
+
+/// Chooses what `verify_signature` does from now on.
+pub fn set_cryptography(cryptography: Cryptography) {
+    state(|state| state.cryptography = cryptography);
+}
+
+/// How many signatures the host was asked to verify.
+pub fn verified_by_host() -> usize {
+    state(|state| state.verified)
 }
 
 /// Lines logged so far.
@@ -543,6 +582,63 @@ unsafe extern "C" fn proxy_done() -> u32 {
     OK
 }
 
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_call_foreign_function(
+    name: *const u8,
+    name_size: usize,
+    arguments: *const u8,
+    arguments_size: usize,
+    data: *mut *mut u8,
+    size: *mut usize,
+) -> u32 {
+    let (name, arguments) = unsafe { (text(name, name_size), bytes(arguments, arguments_size)) };
+    assert_eq!(name, "verify_signature");
+    let cryptography = state(|state| {
+        state.verified += 1;
+        state.cryptography
+    });
+    let result = match cryptography {
+        Cryptography::Missing => return NOT_FOUND,
+        Cryptography::Failing => return BAD_ARGUMENT,
+        Cryptography::Right if verify(arguments) => vec![0x08, 0x01],
+        Cryptography::Right | Cryptography::Stubborn => b"\x12\x02no".to_vec(),
+        Cryptography::Gullible => vec![0x08, 0x01],
+        Cryptography::Garbled => b"\xff\xff\xff".to_vec(),
+    };
+    unsafe { give(result, data, size) }
+}
+
+/// Envoy's `verify_signature`: PKCS #1 v1.5 or ECDSA with an ASN.1 signature, by the kind of key.
+fn verify(arguments: &[u8]) -> bool {
+    let [hash, key, signature, message] = fields(arguments);
+    assert_eq!(hash, b"sha256");
+    if let Ok(key) = p256::ecdsa::VerifyingKey::from_public_key_der(key) {
+        return p256::ecdsa::DerSignature::try_from(signature)
+            .is_ok_and(|signature| key.verify(message, &signature).is_ok());
+    }
+    let key = rsa::RsaPublicKey::from_public_key_der(key).expect("a SubjectPublicKeyInfo");
+    let digest = sha2::Sha256::digest(message);
+    key.verify(rsa::Pkcs1v15Sign::new::<sha2::Sha256>(), &digest, signature).is_ok()
+}
+
+/// The fields 1 to 4 of a protobuf message, all of them bytes, in order.
+fn fields(mut message: &[u8]) -> [&[u8]; 4] {
+    [1, 2, 3, 4].map(|field| {
+        assert_eq!(message[0], field << 3 | 2, "the fields come in order");
+        let (mut length, mut at) = (0_usize, 1);
+        loop {
+            length |= usize::from(message[at] & 0x7f) << (7 * (at - 1));
+            at += 1;
+            if message[at - 1] < 0x80 {
+                break;
+            }
+        }
+        let value = &message[at..at + length];
+        message = &message[at + length..];
+        value
+    })
+}
+
 /// The rest of the ABI, which this filter must not use.
 macro_rules! unused {
     ($($name:ident)+) => {
@@ -559,5 +655,5 @@ unused! {
     proxy_get_shared_data proxy_set_shared_data proxy_register_shared_queue
     proxy_resolve_shared_queue proxy_dequeue_shared_queue proxy_enqueue_shared_queue
     proxy_close_stream proxy_grpc_call proxy_grpc_stream proxy_grpc_send proxy_grpc_cancel
-    proxy_grpc_close proxy_get_status proxy_call_foreign_function proxy_get_metric
+    proxy_grpc_close proxy_get_status proxy_get_metric
 }

@@ -34,7 +34,7 @@ fn policy(path: &str) -> Value {
     })
 }
 
-fn inline(path: &str) -> Value {
+pub fn inline(path: &str) -> Value {
     let mut configuration = fetching();
     configuration["policy"] = json!({ "sources": [{ "name": "main", "inline": policy(path) }] });
     configuration["issuers"][0]["jwks"] = json!({ "inline": { "keys": [{
