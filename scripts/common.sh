@@ -26,6 +26,16 @@ need_rust() {
   done
 }
 
+# need_debian <package>: its command of the same name, installed where that is possible.
+need_debian() {
+  command -v "$1" >/dev/null 2>&1 && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    say "installing the Debian package $1"
+    { apt-get install -qq -y "$1" || { apt-get update -qq && apt-get install -qq -y "$1"; }; } >&2
+  fi
+  need "$1" "install the package $1"
+}
+
 need_node() { need node "install Node.js 20 or newer"; }
 
 need_wasm_bindgen() {
@@ -38,4 +48,11 @@ need_wasm_bindgen() {
 # Whether the workspace has the package $1.
 has_package() {
   cargo metadata --no-deps --format-version 1 2>/dev/null | grep -q "\"name\":\"$1\",\"version\""
+}
+
+# The filter for Envoy. Its start-up line names the commit that it was built from.
+build_filter() {
+  need_rust wasm32-wasip1 || return
+  AIRFLOW_ENVOY_COMMIT=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) \
+    cargo build --release --target wasm32-wasip1 -p airflow-envoy-plugin
 }

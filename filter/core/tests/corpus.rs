@@ -1,5 +1,11 @@
 //! The case corpus against the core itself: natively and as WebAssembly, the same file.
 
+// Clippy does not know tests of wasm-bindgen as tests.
+#![cfg_attr(
+    all(target_arch = "wasm32", target_os = "unknown"),
+    expect(clippy::panic, reason = "a test may panic")
+)]
+
 use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
 use airflow_envoy_core::gate::{Gate, Permit, Verdict};
 use airflow_envoy_core::jose::RustCrypto;

@@ -27,10 +27,10 @@ pub(crate) fn random() -> u64 {
     RandomState::new().hash_one(())
 }
 
-/// One line in Envoy's log.
+/// One line in Envoy's log, which adds the plugin's name.
 pub(crate) fn log(level: LogLevel, message: &str) {
     // A log line that cannot be written must not stop a decision.
-    let _ = hostcalls::log(level, &format!("airflow-envoy: {message}"));
+    let _ = hostcalls::log(level, message);
 }
 
 /// All headers of a map, in order, repeated ones repeated.
