@@ -92,6 +92,8 @@ pub struct Permit {
     remove: Vec<Cow<'static, str>>,
     /// The path in its normal form with the query as it was sent, unless it was sent so.
     target: Option<String>,
+    /// The authority in its normal form, unless it was sent so.
+    authority: Option<String>,
     session: Rc<Session>,
     shadow: Vec<ShadowVerdict>,
 }
@@ -131,14 +133,16 @@ impl Permit {
         self.remove.iter().map(AsRef::as_ref)
     }
 
-    /// Headers that the upstream sees, whatever the caller sent. The path is among them if it was not
-    /// in its normal form: what was judged is what goes on, whatever the listener normalises.
+    /// Headers that the upstream sees, whatever the caller sent. The path and the authority are among
+    /// them if they were not in their normal form: what was judged is what the router sees and what
+    /// goes on, whatever the listener normalises.
     pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let plain = self.session.plain.iter().flatten().map(String::as_str);
         PLAIN_HEADERS
             .into_iter()
             .zip(plain)
             .chain(self.target.as_deref().map(|target| (":path", target)))
+            .chain(self.authority.as_deref().map(|authority| (":authority", authority)))
             .chain(std::iter::once((DECISION_HEADER, self.decision_id.as_str())))
     }
 }
@@ -479,6 +483,7 @@ impl Gate {
                     Some(Cow::Owned(path)) => Some(with_query(path, request.target)),
                     _ => None,
                 },
+                authority: decision.authority,
                 shadow: decision.shadow,
                 session,
             }),
