@@ -75,6 +75,17 @@ pub const PLAIN_HEADERS: [&str; 5] = [
 /// not served by the plugin on Airflow's side.
 const MARKER_HEADER: &str = "x-airflow-envoy";
 
+/// Headers by which frameworks let a caller replace the method or the path of the request line. An upstream that
+/// obeys one does something else than what the policy judged.
+const OVERRIDES: [&str; 6] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-method",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
 /// Every header of the family begins so, in any case and with `_` for `-`: some upstreams fold the two.
 const FAMILY: &[u8] = b"x-airflow-";
 
@@ -108,7 +119,8 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     /// [`Code::HeaderRepeated`] for a repeated header that decides, [`Code::RequestMalformed`] for a
-    /// pseudo-header that is missing or not UTF-8.
+    /// pseudo-header that is missing or not UTF-8, for a method that an upstream may read as another
+    /// one, and for a header that replaces the method or the path behind the policy's back.
     pub fn read(headers: &[(&'a [u8], &'a [u8])]) -> Result<Self, Reject> {
         let mut request = Self::default();
         let (mut method, mut authority, mut target, mut scheme) = (None, None, None, None);
@@ -125,10 +137,22 @@ impl<'a> Request<'a> {
                     request.grpc |= is_grpc(value);
                 }
                 _ if is_family(name) => request.take_family(name, value)?,
+                _ if name.first().is_some_and(|first| matches!(first, b'x' | b'X')) => {
+                    if let Some(name) = OVERRIDES.iter().find(|known| same_name(name, known)) {
+                        let detail = format!(
+                            "header `{name}` asks the upstream for another method or path than the policy judges"
+                        );
+                        return Err(Reject::new(Code::RequestMalformed, detail));
+                    }
+                }
                 _ => {}
             }
         }
         request.method = text(method, ":method")?;
+        if !is_method(request.method) {
+            let detail = "the method is not of capital letters, and some upstreams ignore case";
+            return Err(Reject::new(Code::RequestMalformed, detail));
+        }
         request.authority = text(authority, ":authority")?;
         request.target = text(target, ":path")?;
         request.scheme = text(scheme.or(Some(b"http")), ":scheme")?;
@@ -201,14 +225,20 @@ fn text<'a>(value: Option<&'a [u8]>, name: &str) -> Result<&'a str, Reject> {
     }
 }
 
-/// `application/grpc`, `application/grpc+proto` …, but not `application/grpc-web`.
+/// Whether it is a method (RFC 9110 §9.1) and has one reading only. Methods are case-sensitive, but
+/// frameworks capitalise them, so that `delete` would pass by a rule that denies `DELETE`.
+pub(crate) fn is_method(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| {
+            byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte)
+        })
+}
+
+/// `application/grpc`, `application/grpc+proto` …, exactly as Envoy knows gRPC: to a caller who does
+/// not speak it in Envoy's eyes, the reply would be a plain 200.
 fn is_grpc(content_type: &[u8]) -> bool {
-    let name = b"application/grpc";
-    match content_type.split_at_checked(name.len()) {
-        Some((head, rest)) => {
-            head.eq_ignore_ascii_case(name)
-                && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
-        }
+    match content_type.strip_prefix(b"application/grpc") {
+        Some(rest) => matches!(rest.first(), None | Some(b'+')),
         None => false,
     }
 }
@@ -217,7 +247,8 @@ fn fold(byte: u8) -> u8 {
     if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() }
 }
 
-fn is_family(name: &[u8]) -> bool {
+/// Whether a header or trailer of this name claims to speak for Airflow.
+pub fn is_family(name: &[u8]) -> bool {
     name.len() > FAMILY.len() && name.iter().zip(FAMILY).all(|(byte, known)| fold(*byte) == *known)
 }
 
@@ -288,11 +319,39 @@ mod tests {
     }
 
     #[test]
+    fn a_header_that_replaces_method_or_path_is_refused_in_any_spelling() {
+        for name in ["x-http-method-override", "X-Original-URL", "x_rewrite_url", "X-HTTP-Method"] {
+            let reject = read(&[(name.as_bytes(), b"DELETE")]).unwrap_err();
+            assert_eq!(reject.code, Code::RequestMalformed, "{name}");
+        }
+        assert!(read(&[(b"x-original-host", b"a"), (b"x-http-methods", b"a")]).is_ok());
+    }
+
+    #[test]
+    fn a_method_has_one_reading() {
+        for (method, fine) in [
+            ("GET", true),
+            ("M-SEARCH", true),
+            ("VERSION_2", true),
+            ("delete", false),
+            ("Delete", false),
+            ("GET /admin", false),
+            ("G\u{c9}T", false),
+        ] {
+            let headers =
+                [(&b":method"[..], method.as_bytes()), (b":authority", b"a"), (b":path", b"/")];
+            assert_eq!(Request::read(&headers).is_ok(), fine, "{method}");
+        }
+    }
+
+    #[test]
     fn grpc_is_known_by_its_content_type() {
         for (content_type, grpc) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),
-            ("Application/gRPC; x=y", true),
+            ("Application/gRPC", false),
+            ("application/grpc;x=y", false),
+            ("application/grpc ", false),
             ("application/grpc-web", false),
             ("application/json", false),
         ] {

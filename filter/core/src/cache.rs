@@ -15,11 +15,17 @@ pub struct Cache<T> {
     old: Generation<T>,
     /// Most entries of one generation.
     entries: usize,
-    /// Most bytes of credentials in one generation.
+    /// Most bytes in one generation, by the weights of its entries.
     bytes: usize,
 }
 
-type Map<T> = HashMap<u64, (Box<[u8]>, Rc<T>), BuildHasherDefault<AlreadyMixed>>;
+type Map<T> = HashMap<u64, Entry<T>, BuildHasherDefault<AlreadyMixed>>;
+
+struct Entry<T> {
+    credential: Box<[u8]>,
+    weight: usize,
+    value: Rc<T>,
+}
 
 struct Generation<T> {
     map: Map<T>,
@@ -33,7 +39,7 @@ impl<T> Default for Generation<T> {
 }
 
 impl<T> Cache<T> {
-    /// A cache of at most `entries` credentials and `bytes` bytes of them.
+    /// A cache of at most `entries` credentials that weigh at most `bytes`.
     pub fn new(entries: usize, bytes: usize) -> Self {
         Self {
             young: Generation::default(),
@@ -46,27 +52,29 @@ impl<T> Cache<T> {
     /// What is remembered for exactly this `credential`.
     pub fn find(&mut self, credential: &[u8]) -> Option<Rc<T>> {
         let key = key(credential);
-        if let Some((known, value)) = self.young.map.get(&key) {
-            return same(known, credential).then(|| Rc::clone(value));
+        if let Some(known) = self.young.map.get(&key) {
+            return same(&known.credential, credential).then(|| Rc::clone(&known.value));
         }
-        if !self.old.map.get(&key).is_some_and(|(known, _)| same(known, credential)) {
+        if !self.old.map.get(&key).is_some_and(|known| same(&known.credential, credential)) {
             return None;
         }
-        let (known, value) = self.old.map.remove(&key)?;
-        self.keep(key, known, Rc::clone(&value));
+        let known = self.old.map.remove(&key)?;
+        let value = Rc::clone(&known.value);
+        self.keep(key, known);
         Some(value)
     }
 
-    /// Remembers `value` for `credential`, which must have been verified.
-    pub fn insert(&mut self, credential: &[u8], value: Rc<T>) {
-        self.keep(key(credential), credential.into(), value);
+    /// Remembers `value` for `credential`, which must have been verified. `weight` is the number of
+    /// bytes of credentials, this one and others, that are kept with it.
+    pub fn insert(&mut self, credential: &[u8], weight: usize, value: Rc<T>) {
+        self.keep(key(credential), Entry { credential: credential.into(), weight, value });
     }
 
     /// Forgets every entry that `keep` does not want.
     pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         for generation in [&mut self.young, &mut self.old] {
-            generation.map.retain(|_, (_, value)| keep(value));
-            generation.bytes = generation.map.values().map(|(known, _)| known.len()).sum();
+            generation.map.retain(|_, known| keep(&known.value));
+            generation.bytes = generation.map.values().map(|known| known.weight).sum();
         }
     }
 
@@ -80,20 +88,20 @@ impl<T> Cache<T> {
         self.len() == 0
     }
 
-    fn keep(&mut self, key: u64, credential: Box<[u8]>, value: Rc<T>) {
-        let size = credential.len();
-        if size > self.bytes {
+    fn keep(&mut self, key: u64, entry: Entry<T>) {
+        let weight = entry.weight;
+        if weight > self.bytes {
             return;
         }
         let full = self.young.map.len() >= self.entries
-            || self.young.bytes.saturating_add(size) > self.bytes;
+            || self.young.bytes.saturating_add(weight) > self.bytes;
         if full {
             self.old = std::mem::take(&mut self.young);
         }
         // Two valid credentials with one key: the newer wins, the older is verified again.
-        let replaced = self.young.map.insert(key, (credential, value));
-        let freed = replaced.map_or(0, |(known, _)| known.len());
-        self.young.bytes = self.young.bytes.saturating_add(size).saturating_sub(freed);
+        let replaced = self.young.map.insert(key, entry);
+        let freed = replaced.map_or(0, |known| known.weight);
+        self.young.bytes = self.young.bytes.saturating_add(weight).saturating_sub(freed);
     }
 }
 
@@ -166,7 +174,7 @@ mod tests {
     fn only_the_exact_credential_is_found() {
         let mut cache = Cache::new(100, 10_000);
         let known = credential(1);
-        cache.insert(&known, Rc::new(1));
+        cache.insert(&known, known.len(), Rc::new(1));
         assert_eq!(cache.find(&known).as_deref(), Some(&1));
         for index in 0..known.len() {
             let mut other = known.clone();
@@ -182,9 +190,9 @@ mod tests {
         for (entries, bytes) in [(100, usize::MAX), (usize::MAX, 100 * credential(0).len())] {
             let mut cache = Cache::new(entries, bytes);
             let used = credential(999_999);
-            cache.insert(&used, Rc::new(0));
+            cache.insert(&used, used.len(), Rc::new(0));
             for index in 0..10_000 {
-                cache.insert(&credential(index), Rc::new(index));
+                cache.insert(&credential(index), credential(0).len(), Rc::new(index));
                 assert!(cache.len() <= 100);
                 assert!(cache.find(&used).is_some(), "{index}");
             }
@@ -194,7 +202,7 @@ mod tests {
     #[test]
     fn a_credential_larger_than_the_cache_is_not_kept() {
         let mut cache = Cache::new(10, 100);
-        cache.insert(&[b'x'; 200], Rc::new(()));
+        cache.insert(&[b'x'; 200], 200, Rc::new(()));
         assert!(cache.is_empty());
     }
 
@@ -202,7 +210,7 @@ mod tests {
     fn forgetting_is_by_value() {
         let mut cache = Cache::new(100, 10_000);
         for index in 0..40 {
-            cache.insert(&credential(index), Rc::new(index));
+            cache.insert(&credential(index), credential(0).len(), Rc::new(index));
         }
         cache.retain(|value| value % 2 == 0);
         assert_eq!(cache.len(), 20);

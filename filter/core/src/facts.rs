@@ -55,7 +55,7 @@ pub struct Caller {
     pub spiffe_ids: Fact,
     /// Configured names of the issuers of the credentials that were verified.
     pub issuers: Fact,
-    /// `kid` of the keys that signed them.
+    /// The keys that signed them, as `issuer/kid`: the configured name of the issuer, and its own of the key.
     pub key_ids: Fact,
     /// `sub` of the access token.
     pub subjects: Fact,

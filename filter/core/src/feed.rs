@@ -110,12 +110,12 @@ impl<T> Feed<T> {
         }
     }
 
-    /// The document, unless there is none or it is too old to be used.
+    /// The document, unless there is none or it is too old to be used. After the clock was set back
+    /// by more than `max_age` nobody knows how old it is.
     pub fn usable(&self, now: UnixTime) -> Option<&Rc<T>> {
-        let fresh = self
-            .endpoint
-            .as_ref()
-            .is_none_or(|endpoint| now.since(self.confirmed_at) <= endpoint.max_age);
+        let fresh = self.endpoint.as_ref().is_none_or(|Endpoint { max_age, .. }| {
+            now.since(self.confirmed_at) <= *max_age && self.confirmed_at.since(now) <= *max_age
+        });
         self.current.as_ref().filter(|_| fresh)
     }
 
@@ -137,7 +137,9 @@ impl<T> Feed<T> {
     /// The fetch that is due now, if one is. It counts as under way until [`Self::answered`].
     pub fn due(&mut self, feed: FeedId, now: UnixTime) -> Option<Fetch> {
         let endpoint = self.endpoint.as_ref()?;
-        if self.in_flight || now < self.next_at {
+        // A clock that was set back must not put the next fetch off until it has caught up.
+        let set_back = self.next_at.since(now) > endpoint.interval;
+        if self.in_flight || (now < self.next_at && !set_back) {
             return None;
         }
         self.in_flight = true;
@@ -335,6 +337,18 @@ mod tests {
         feed.due(ID, at(61)).unwrap();
         assert_eq!(feed.answered(http(304, "1", ""), at(61), read), Outcome::Unchanged);
         assert!(feed.usable(at(61)).is_some());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_stops_no_refresh() {
+        let mut feed = loaded();
+        assert!(feed.usable(at(-60)).is_some());
+        assert!(feed.usable(at(-61)).is_none());
+        feed.due(ID, at(-3600)).unwrap();
+        feed.answered(http(304, "1", ""), at(-3600), read);
+        assert!(feed.usable(at(-3600)).is_some());
+        assert_eq!(feed.due(ID, at(-3596)), None);
+        assert!(feed.due(ID, at(-3595)).is_some());
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub struct Permit {
     remove: Vec<Cow<'static, str>>,
     /// The path in its normal form with the query as it was sent, unless it was sent so.
     target: Option<String>,
+    /// The authority in its normal form, unless it was sent so.
+    authority: Option<String>,
     session: Rc<Session>,
     shadow: Vec<ShadowVerdict>,
 }
@@ -131,14 +133,16 @@ impl Permit {
         self.remove.iter().map(AsRef::as_ref)
     }
 
-    /// Headers that the upstream sees, whatever the caller sent. The path is among them if it was not
-    /// in its normal form: what was judged is what goes on, whatever the listener normalises.
+    /// Headers that the upstream sees, whatever the caller sent. The path and the authority are among
+    /// them if they were not in their normal form: what was judged is what the router sees and what
+    /// goes on, whatever the listener normalises.
     pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let plain = self.session.plain.iter().flatten().map(String::as_str);
         PLAIN_HEADERS
             .into_iter()
             .zip(plain)
             .chain(self.target.as_deref().map(|target| (":path", target)))
+            .chain(self.authority.as_deref().map(|authority| (":authority", authority)))
             .chain(std::iter::once((DECISION_HEADER, self.decision_id.as_str())))
     }
 }
@@ -244,7 +248,7 @@ impl Gate {
                 self.park(arrival);
                 Verdict::Wait
             }
-            Err(Halt::Missing(..)) if !self.waiting.time.eq(&Span::ZERO) => {
+            Err(Halt::Missing(..)) if !self.parked.is_empty() => {
                 let detail = format!("{} requests wait already", self.parked.len());
                 let reject = Reject::new(Code::WaitingRoomFull, detail);
                 refuse(arrival, reject, Known::default(), Some(Span::from_secs(1)))
@@ -272,7 +276,11 @@ impl Gate {
             };
             effects.extend(due.map(Effect::Fetch));
         }
-        while self.parked.front().is_some_and(|parked| parked.deadline <= now) {
+        // A deadline farther off than the waiting time was set before the clock was set back.
+        let longest = self.waiting.time;
+        let is_over =
+            |parked: &Parked| parked.deadline <= now || parked.deadline.since(now) > longest;
+        while self.parked.front().is_some_and(is_over) {
             if let Some(parked) = self.parked.pop_front() {
                 effects.push(self.decide(&parked, now));
             }
@@ -479,6 +487,7 @@ impl Gate {
                     Some(Cow::Owned(path)) => Some(with_query(path, request.target)),
                     _ => None,
                 },
+                authority: decision.authority,
                 shadow: decision.shadow,
                 session,
             }),
@@ -525,7 +534,9 @@ impl Gate {
             self.open(token, from_token.as_deref(), identity, from_identity.as_deref())?;
         let session = Rc::new(session);
         if let Some(primary) = primary {
-            self.sessions.insert(primary, Rc::clone(&session));
+            // A session holds both credentials and the token's claims.
+            let weight = [token, identity].iter().flatten().map(|held| held.len()).sum();
+            self.sessions.insert(primary, weight, Rc::clone(&session));
         }
         Ok(session)
     }
@@ -549,12 +560,13 @@ impl Gate {
         identity: Option<&[u8]>,
         from_identity: Option<&FromIssuer>,
     ) -> Result<Session, Reject> {
-        if let Some(FromIssuer { verified, .. }) = from_token
-            && verified.claims.contains_key("cnf")
+        for (from, code) in
+            [(from_token, Code::TokenBindingUnmet), (from_identity, Code::IdentityBindingUnmet)]
         {
-            let detail =
-                "claim `cnf` binds the token to a key, and no proof of one is accepted here";
-            return Err(Reject::new(Code::TokenBindingUnmet, detail));
+            if from.is_some_and(|from| from.verified.claims.contains_key("cnf")) {
+                let detail = "claim `cnf` binds it to a key, and no proof of one is accepted here";
+                return Err(Reject::new(code, detail));
+            }
         }
         let task = match from_identity {
             Some(FromIssuer { verified, .. }) => {
@@ -569,8 +581,8 @@ impl Gate {
                 && let Some(TrustedIssuer { rules, .. }) = realm.issuers.get(*issuer)
             {
                 valid.1 = valid.1.min(verified.expires_at.plus(rules.clock_skew));
-                if let Some(not_before) = verified.not_before {
-                    valid.0 = valid.0.max(not_before.minus(rules.clock_skew));
+                for start in [verified.not_before, verified.issued_at].into_iter().flatten() {
+                    valid.0 = valid.0.max(start.minus(rules.clock_skew));
                 }
             }
         }
@@ -675,7 +687,7 @@ impl Realm {
         tally.verifications = tally.verifications.saturating_add(1);
         let verified = presented.verify(&issuer.rules, keys, verifier, now)?;
         let from = Rc::new(FromIssuer { issuer: index, verified });
-        self.verified.insert(text, Rc::clone(&from));
+        self.verified.insert(text, text.len(), Rc::clone(&from));
         Ok(Some(from))
     }
 
@@ -845,7 +857,14 @@ fn caller(
     let both = || token.into_iter().chain(identity);
     let mut caller = Caller {
         issuers: Fact::Known(both().map(|verified| verified.issuer_name.clone()).collect()),
-        key_ids: Fact::Known(both().filter_map(|verified| verified.key_id.clone()).collect()),
+        // With the issuer's name, which has no `/`: any issuer can call its keys as another one does.
+        key_ids: Fact::Known(
+            both()
+                .filter_map(|Verified { issuer_name, key_id, .. }| {
+                    Some(format!("{issuer_name}/{}", key_id.as_ref()?))
+                })
+                .collect(),
+        ),
         ..Caller::default()
     };
     if let Some(Verified { claims, .. }) = token {
@@ -877,7 +896,9 @@ fn scopes(claims: &Map<String, Value>) -> Fact {
             Fact::Known(words(text))
         }
         (None, Some(Value::Array(elements))) => {
-            Fact::Known(elements.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+            let scopes: Option<_> =
+                elements.iter().map(|element| element.as_str().map(str::to_owned)).collect();
+            scopes.map_or(Fact::Unknown, Fact::Known)
         }
         _ => Fact::Unknown,
     }

@@ -310,11 +310,60 @@ fn what_no_key_could_help_does_not_wait() {
 
 #[test]
 fn without_a_waiting_room_the_answer_is_immediate() {
-    let mut configuration = configuration();
-    configuration["waiting"]["time"] = json!("0");
-    let mut worker = Worker::new(&configuration);
+    for (member, none) in [("time", json!("0")), ("requests", json!(0))] {
+        let mut configuration = configuration();
+        configuration["waiting"][member] = none;
+        let mut worker = Worker::new(&configuration);
+        let pair = credentials("t1-p256", "a1-p256", "etl");
+        assert_eq!(worker.ask(&pair, 0), "keys_unavailable", "{member}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_keeps_nobody_waiting() {
+    let mut worker = Worker::new(&configuration());
     let pair = credentials("t1-p256", "a1-p256", "etl");
-    assert_eq!(worker.ask(&pair, 0), "keys_unavailable");
+    worker.tick(0);
+    assert_eq!(worker.ask(&pair, 0), "wait");
+    worker.tick(-3600);
+    assert_eq!(worker.decided, [(1, "keys_unavailable".to_owned())]);
+}
+
+#[test]
+fn a_fat_token_does_not_multiply_by_the_identities_that_share_it() {
+    let mut worker = Worker::ready();
+    let token = mint(
+        &credential(json!({
+            "algorithm": "ES256", "key": "t1-p256", "header": { "typ": "at+jwt" },
+            "claims": {
+                "iss": "https://idp.example", "aud": "orders", "exp": "+300",
+                "groups": vec!["g"; 2900]
+            }
+        })),
+        NOW,
+        None,
+    )
+    .unwrap();
+    let identity = |number: usize| {
+        let identity = credential(json!({
+            "algorithm": "ES256", "key": "a1-p256", "header": { "typ": "airflow-task+jwt" },
+            "claims": {
+                "iss": "https://airflow.example", "aud": "orders", "sub": "airflow:etl/load",
+                "iat": "+0", "exp": "+60", "ath": "$ath",
+                "airflow": { "dag_id": "etl", "task_id": "load", "run_id": number.to_string(), "try_number": 1 }
+            }
+        }));
+        mint(&identity, NOW, Some(&token)).unwrap()
+    };
+    // Half of the cache's 16 MiB, for the young generation, holds some 500 of such tokens.
+    let first = (token.clone(), identity(0));
+    assert_eq!(worker.ask(&first, 1), "permit");
+    for number in 1..1200 {
+        assert_eq!(worker.ask(&(token.clone(), identity(number)), 1), "permit");
+    }
+    worker.gate.take_tally();
+    assert_eq!(worker.ask(&first, 1), "permit");
+    assert_eq!(worker.gate.take_tally().session_hits, 0, "the session was dropped, not kept");
 }
 
 #[test]

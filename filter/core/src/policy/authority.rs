@@ -20,6 +20,9 @@ pub(super) struct Authority<'a> {
     pub(super) port: u16,
     /// The port is the default one of the scheme, written out or not.
     pub(super) port_is_default: bool,
+    /// The host and, if there was one, the port in their normal form, unless it was written so. A
+    /// router that compares texts must not take another way than the policy judged.
+    pub(super) normal: Option<String>,
 }
 
 impl<'a> Authority<'a> {
@@ -28,7 +31,7 @@ impl<'a> Authority<'a> {
     /// # Errors
     /// What is wrong with it, as the end of a sentence.
     pub(super) fn parse(text: &'a str, scheme: &str) -> Result<Self, &'static str> {
-        let (host, port) = split(text)?;
+        let (host, written) = split(text)?;
         let default = if scheme.eq_ignore_ascii_case("https") {
             Some(443)
         } else if scheme.eq_ignore_ascii_case("http") {
@@ -36,8 +39,16 @@ impl<'a> Authority<'a> {
         } else {
             None
         };
-        let port = port.or(default).ok_or("has no port and its scheme has no default one")?;
-        Ok(Self { host: host_name(host)?, port, port_is_default: Some(port) == default })
+        let port = written.or(default).ok_or("has no port and its scheme has no default one")?;
+        let host = host_name(host)?;
+        let digits = |port: u16| port.checked_ilog10().unwrap_or_default() as usize + 1;
+        let length = host.len() + written.map_or(0, |port| 1 + digits(port));
+        let is_normal = matches!(host, Cow::Borrowed(_)) && length == text.len();
+        let normal = (!is_normal).then(|| match written {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_string(),
+        });
+        Ok(Self { host, port, port_is_default: Some(port) == default, normal })
     }
 }
 

@@ -86,6 +86,8 @@ pub struct Decision<'c> {
     pub destination: Option<Arc<str>>,
     /// The path in its normal form, if it has one; [`Cow::Borrowed`] if it was sent in that form.
     pub path: Option<Cow<'c, str>>,
+    /// The authority in its normal form, if it was not sent in that form.
+    pub authority: Option<String>,
     /// Shadow rules that would have changed the outcome, each by itself, in the order of their ids.
     pub shadow: Vec<ShadowVerdict>,
 }
@@ -216,11 +218,12 @@ impl Policy {
                 (outcome, shadow)
             }
         };
-        Decision { outcome, destination: name.cloned(), path: path.ok(), shadow }
+        let authority = authority.ok().and_then(|authority| authority.normal);
+        Decision { outcome, destination: name.cloned(), path: path.ok(), authority, shadow }
     }
 
     fn judge(&self, question: &Question<'_>, limits: &Limits) -> Outcome {
-        if let Some(rule) = self.first(&self.deny, Search::Possible, question) {
+        if let Some(rule) = self.denying(question) {
             let detail = rule.explain_denial(question);
             let rule = Some(rule.id.to_string());
             return Outcome::Refuse(Reject { rule, ..Reject::new(Code::PolicyDenied, detail) });
@@ -229,6 +232,15 @@ impl Policy {
             Some(rule) => Outcome::Permit { rule: Arc::clone(&rule.id) },
             None => Outcome::Refuse(self.no_match(question, limits)),
         }
+    }
+
+    /// The first deny rule that applies to the path as it is, or else as servers read it that cut the
+    /// parameters of its segments off: `/admin;x/users` must not pass by a rule about `/admin/**`.
+    fn denying(&self, question: &Question<'_>) -> Option<&Rule> {
+        self.first(&self.deny, Search::Possible, question).or_else(|| {
+            let path = path::without_parameters(question.path)?;
+            self.first(&self.deny, Search::Possible, &Question { path: &path, ..*question })
+        })
     }
 
     /// The first rule by id that applies.
@@ -251,9 +263,13 @@ impl Policy {
     /// The denial by default, with the allow rule that has the fewest misses.
     fn no_match(&self, question: &Question<'_>, limits: &Limits) -> Reject {
         let mut seen = FxHashSet::default();
+        let mut looks = 0_usize;
         let mut nearest: Option<(usize, u32)> = None;
         self.allow.nearby(question, |number| {
-            if seen.len() >= limits.nearest_rules {
+            // A rule that stands in many places is met again and again.
+            looks += 1;
+            if seen.len() >= limits.nearest_rules || looks > limits.nearest_rules.saturating_mul(8)
+            {
                 return false;
             }
             if seen.insert(number)

@@ -10,7 +10,7 @@
 //! and control characters, invalid escapes, octets outside ASCII that are not escaped, `..` above the
 //! root or behind an empty segment, and dot segments with parameters (`..;x`).
 //!
-//! It is not what the upstream sees: the request goes on unchanged. Nor does it read the query.
+//! A permitted request goes on with the normal form of its path. What stands in the query is not read.
 
 use std::borrow::Cow;
 
@@ -25,7 +25,11 @@ use crate::limits::Limits;
 /// # Errors
 /// What is wrong with it, as the end of a sentence that begins with "the path".
 pub fn normalise<'a>(target: &'a str, limits: &Limits) -> Result<Cow<'a, str>, &'static str> {
-    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    // In a request line these would end the target.
+    if query.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+        return Err("has a space or a control character in its query");
+    }
     if !path.starts_with('/') {
         return Err("does not begin with `/`");
     }
@@ -136,6 +140,24 @@ fn remove_dot_segments(path: &str) -> Result<String, &'static str> {
         normal.push('/');
     }
     Ok(normal)
+}
+
+/// A path in its normal form without the parameters of its segments (RFC 3986 §3.3), if it has any.
+pub(super) fn without_parameters(path: &str) -> Option<String> {
+    if !path.contains(';') {
+        return None;
+    }
+    let mut bare = String::with_capacity(path.len());
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let name = segment.split_once(';').map_or(segment, |(name, _)| name);
+        // Whoever cuts parameters off also collapses the slashes that this leaves.
+        if !name.is_empty() || segments.peek().is_none() {
+            bare.push('/');
+            bare.push_str(name);
+        }
+    }
+    Some(bare)
 }
 
 /// The paths of one rule, ORed.
@@ -340,6 +362,24 @@ mod tests {
     }
 
     #[test]
+    fn parameters_are_cut_off_every_segment() {
+        assert_eq!(without_parameters("/a/b"), None);
+        for (path, bare) in
+            [("/a;x/b", "/a/b"), ("/a;x=1;y/b;", "/a/b"), ("/;a/;/b", "/b"), ("/a/;", "/a/")]
+        {
+            assert_eq!(without_parameters(path).as_deref(), Some(bare), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_query_that_would_end_the_request_line_is_refused() {
+        for target in ["/a?b HTTP/1.1", "/a?b\tc", "/a?\u{7f}"] {
+            assert!(normal(target).is_err(), "{target:?}");
+        }
+        assert_eq!(normal("/a?b=%20\u{fc}").as_deref(), Ok("/a"));
+    }
+
+    #[test]
     fn a_path_in_normal_form_is_not_copied() {
         for target in ["/", "/v1/orders/7?x=1", "/a%20b", "/.well-known/a"] {
             let path = normalise(target, &Limits::DEFAULT).unwrap();
@@ -350,7 +390,7 @@ mod tests {
     #[test]
     fn length_and_number_of_segments_are_bounded() {
         let limits = Limits { path_bytes: 8, path_segments: 3, ..Limits::DEFAULT };
-        assert!(normalise("/a/b/c?long query", &limits).is_ok());
+        assert!(normalise("/a/b/c?long-query", &limits).is_ok());
         assert!(normalise("/a/b/c/", &limits).is_err());
         assert!(normalise("/123456789", &limits).is_err());
     }

@@ -10,6 +10,7 @@ use super::glob::Values;
 use super::path::{Paths, normalise_pattern};
 use super::rule::{Effect, Rule};
 use super::selector::{Condition, FIELDS, Subject, quote};
+use crate::arrival::is_method;
 use crate::document::{Faults, Node, Report, suggestion};
 use crate::limits::Limits;
 use crate::time::UnixTime;
@@ -281,25 +282,17 @@ fn read_destinations(
 fn read_methods(node: &Node<'_>, report: &mut Report) -> Option<Box<[Box<str>]>> {
     let methods = node.strings(report)?;
     for method in &methods {
-        // RFC 9110 §5.6.2, without `*`: nobody who writes that here means a method of this name.
-        let token = method
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte));
-        if !token {
-            node.fault(
-                report,
-                format!("{} is not a method; leave `methods` out to mean every one", quote(method)),
-            );
-        } else if ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(method) && known != method)
-        {
-            let upper = method.to_ascii_uppercase();
-            node.fault(
-                report,
-                format!("`{method}`: methods are case-sensitive, did you mean `{upper}`?"),
-            );
+        // Without `*`: nobody who writes that here means a method of this name.
+        if is_method(method) && !method.contains('*') {
+            continue;
         }
+        let upper = method.to_ascii_uppercase();
+        let problem = if is_method(&upper) && !method.contains('*') {
+            format!("`{method}`: methods are case-sensitive, did you mean `{upper}`?")
+        } else {
+            format!("{} is not a method; leave `methods` out to mean every one", quote(method))
+        };
+        node.fault(report, problem);
     }
     Some(methods.into_iter().map(Into::into).collect())
 }
