@@ -4,6 +4,8 @@
 //! have it right: each algorithm is used only after it accepted a known signature and refused a
 //! changed one; every other algorithm is verified here.
 
+use std::borrow::Cow;
+
 use airflow_envoy_core::jose::{
     Algorithm, Jws, KeySet, PublicKey, RustCrypto, SignatureVerifier, ecdsa_signature_der,
 };
@@ -19,9 +21,7 @@ pub(crate) struct HostCrypto {
 impl HostCrypto {
     /// Asks the host the known answers.
     pub(crate) fn probe() -> Self {
-        let trusted =
-            KNOWN_ANSWERS.into_iter().filter(KnownAnswer::is_given).map(|known| known.algorithm);
-        Self { trusted: trusted.collect() }
+        Self { trusted: known_answers(&HostOnly) }
     }
 
     /// The algorithms that the host verifies.
@@ -47,12 +47,32 @@ impl SignatureVerifier for HostCrypto {
     }
 }
 
+/// The host without a substitute: what it cannot answer is refused.
+struct HostOnly;
+
+impl SignatureVerifier for HostOnly {
+    fn verify(
+        &self,
+        key: &PublicKey,
+        algorithm: Algorithm,
+        message: &[u8],
+        signature: &[u8],
+    ) -> bool {
+        ask(key, algorithm, message, signature) == Some(true)
+    }
+}
+
 /// Asks the host; `None` if it cannot answer.
 fn ask(key: &PublicKey, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Option<bool> {
     let (hash, signature) = match algorithm {
-        Algorithm::Rs256 => ("sha256", signature.to_vec()),
-        Algorithm::Es256 => ("sha256", ecdsa_signature_der(signature)),
-        _ => return None,
+        Algorithm::Rs256 => ("sha256", Cow::Borrowed(signature)),
+        Algorithm::Rs384 => ("sha384", Cow::Borrowed(signature)),
+        Algorithm::Rs512 => ("sha512", Cow::Borrowed(signature)),
+        Algorithm::Es256 => ("sha256", Cow::Owned(ecdsa_signature_der(signature))),
+        Algorithm::Es384 => ("sha384", Cow::Owned(ecdsa_signature_der(signature))),
+        Algorithm::Es512 => ("sha512", Cow::Owned(ecdsa_signature_der(signature))),
+        // Envoy has no padding parameter and no digest-free signature.
+        Algorithm::Ps256 | Algorithm::Ps384 | Algorithm::Ps512 | Algorithm::EdDsa => return None,
     };
     // VerifySignatureArguments: hash_function = 1, public_key = 2 (SubjectPublicKeyInfo), signature = 3, text = 4
     let mut arguments = Vec::with_capacity(message.len().saturating_add(1024));
@@ -77,63 +97,51 @@ fn length_delimited(message: &mut Vec<u8>, field: u8, bytes: &[u8]) {
     message.extend_from_slice(bytes);
 }
 
-/// A signature that must verify, and after a change must not.
-struct KnownAnswer {
-    algorithm: Algorithm,
-    keys: &'static str,
-    token: &'static str,
-}
+/// The keys of the known answers: those of the published examples and of the test corpus.
+const KNOWN_KEYS: &str = include_str!("known_answers/keys.json");
 
-impl KnownAnswer {
-    /// Whether the host accepts the signature and refuses a changed one.
-    fn is_given(&self) -> bool {
-        let host = HostCrypto { trusted: vec![self.algorithm] };
-        let limits = &Limits::DEFAULT;
-        let Ok((keys, _)) = KeySet::parse(self.keys.as_bytes(), limits) else { return false };
+/// A line for each algorithm: its name and a token that must verify.
+const KNOWN_TOKENS: &str = include_str!("known_answers/tokens.txt");
+
+/// The algorithms for which `verifier` accepts the known signature and refuses a changed one.
+fn known_answers(verifier: &dyn SignatureVerifier) -> Vec<Algorithm> {
+    let limits = &Limits::DEFAULT;
+    let Ok((keys, _)) = KeySet::parse(KNOWN_KEYS.as_bytes(), limits) else { return Vec::new() };
+    let is_given = |algorithm: Algorithm, token: &str| {
         let verifies = |token: &str| {
             Jws::parse(token.as_bytes(), limits.token_bytes, limits)
-                .is_ok_and(|jws| jws.verify(&[self.algorithm], &keys, &host).is_ok())
+                .is_ok_and(|jws| jws.verify(&[algorithm], &keys, verifier).is_ok())
         };
-        // Another signature of the same length: the last but one character, for the last has unused bits.
-        let mut changed = self.token.to_owned();
+        // The last character but one: the last may have unused bits.
+        let mut changed = token.to_owned();
         let (last, before) = (changed.pop(), changed.pop());
         changed.push(if before == Some('A') { 'B' } else { 'A' });
         changed.extend(last);
-        self.answered_by_host(&keys) && verifies(self.token) && !verifies(&changed)
-    }
-
-    /// Whether it is the host that answers, not [`RustCrypto`] in its stead.
-    fn answered_by_host(&self, keys: &KeySet) -> bool {
-        keys.keys().first().is_some_and(|key| {
-            ask(key, self.algorithm, b"", &vec![0; key.signature_length()]).is_some()
-        })
-    }
+        verifies(token) && !verifies(&changed)
+    };
+    let known = KNOWN_TOKENS.lines().filter_map(|line| line.split_once(' '));
+    known
+        .filter_map(|(name, token)| Some((Algorithm::from_name(name)?, token)))
+        .filter(|(algorithm, token)| is_given(*algorithm, token))
+        .map(|(algorithm, _)| algorithm)
+        .collect()
 }
 
-/// RFC 7515, appendices A.2 and A.3.
-const KNOWN_ANSWERS: [KnownAnswer; 2] = [
-    KnownAnswer {
-        algorithm: Algorithm::Rs256,
-        keys: "{\"keys\":[{\"kty\":\"RSA\",\"n\":\"ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W2\
-     6mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-\
-     pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-\
-     bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-\
-     UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-\
-     DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ\",\"e\":\"AQAB\"}]}",
-        token: "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGx\
-     lLmNvbS9pc19yb290Ijp0cnVlfQ.cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5R\
-     Zmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--\
-     f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--\
-     xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLI\
-     hWkWywlVmtVrBp0igcN_IoypGlUPQGe77Rw",
-    },
-    KnownAnswer {
-        algorithm: Algorithm::Es256,
-        keys: "{\"keys\":[{\"kty\":\"EC\",\"crv\":\"P-\
-     256\",\"x\":\"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU\",\"y\":\"x_FEzRu9m36HLN_tue65\
-     9LNpXW6pCyStikYjKIWI5a0\"}]}",
-        token: "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGx\
-     lLmNvbS9pc19yb290Ijp0cnVlfQ.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-\
-     F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q",
-    },
-];
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_known_answers_are_right() {
+        let known: Vec<_> = known_answers(&RustCrypto).into_iter().map(Algorithm::name).collect();
+        assert_eq!(known, ["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"]);
+    }
+
+    #[test]
+    fn lengths_are_written_as_protobuf_varints() {
+        let mut message = Vec::new();
+        length_delimited(&mut message, 4, &[7; 300]);
+        assert_eq!(message[..4], [0x22, 0xac, 0x02, 7]);
+        assert_eq!(message.len(), 303);
+    }
+}

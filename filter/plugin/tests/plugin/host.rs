@@ -14,7 +14,7 @@ use std::{ptr, slice};
 use airflow_envoy as _;
 use p256::ecdsa::signature::Verifier as _;
 use p256::pkcs8::DecodePublicKey as _;
-use sha2::Digest as _;
+use sha2::Digest;
 
 /// A header map: names and values in order.
 pub type Headers = Vec<(Vec<u8>, Vec<u8>)>;
@@ -611,14 +611,45 @@ unsafe extern "C" fn proxy_call_foreign_function(
 /// Envoy's `verify_signature`: PKCS #1 v1.5 or ECDSA with an ASN.1 signature, by the kind of key.
 fn verify(arguments: &[u8]) -> bool {
     let [hash, key, signature, message] = fields(arguments);
-    assert_eq!(hash, b"sha256");
-    if let Ok(key) = p256::ecdsa::VerifyingKey::from_public_key_der(key) {
-        return p256::ecdsa::DerSignature::try_from(signature)
-            .is_ok_and(|signature| key.verify(message, &signature).is_ok());
+    macro_rules! ecdsa {
+        ($curve:ident) => {
+            $curve::ecdsa::DerSignature::try_from(signature)
+                .and_then(|signature| $curve::ecdsa::Signature::try_from(signature))
+        };
     }
+    match hash {
+        b"sha256" => {
+            if let Ok(key) = p256::PublicKey::from_public_key_der(key) {
+                let key = p256::ecdsa::VerifyingKey::from(key);
+                return ecdsa!(p256).is_ok_and(|signature| key.verify(message, &signature).is_ok());
+            }
+            rsa_verify::<sha2::Sha256>(key, message, signature)
+        }
+        b"sha384" => {
+            if let Ok(key) = p384::PublicKey::from_public_key_der(key) {
+                let key = p384::ecdsa::VerifyingKey::from(key);
+                return ecdsa!(p384).is_ok_and(|signature| key.verify(message, &signature).is_ok());
+            }
+            rsa_verify::<sha2::Sha384>(key, message, signature)
+        }
+        b"sha512" => {
+            if let Ok(key) = p521::PublicKey::from_public_key_der(key) {
+                let key = p521::ecdsa::VerifyingKey::from_affine(*key.as_affine()).unwrap();
+                return ecdsa!(p521).is_ok_and(|signature| key.verify(message, &signature).is_ok());
+            }
+            rsa_verify::<sha2::Sha512>(key, message, signature)
+        }
+        other => panic!("the host has no hash {other:?}"),
+    }
+}
+
+fn rsa_verify<D: Digest + rsa::pkcs8::AssociatedOid>(
+    key: &[u8],
+    message: &[u8],
+    signature: &[u8],
+) -> bool {
     let key = rsa::RsaPublicKey::from_public_key_der(key).expect("a SubjectPublicKeyInfo");
-    let digest = sha2::Sha256::digest(message);
-    key.verify(rsa::Pkcs1v15Sign::new::<sha2::Sha256>(), &digest, signature).is_ok()
+    key.verify(rsa::Pkcs1v15Sign::new::<D>(), &D::digest(message), signature).is_ok()
 }
 
 /// The fields 1 to 4 of a protobuf message, all of them bytes, in order.
