@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use airflow_envoy_core::answer::{Known, Rejection};
-use airflow_envoy_core::arrival::{Arrival, StreamId};
+use airflow_envoy_core::arrival::{Arrival, StreamId, is_family};
 use airflow_envoy_core::gate::{Permit, Verdict};
 use airflow_envoy_core::policy::ShadowVerdict;
 use proxy_wasm::hostcalls;
@@ -66,6 +66,16 @@ impl HttpContext for Stream {
             }
             Verdict::Wait => Action::Pause,
         }
+    }
+
+    /// Some upstreams read trailers as if they were headers.
+    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        for (name, _) in host::headers(MapType::HttpRequestTrailers) {
+            if is_family(name.as_bytes()) {
+                let _ = hostcalls::remove_map_value(MapType::HttpRequestTrailers, &name);
+            }
+        }
+        Action::Continue
     }
 }
 

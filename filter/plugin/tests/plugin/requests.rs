@@ -126,6 +126,17 @@ fn a_permitted_request_goes_on_with_the_callers_own_identity_headers_gone() {
 }
 
 #[test]
+fn trailers_do_not_carry_what_the_headers_may_not() {
+    let mut filter = start(&inline("/v1/**"));
+    let (stream, _) = filter.request(&GET);
+    let sent =
+        [("x-airflow-dag-id", "forged"), ("grpc-status", "0"), ("x_airflow_identity", "forged")];
+    let gone_on = filter.trailers(stream, &sent);
+    assert_eq!(gone_on, [(b"grpc-status".to_vec(), b"0".to_vec())]);
+    filter.end(stream);
+}
+
+#[test]
 fn a_refused_request_is_answered_with_its_code() {
     let mut filter = start(&inline("/v1/**"));
     let mut post = with(&[]);
