@@ -13,6 +13,7 @@ use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
 use crate::policy::Policy;
+use crate::quote::quote;
 use crate::time::Span;
 
 /// The configuration of one filter instance.
@@ -219,7 +220,7 @@ fn read_issuers(
     let mut seen = BTreeSet::new();
     for (issuer, node) in issuers.iter().zip(&nodes) {
         if !seen.insert(issuer.rules.issuer.as_str()) {
-            let problem = format!("issuer `{}` is configured twice", issuer.rules.issuer);
+            let problem = format!("issuer {} is configured twice", quote(&issuer.rules.issuer));
             node.fault(report, problem);
         }
     }
@@ -283,7 +284,7 @@ fn read_algorithms(node: &Node<'_>, report: &mut Report) -> Option<Vec<Algorithm
             Some(algorithm) => algorithms.push(algorithm),
             None => {
                 let known: Vec<_> = Algorithm::ALL.iter().map(|known| known.name()).collect();
-                let problem = format!("`{name}` is none of {}", known.join(", "));
+                let problem = format!("{} is none of {}", quote(name), known.join(", "));
                 element.fault(report, problem);
             }
         }
@@ -443,7 +444,7 @@ fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<(&'static str, Strin
             .then(|| (scheme, authority.to_owned(), path))
     });
     if split.is_none() {
-        node.fault(report, format!("`{text}` is not an absolute http or https URI"));
+        node.fault(report, format!("{} is not an absolute http or https URI", quote(text)));
     }
     split
 }
@@ -459,7 +460,7 @@ fn read_name<'a>(
     if name.len() > 64 || !name.bytes().all(plain) {
         node.fault(
             report,
-            format!("`{name}` is not a name of up to 64 letters, digits, `-` and `_`"),
+            format!("{} is not a name of up to 64 letters, digits, `-` and `_`", quote(name)),
         );
         return None;
     }

@@ -129,7 +129,7 @@ fn a_refusal_names_the_nearest_rule_and_the_first_condition_that_failed() {
             NOW,
             Code::PolicyNoMatch,
             Some("ds-reads-orders"),
-            "rule `ds-reads-orders` allows this request, but only for dags `ds_*`; the caller's is `etl\\u{60}\\n`",
+            "rule `ds-reads-orders` allows this request, but only for dags `ds_*`; the caller's is `etl'\\n`",
         ),
         (
             &no_dag,

@@ -38,11 +38,12 @@ use self::authority::{Authority, Hosts};
 use self::index::{Group, Index, Search};
 use self::read::Role;
 use self::rule::{Effect, Question, Rule};
-use self::selector::{Condition, Subject, Truth, Who, quote};
+use self::selector::{Condition, Subject, Truth, Who};
 use crate::document::{Fault, Faults};
 use crate::facts::{Call, Caller};
 use crate::json;
 use crate::limits::Limits;
+use crate::quote::quote;
 use crate::reject::{Code, Reject};
 use crate::time::UnixTime;
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::path::Paths;
-use super::selector::{self, Condition, Truth, Who, few, quote};
+use super::selector::{self, Condition, Truth, Who, few};
+use crate::quote::quote;
 use crate::time::UnixTime;
 
 /// What a rule does with the calls that it matches.

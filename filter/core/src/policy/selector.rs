@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::glob::Values;
 use crate::facts::{Caller, Fact};
+use crate::quote::quote;
 
 /// A selector field that reads a plain fact.
 #[derive(Debug)]
@@ -199,24 +200,6 @@ pub(super) fn few(items: impl IntoIterator<Item = String>) -> String {
     text
 }
 
-/// Text from a request or a policy, in backticks: bounded, on one line, and unable to end the quotation.
-pub(super) fn quote(text: &str) -> String {
-    const MOST: usize = 96;
-    let mut quoted = String::from("`");
-    for character in text.chars().take(MOST) {
-        match character {
-            '`' => quoted.push_str("\\u{60}"),
-            ' '..='~' => quoted.push(character),
-            _ => quoted.extend(character.escape_debug()),
-        }
-    }
-    if text.chars().nth(MOST).is_some() {
-        quoted.push('…');
-    }
-    quoted.push('`');
-    quoted
-}
-
 fn claim<'c>(claims: &'c Value, name: &str) -> Option<&'c Value> {
     let exact = claims.as_object()?.get(name);
     exact.or_else(|| if name.starts_with('/') { claims.pointer(name) } else { None })
@@ -281,11 +264,5 @@ mod tests {
             let condition = Condition { subject, values: Values::new([value]) };
             assert_eq!(condition.truth(&who), expected, "{name} {value}");
         }
-    }
-
-    #[test]
-    fn quoted_text_stays_on_one_line_and_within_its_quotes() {
-        assert_eq!(quote("a`b\n\u{202e}\0é"), "`a\\u{60}b\\n\\u{202e}\\0é`");
-        assert_eq!(quote(&"x".repeat(1000)).chars().count(), 99);
     }
 }
