@@ -301,7 +301,13 @@ fn read_keys(
     let mut object = node.object(report)?;
     let keys = match object.optional("inline") {
         Some(inline) => read_inline_keys(&inline, report, limits).map(KeySource::Inline),
-        None => read_endpoint(&mut object, report, name, "refresh", &KEYS).map(KeySource::Remote),
+        None => {
+            let read = read_endpoint(&mut object, report, name, "refresh", &KEYS);
+            if let Some(endpoint) = &read {
+                check_max_age(endpoint, node, "refresh", report);
+            }
+            read.map(KeySource::Remote)
+        }
     };
     object.finish(report);
     keys
@@ -364,7 +370,9 @@ fn read_policy(
             let mut object = http.object(report)?;
             let read = read_endpoint(&mut object, report, name?, "poll", &POLICY);
             object.finish(report);
-            Some(PolicySource::Remote(Endpoint { max_age: max_age?, ..read? }))
+            let endpoint = Endpoint { max_age: max_age?, ..read? };
+            check_max_age(&endpoint, &http, "poll", report);
+            Some(PolicySource::Remote(endpoint))
         }
         _ => {
             source.fault(report, "needs exactly one of `inline` and `http`");
@@ -427,6 +435,17 @@ fn read_endpoint(
         timeout: timeout?,
         max_age: max_age?,
     })
+}
+
+/// A document that is too old before it is asked for again would be missing now and then, with no fault anywhere.
+fn check_max_age(endpoint: &Endpoint, node: &Node<'_>, interval_name: &str, report: &mut Report) {
+    let Endpoint { interval, timeout, max_age, .. } = *endpoint;
+    if max_age < interval || max_age < timeout {
+        let problem = format!(
+            "`max_age` {max_age} is shorter than `{interval_name}` {interval} or `timeout` {timeout}"
+        );
+        node.fault(report, problem);
+    }
 }
 
 /// Scheme, authority and path of an absolute `http` or `https` URI without userinfo or fragment.
