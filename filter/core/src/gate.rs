@@ -341,6 +341,11 @@ impl Gate {
         }
     }
 
+    /// Whether the request of this stream waits: nothing of it may go on.
+    pub fn waits(&self, stream: StreamId) -> bool {
+        self.parked.iter().any(|parked| parked.stream == stream)
+    }
+
     /// Requests that wait now.
     pub fn waiting(&self) -> usize {
         self.parked.len()

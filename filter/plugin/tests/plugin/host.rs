@@ -133,6 +133,12 @@ impl Filter {
         (stream, action == 0)
     }
 
+    /// A part of a request's body arrives; whether it goes on.
+    pub fn body(&mut self, stream: u32, bytes: usize) -> bool {
+        enter(stream);
+        (unsafe { proxy_on_request_body(stream, bytes, false) }) == 0
+    }
+
     /// A request's trailers arrive; those that go on.
     pub fn trailers(&mut self, stream: u32, trailers: &[(&str, &str)]) -> Headers {
         let trailers: Headers = trailers
@@ -235,6 +241,7 @@ unsafe extern "C" {
     fn proxy_on_configure(context: u32, size: usize) -> bool;
     fn proxy_on_tick(context: u32);
     fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: bool) -> u32;
+    fn proxy_on_request_body(context: u32, size: usize, end_of_stream: bool) -> u32;
     fn proxy_on_request_trailers(context: u32, trailers: usize) -> u32;
     fn proxy_on_http_call_response(
         context: u32,
