@@ -303,3 +303,27 @@ fn the_search_for_the_nearest_rule_is_bounded_and_prefers_the_path_and_the_calle
         "rule `r4321` allows this path, but only for methods POST; this is `GET`"
     );
 }
+
+#[test]
+fn parameters_help_past_no_deny_rule_enforced_or_not() {
+    for (mode, permitted) in [("enforce", false), ("shadow", true)] {
+        let document = json!({
+            "version": 1,
+            "destinations": {"orders": {"hosts": ["orders.internal"]}},
+            "rules": [
+                {"id": "all", "effect": "allow", "to": ["orders"]},
+                {"id": "no-admin", "effect": "deny", "mode": mode, "to": ["orders"], "paths": ["/admin/**"]},
+            ],
+        });
+        let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+        let caller = caller();
+        let standing = policy.standing(&caller);
+        for target in ["/admin/users", "/admin;x/users", "/admin;/users", "/;x/admin", "/admin;"] {
+            let call = Call { target, ..CALL };
+            let now = UnixTime::default();
+            let decision = policy.decide(&caller, &standing, &call, now, &Limits::DEFAULT);
+            assert_eq!(matches!(decision.outcome, Outcome::Permit { .. }), permitted, "{target}");
+            assert_eq!(decision.shadow.len(), usize::from(permitted), "{target}");
+        }
+    }
+}
