@@ -13,6 +13,7 @@ use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
 use crate::policy::Policy;
+use crate::quote::quote;
 use crate::time::Span;
 
 /// The configuration of one filter instance.
@@ -219,7 +220,7 @@ fn read_issuers(
     let mut seen = BTreeSet::new();
     for (issuer, node) in issuers.iter().zip(&nodes) {
         if !seen.insert(issuer.rules.issuer.as_str()) {
-            let problem = format!("issuer `{}` is configured twice", issuer.rules.issuer);
+            let problem = format!("issuer {} is configured twice", quote(&issuer.rules.issuer));
             node.fault(report, problem);
         }
     }
@@ -283,7 +284,7 @@ fn read_algorithms(node: &Node<'_>, report: &mut Report) -> Option<Vec<Algorithm
             Some(algorithm) => algorithms.push(algorithm),
             None => {
                 let known: Vec<_> = Algorithm::ALL.iter().map(|known| known.name()).collect();
-                let problem = format!("`{name}` is none of {}", known.join(", "));
+                let problem = format!("{} is none of {}", quote(name), known.join(", "));
                 element.fault(report, problem);
             }
         }
@@ -300,7 +301,13 @@ fn read_keys(
     let mut object = node.object(report)?;
     let keys = match object.optional("inline") {
         Some(inline) => read_inline_keys(&inline, report, limits).map(KeySource::Inline),
-        None => read_endpoint(&mut object, report, name, "refresh", &KEYS).map(KeySource::Remote),
+        None => {
+            let read = read_endpoint(&mut object, report, name, "refresh", &KEYS);
+            if let Some(endpoint) = &read {
+                check_max_age(endpoint, node, "refresh", report);
+            }
+            read.map(KeySource::Remote)
+        }
     };
     object.finish(report);
     keys
@@ -363,7 +370,9 @@ fn read_policy(
             let mut object = http.object(report)?;
             let read = read_endpoint(&mut object, report, name?, "poll", &POLICY);
             object.finish(report);
-            Some(PolicySource::Remote(Endpoint { max_age: max_age?, ..read? }))
+            let endpoint = Endpoint { max_age: max_age?, ..read? };
+            check_max_age(&endpoint, &http, "poll", report);
+            Some(PolicySource::Remote(endpoint))
         }
         _ => {
             source.fault(report, "needs exactly one of `inline` and `http`");
@@ -428,6 +437,17 @@ fn read_endpoint(
     })
 }
 
+/// A document that is too old before it is asked for again would be missing now and then, with no fault anywhere.
+fn check_max_age(endpoint: &Endpoint, node: &Node<'_>, interval_name: &str, report: &mut Report) {
+    let Endpoint { interval, timeout, max_age, .. } = *endpoint;
+    if max_age < interval || max_age < timeout {
+        let problem = format!(
+            "`max_age` {max_age} is shorter than `{interval_name}` {interval} or `timeout` {timeout}"
+        );
+        node.fault(report, problem);
+    }
+}
+
 /// Scheme, authority and path of an absolute `http` or `https` URI without userinfo or fragment.
 fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<(&'static str, String, String)> {
     let text = node.string(report)?;
@@ -443,7 +463,7 @@ fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<(&'static str, Strin
             .then(|| (scheme, authority.to_owned(), path))
     });
     if split.is_none() {
-        node.fault(report, format!("`{text}` is not an absolute http or https URI"));
+        node.fault(report, format!("{} is not an absolute http or https URI", quote(text)));
     }
     split
 }
@@ -459,7 +479,7 @@ fn read_name<'a>(
     if name.len() > 64 || !name.bytes().all(plain) {
         node.fault(
             report,
-            format!("`{name}` is not a name of up to 64 letters, digits, `-` and `_`"),
+            format!("{} is not a name of up to 64 letters, digits, `-` and `_`", quote(name)),
         );
         return None;
     }

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::quote::quote;
 use crate::time::{Span, UnixTime};
 
 /// One fault of a document.
@@ -242,7 +243,10 @@ impl<'a> Node<'a> {
         if span.is_none() {
             self.fault(
                 report,
-                format!("`{text}` is not a span of time such as `500ms`, `30s`, `15m` or `1h`"),
+                format!(
+                    "{} is not a span of time such as `500ms`, `30s`, `15m` or `1h`",
+                    quote(text)
+                ),
             );
         }
         span
@@ -255,7 +259,7 @@ impl<'a> Node<'a> {
         if time.is_none() {
             self.fault(
                 report,
-                format!("`{text}` is not a date and time such as `2026-11-22T00:00:00Z`"),
+                format!("{} is not a date and time such as `2026-11-22T00:00:00Z`", quote(text)),
             );
         }
         time
@@ -268,7 +272,7 @@ impl<'a> Node<'a> {
             return Some(*choice);
         }
         let names: Vec<_> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
-        self.fault(report, format!("`{text}` is none of {}", names.join(", ")));
+        self.fault(report, format!("{} is none of {}", quote(text), names.join(", ")));
         None
     }
 }
@@ -304,8 +308,8 @@ impl<'a> Object<'a> {
             }
             let shown: String = name.chars().take(64).collect();
             let problem = match suggestion(&shown, &self.known) {
-                Some(known) => format!("unknown field `{shown}`, did you mean `{known}`?"),
-                None => format!("unknown field `{shown}`"),
+                Some(known) => format!("unknown field {}, did you mean `{known}`?", quote(&shown)),
+                None => format!("unknown field {}", quote(&shown)),
             };
             report.fault(self.path.clone(), problem);
         }
@@ -319,7 +323,7 @@ pub fn join(path: &str, name: &str) -> String {
     match (path.is_empty(), plain) {
         (true, true) => name.to_owned(),
         (false, true) => format!("{path}.{name}"),
-        (_, false) => format!("{path}[{name:?}]"),
+        (_, false) => format!("{path}[{:?}]", name.chars().take(64).collect::<String>()),
     }
 }
 
@@ -409,6 +413,24 @@ mod tests {
         assert_eq!(suggestion("dag", &known), Some("dags"));
         assert_eq!(suggestion("airflow_role", &known), Some("airflow_roles"));
         assert_eq!(suggestion("destination", &known), None);
+    }
+
+    #[test]
+    fn nothing_in_a_document_can_forge_or_flood_a_log_line() {
+        let long = "x\n[critical] forged ".repeat(100_000);
+        let document = json!({"span": long, "time": long, "choice": long, &long: {"a": 1}});
+        let mut report = Report::new();
+        let mut root = Node::root(&document).object(&mut report).unwrap();
+        root.optional("span").unwrap().span(&mut report);
+        root.optional("time").unwrap().time(&mut report);
+        root.optional("choice").unwrap().choice(&mut report, &[("a", 1)]);
+        let (_, odd) = Node::root(&document).entries(&mut report).unwrap().pop().unwrap();
+        odd.fault(&mut report, "wrong");
+        root.finish(&mut report);
+        let faults = report.finish(Some(())).unwrap_err();
+        assert_eq!(faults.0.len(), 5);
+        let told = faults.to_string();
+        assert!(!told.contains('\n') && told.len() < 2000, "{told}");
     }
 
     #[test]

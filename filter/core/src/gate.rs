@@ -24,7 +24,7 @@ use crate::feed::{Answer, Feed, FeedId, Fetch, Outcome as FeedOutcome};
 use crate::identity::{TaskIdentity, access_token_hash};
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
-use crate::policy::{Outcome, Policy, ShadowVerdict, Standing};
+use crate::policy::{Outcome, Policy, ShadowVerdict, Standing, path};
 use crate::quote::quote;
 use crate::reject::{Code, Credential, Reject};
 use crate::tally::Tally;
@@ -90,7 +90,7 @@ pub struct Permit {
     rule: Arc<str>,
     destination: Option<Arc<str>>,
     remove: Vec<Cow<'static, str>>,
-    /// The path in its normal form with the query as it was sent, unless it was sent so.
+    /// The path put right, with the query as it was sent, unless it was sent so.
     target: Option<String>,
     /// The authority in its normal form, unless it was sent so.
     authority: Option<String>,
@@ -341,6 +341,11 @@ impl Gate {
         }
     }
 
+    /// Whether the request of this stream waits: nothing of it may go on.
+    pub fn waits(&self, stream: StreamId) -> bool {
+        self.parked.iter().any(|parked| parked.stream == stream)
+    }
+
     /// Requests that wait now.
     pub fn waiting(&self) -> usize {
         self.parked.len()
@@ -484,7 +489,7 @@ impl Gate {
                 destination: decision.destination,
                 remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
                 target: match decision.path {
-                    Some(Cow::Owned(path)) => Some(with_query(path, request.target)),
+                    Some(Cow::Owned(_)) => path::sent_on(request.target),
                     _ => None,
                 },
                 authority: decision.authority,
@@ -837,15 +842,6 @@ fn removals(
         names.push(Cow::Borrowed("authorization"));
     }
     names
-}
-
-/// The normal form of a path and the query that was sent with the original.
-fn with_query(mut path: String, target: &str) -> String {
-    if let Some((_, query)) = target.split_once('?') {
-        path.push('?');
-        path.push_str(query);
-    }
-    path
 }
 
 /// Everything that is verified about the caller, under the names of the policy's selectors.

@@ -129,7 +129,7 @@ fn a_refusal_names_the_nearest_rule_and_the_first_condition_that_failed() {
             NOW,
             Code::PolicyNoMatch,
             Some("ds-reads-orders"),
-            "rule `ds-reads-orders` allows this request, but only for dags `ds_*`; the caller's is `etl\\u{60}\\n`",
+            "rule `ds-reads-orders` allows this request, but only for dags `ds_*`; the caller's is `etl'\\n`",
         ),
         (
             &no_dag,
@@ -302,4 +302,28 @@ fn the_search_for_the_nearest_rule_is_bounded_and_prefers_the_path_and_the_calle
         reject.detail,
         "rule `r4321` allows this path, but only for methods POST; this is `GET`"
     );
+}
+
+#[test]
+fn parameters_help_past_no_deny_rule_enforced_or_not() {
+    for (mode, permitted) in [("enforce", false), ("shadow", true)] {
+        let document = json!({
+            "version": 1,
+            "destinations": {"orders": {"hosts": ["orders.internal"]}},
+            "rules": [
+                {"id": "all", "effect": "allow", "to": ["orders"]},
+                {"id": "no-admin", "effect": "deny", "mode": mode, "to": ["orders"], "paths": ["/admin/**"]},
+            ],
+        });
+        let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+        let caller = caller();
+        let standing = policy.standing(&caller);
+        for target in ["/admin/users", "/admin;x/users", "/admin;/users", "/;x/admin", "/admin;"] {
+            let call = Call { target, ..CALL };
+            let now = UnixTime::default();
+            let decision = policy.decide(&caller, &standing, &call, now, &Limits::DEFAULT);
+            assert_eq!(matches!(decision.outcome, Outcome::Permit { .. }), permitted, "{target}");
+            assert_eq!(decision.shadow.len(), usize::from(permitted), "{target}");
+        }
+    }
 }

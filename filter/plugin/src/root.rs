@@ -60,15 +60,15 @@ impl Root {
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
-        let mut resumed = false;
         for effect in effects {
             match effect {
                 Effect::Fetch(fetch) => self.fetch(fetch),
                 Effect::Decide(StreamId(stream), verdict) => {
                     // A stream that is gone was taken out of the gate, so this one is alive.
                     if hostcalls::set_effective_context(stream).is_ok() {
-                        resumed = true;
                         stream::resume(&verdict);
+                        // A callout sent in the stream's name would end unanswered with the stream.
+                        let _ = hostcalls::set_effective_context(self.id);
                     }
                 }
                 Effect::Log(severity, line) => {
@@ -81,9 +81,6 @@ impl Root {
                 Effect::Count(name) => self.metrics.add(&name, 1),
                 Effect::Gauge(name, value) => self.metrics.set(&name, value),
             }
-        }
-        if resumed {
-            let _ = hostcalls::set_effective_context(self.id);
         }
     }
 

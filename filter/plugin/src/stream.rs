@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use airflow_envoy_core::answer::{Known, Rejection};
-use airflow_envoy_core::arrival::{Arrival, StreamId};
+use airflow_envoy_core::arrival::{Arrival, StreamId, is_family};
 use airflow_envoy_core::gate::{Permit, Verdict};
 use airflow_envoy_core::policy::ShadowVerdict;
 use proxy_wasm::hostcalls;
@@ -18,11 +18,32 @@ use crate::root::Worker;
 pub(crate) struct Stream {
     id: StreamId,
     worker: Option<Rc<RefCell<Worker>>>,
+    /// What was made of the headers when they came; a request that waited may be decided since.
+    first: First,
+}
+
+/// The first answer to a request's headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Refused,
+    Waits,
+    Permitted,
 }
 
 impl Stream {
     pub(crate) fn new(id: StreamId, worker: Option<Rc<RefCell<Worker>>>) -> Self {
-        Self { id, worker }
+        Self { id, worker, first: First::Refused }
+    }
+
+    /// What becomes of a body or of trailers. Envoy holds them back itself while the headers are, but not
+    /// if its `allow_on_headers_stop_iteration` is set: then a part that goes on takes the headers along.
+    fn after_headers(&self) -> Action {
+        let waits = |worker: &Rc<RefCell<Worker>>| worker.borrow().gate.waits(self.id);
+        match self.first {
+            First::Permitted => Action::Continue,
+            First::Waits if !self.worker.as_ref().is_none_or(waits) => Action::Continue,
+            First::Waits | First::Refused => Action::Pause,
+        }
     }
 }
 
@@ -57,6 +78,7 @@ impl HttpContext for Stream {
         };
         match &verdict {
             Verdict::Permit(permit) => {
+                self.first = First::Permitted;
                 forward(permit);
                 Action::Continue
             }
@@ -64,8 +86,25 @@ impl HttpContext for Stream {
                 reply(rejection);
                 Action::Pause
             }
-            Verdict::Wait => Action::Pause,
+            Verdict::Wait => {
+                self.first = First::Waits;
+                Action::Pause
+            }
         }
+    }
+
+    fn on_http_request_body(&mut self, _: usize, _: bool) -> Action {
+        self.after_headers()
+    }
+
+    /// Some upstreams read trailers as if they were headers.
+    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        for (name, _) in host::headers(MapType::HttpRequestTrailers) {
+            if is_family(name.as_bytes()) {
+                let _ = hostcalls::remove_map_value(MapType::HttpRequestTrailers, &name);
+            }
+        }
+        self.after_headers()
     }
 }
 

@@ -38,11 +38,12 @@ use self::authority::{Authority, Hosts};
 use self::index::{Group, Index, Search};
 use self::read::Role;
 use self::rule::{Effect, Question, Rule};
-use self::selector::{Condition, Subject, Truth, Who, quote};
+use self::selector::{Condition, Subject, Truth, Who};
 use crate::document::{Fault, Faults};
 use crate::facts::{Call, Caller};
 use crate::json;
 use crate::limits::Limits;
+use crate::quote::quote;
 use crate::reject::{Code, Reject};
 use crate::time::UnixTime;
 
@@ -298,13 +299,21 @@ impl Policy {
             Outcome::Refuse(_) => return Vec::new(),
         };
         let mut numbers = Vec::new();
-        self.shadow.candidates(question, Search::Possible, |list| {
-            let applying = list.iter().filter(|number| {
-                self.rule(**number)
-                    .is_some_and(|rule| rule.effect == changing && rule.applies(question))
+        let mut collect = |question: &Question<'_>| {
+            self.shadow.candidates(question, Search::Possible, |list| {
+                let applying = list.iter().filter(|number| {
+                    self.rule(**number)
+                        .is_some_and(|rule| rule.effect == changing && rule.applies(question))
+                });
+                numbers.extend(applying.take(MOST_SHADOW_VERDICTS));
             });
-            numbers.extend(applying.take(MOST_SHADOW_VERDICTS));
-        });
+        };
+        collect(question);
+        if changing == Effect::Deny
+            && let Some(path) = path::without_parameters(question.path)
+        {
+            collect(&Question { path: &path, ..*question });
+        }
         numbers.sort_unstable();
         numbers.dedup();
         numbers.truncate(MOST_SHADOW_VERDICTS);

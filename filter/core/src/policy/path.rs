@@ -10,7 +10,7 @@
 //! and control characters, invalid escapes, octets outside ASCII that are not escaped, `..` above the
 //! root or behind an empty segment, and dot segments with parameters (`..;x`).
 //!
-//! A permitted request goes on with the normal form of its path. What stands in the query is not read.
+//! A permitted request goes on with [its path put right](sent_on). What stands in the query is not read.
 
 use std::borrow::Cow;
 
@@ -42,9 +42,29 @@ pub fn normalise<'a>(target: &'a str, limits: &Limits) -> Result<Cow<'a, str>, &
     if is_normal(path.as_bytes()) {
         return Ok(Cow::Borrowed(path));
     }
-    let octets = normalise_octets(path.as_bytes())?;
+    let octets = normalise_octets(path.as_bytes(), Escaped::Decoded)?;
     let normal = remove_dot_segments(&octets)?;
     Ok(if normal == path { Cow::Borrowed(path) } else { Cow::Owned(normal) })
+}
+
+/// What the upstream gets for a target whose path was not in its normal form, if that is not the
+/// target itself: the path as RFC 3986 §6.2.2 normalises it, and the query as it was sent.
+///
+/// Reserved characters stay escaped. A server decodes them to the name that was judged; sent bare
+/// they may mean something else to it, as `+` and `;` do to some.
+pub fn sent_on(target: &str) -> Option<String> {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    let octets = normalise_octets(path.as_bytes(), Escaped::Kept).ok()?;
+    let mut sent_on = remove_dot_segments(&octets).ok()?;
+    sent_on.extend(target.split_once('?').into_iter().flat_map(|(_, query)| ["?", query]));
+    (sent_on != target).then_some(sent_on)
+}
+
+/// What becomes of escaped reserved characters (RFC 3986 §2.2) that a segment may hold bare.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Escaped {
+    Decoded,
+    Kept,
 }
 
 /// Whether nothing needs a closer look: no escape, no repeated slash, no segment that begins with a dot.
@@ -62,14 +82,21 @@ fn is_normal(path: &[u8]) -> bool {
 
 /// `pchar` without escapes (RFC 3986 §3.3).
 const fn is_segment_octet(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(byte, b'-' | b'.' | b'_' | b'~') // unreserved
-        || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+    is_unreserved(byte)
+        || matches!(
+            byte,
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'='
+        )
         || matches!(byte, b':' | b'@')
 }
 
+/// RFC 3986 §2.3.
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
 /// Gives every octet its one spelling. A `/` that it returns was one in `path`.
-fn normalise_octets(path: &[u8]) -> Result<String, &'static str> {
+fn normalise_octets(path: &[u8], reserved: Escaped) -> Result<String, &'static str> {
     let mut normal = String::with_capacity(path.len());
     let mut rest = path.iter().copied();
     while let Some(byte) = rest.next() {
@@ -91,7 +118,11 @@ fn normalise_octets(path: &[u8]) -> Result<String, &'static str> {
             b'/' => return Err("has an encoded `/`"),
             b'\\' => return Err("has a `\\`"),
             0x00..=0x1f | 0x7f => return Err("has a control character"),
-            _ if is_segment_octet(octet) => normal.push(char::from(octet)),
+            _ if is_segment_octet(octet)
+                && (byte != b'%' || is_unreserved(octet) || reserved == Escaped::Decoded) =>
+            {
+                normal.push(char::from(octet));
+            }
             _ => {
                 normal.push('%');
                 normal.push(hex_digit(octet >> 4));
@@ -266,7 +297,7 @@ pub(super) fn normalise_pattern(text: &str, limits: &Limits) -> Result<String, &
     }
     let normal = normalise(text, limits)?.into_owned();
     // These are put right in a request; in a rule they are a mistake.
-    if normal != normalise_octets(text.as_bytes())? {
+    if normal != normalise_octets(text.as_bytes(), Escaped::Decoded)? {
         return Err("has empty or dot segments");
     }
     let mut segments = normal.split('/').skip(1).peekable();
@@ -358,6 +389,21 @@ mod tests {
             "/a//b/../..",
         ] {
             assert!(normal(target).is_err(), "{target:?} became {:?}", normal(target));
+        }
+    }
+
+    #[test]
+    fn what_is_sent_on_keeps_reserved_characters_escaped() {
+        for (target, expected) in [
+            ("/a%2bb%3Bc?x=%2b", Some("/a%2Bb%3Bc?x=%2b")),
+            ("/a%2Bb", None),
+            ("/%61//b/../c%3A?", Some("/a/c%3A?")),
+            ("/a+b;c", None),
+            ("/a%20b[", Some("/a%20b%5B")),
+        ] {
+            assert_eq!(sent_on(target).as_deref(), expected, "{target}");
+            let sent_on = sent_on(target).unwrap_or_else(|| target.to_owned());
+            assert_eq!(normal(&sent_on), normal(target), "it is the path that was judged");
         }
     }
 

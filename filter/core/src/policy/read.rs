@@ -9,10 +9,11 @@ use super::authority::{HostFault, Hosts};
 use super::glob::Values;
 use super::path::{Paths, normalise_pattern};
 use super::rule::{Effect, Rule};
-use super::selector::{Condition, FIELDS, Subject, quote};
+use super::selector::{Condition, FIELDS, Subject};
 use crate::arrival::is_method;
 use crate::document::{Faults, Node, Report, suggestion};
 use crate::limits::Limits;
+use crate::quote::quote;
 use crate::time::UnixTime;
 
 /// Names are suggested out of at most this many.
@@ -146,7 +147,7 @@ fn read_rules(
     for element in node.array(report).unwrap_or_default() {
         let Some(rule) = read_rule(&element, names, limits, report) else { continue };
         if let Some(first) = paths_of.insert(Arc::clone(&rule.id), element.path.clone()) {
-            element.fault(report, format!("the id `{}` is that of {first} already", rule.id));
+            element.fault(report, format!("the id {} is that of {first} already", quote(&rule.id)));
         }
         let destinations = rule.to.as_ref().map_or(1, |to| to.len());
         places =

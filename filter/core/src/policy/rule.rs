@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::path::Paths;
-use super::selector::{self, Condition, Truth, Who, few, quote};
+use super::selector::{self, Condition, Truth, Who, few};
+use crate::quote::quote;
 use crate::time::UnixTime;
 
 /// What a rule does with the calls that it matches.
@@ -93,14 +94,14 @@ impl Rule {
         let id = quote(&self.id);
         match miss {
             Miss::Path => {
-                let paths = few(self.paths.texts().map(quote));
+                let paths = few(self.paths.texts(), quote);
                 let given = quote(question.path);
                 format!(
                     "rule {id} allows this destination, but only for paths {paths}; this is {given}"
                 )
             }
             Miss::Method => {
-                let methods = few(self.methods.iter().map(|method| method.to_string()));
+                let methods = few(&self.methods, |method| method.to_string());
                 let given = quote(question.method);
                 format!(
                     "rule {id} allows this path, but only for methods {methods}; this is {given}"

@@ -24,6 +24,8 @@ pub type Headers = Vec<(Vec<u8>, Vec<u8>)>;
 pub struct Seen {
     /// The request headers as they are now.
     pub headers: Headers,
+    /// The request trailers as they are now.
+    pub trailers: Headers,
     /// Filter state by name.
     pub state: BTreeMap<String, String>,
     /// The local reply, if there was one.
@@ -160,6 +162,25 @@ impl Filter {
         (stream, action == 0)
     }
 
+    /// A part of a request's body arrives; whether it goes on.
+    pub fn body(&mut self, stream: u32, bytes: usize) -> bool {
+        enter(stream);
+        (unsafe { proxy_on_request_body(stream, bytes, false) }) == 0
+    }
+
+    /// A request's trailers arrive; those that go on.
+    pub fn trailers(&mut self, stream: u32, trailers: &[(&str, &str)]) -> Headers {
+        let trailers: Headers = trailers
+            .iter()
+            .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+            .collect();
+        let count = trailers.len();
+        state(|state| state.streams.entry(stream).or_default().trailers = trailers);
+        enter(stream);
+        assert_eq!(unsafe { proxy_on_request_trailers(stream, count) }, 0, "the stream goes on");
+        seen(stream).trailers
+    }
+
     /// The stream ends.
     pub fn end(&mut self, stream: u32) {
         unsafe {
@@ -259,6 +280,8 @@ unsafe extern "C" {
     fn proxy_on_configure(context: u32, size: usize) -> bool;
     fn proxy_on_tick(context: u32);
     fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: bool) -> u32;
+    fn proxy_on_request_body(context: u32, size: usize, end_of_stream: bool) -> u32;
+    fn proxy_on_request_trailers(context: u32, trailers: usize) -> u32;
     fn proxy_on_http_call_response(
         context: u32,
         token: u32,
@@ -323,6 +346,7 @@ fn decode(encoded: &[u8]) -> Vec<(String, String)> {
 }
 
 const REQUEST_HEADERS: u32 = 0;
+const REQUEST_TRAILERS: u32 = 1;
 const CALLOUT_HEADERS: u32 = 6;
 const CALLOUT_BODY: u32 = 4;
 const CONFIGURATION: u32 = 7;
@@ -332,6 +356,10 @@ fn header_map<T>(map: u32, act: impl FnOnce(&mut Headers) -> T) -> Option<T> {
         REQUEST_HEADERS => {
             let effective = state.effective;
             state.streams.get_mut(&effective).map(|seen| act(&mut seen.headers))
+        }
+        REQUEST_TRAILERS => {
+            let effective = state.effective;
+            state.streams.get_mut(&effective).map(|seen| act(&mut seen.trailers))
         }
         CALLOUT_HEADERS => Some(act(&mut state.answer.0)),
         _ => None,
@@ -532,6 +560,7 @@ unsafe extern "C" fn proxy_http_call(
         }
         let number = state.next_token;
         state.next_token += 1;
+        assert_eq!(state.effective, ROOT, "a callout of a stream would end with it, unanswered");
         state.callouts.push_back(Callout { token: number, cluster, headers, timeout_millis });
         unsafe { *token = number };
         OK

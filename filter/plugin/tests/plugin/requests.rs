@@ -126,6 +126,32 @@ fn a_permitted_request_goes_on_with_the_callers_own_identity_headers_gone() {
 }
 
 #[test]
+fn no_body_goes_on_before_its_request_may() {
+    let mut filter = start(&fetching());
+    let (waits, _) = filter.request(&GET);
+    assert!(!filter.body(waits, 3), "it would take the headers along, undecided");
+    filter.tick(100);
+    filter.answer(&[(":status", b"200")], policy("/v1/**").to_string().as_bytes());
+    assert_eq!(host::seen(waits).resumed, 1);
+    assert!(filter.body(waits, 3));
+    let (permitted, goes_on) = filter.request(&GET);
+    assert!(goes_on && filter.body(permitted, 3));
+    let (refused, _) = filter.request(&with(&[("authorization", "Basic eDp5")]));
+    assert!(!filter.body(refused, 3));
+}
+
+#[test]
+fn trailers_do_not_carry_what_the_headers_may_not() {
+    let mut filter = start(&inline("/v1/**"));
+    let (stream, _) = filter.request(&GET);
+    let sent =
+        [("x-airflow-dag-id", "forged"), ("grpc-status", "0"), ("x_airflow_identity", "forged")];
+    let gone_on = filter.trailers(stream, &sent);
+    assert_eq!(gone_on, [(b"grpc-status".to_vec(), b"0".to_vec())]);
+    filter.end(stream);
+}
+
+#[test]
 fn a_refused_request_is_answered_with_its_code() {
     let mut filter = start(&inline("/v1/**"));
     let mut post = with(&[]);
