@@ -173,6 +173,17 @@ fn read(root: &Node<'_>, report: &mut Report, limits: &Limits) -> Option<Configu
         report.fault("token", "is `off` as `airflow.identity` is: nobody would be identified");
     }
 
+    for token_issuer in issuers.iter().flatten() {
+        let mut identities = airflow_issuers.iter().flatten();
+        if identities.any(|issuer| issuer.rules.overlaps(&token_issuer.rules)) {
+            let name = quote(&token_issuer.rules.issuer);
+            let problem = format!(
+                "{name} issues identities of these `token_types` too: one could pass for the other"
+            );
+            report.fault("issuers", problem);
+        }
+    }
+
     let policy = root
         .required(report, "policy")
         .and_then(|node| read_policy(&node, report, limits, &mut names));

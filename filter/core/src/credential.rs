@@ -35,6 +35,19 @@ pub struct IssuerRules {
     pub clock_skew: Span,
 }
 
+impl IssuerRules {
+    /// Whether a credential of this issuer could pass for one of `other`, by its issuer and type.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let name = |accepted: &str| without_application(accepted).to_ascii_lowercase();
+        let common =
+            |accepted: &String| other.token_types.iter().any(|known| name(known) == name(accepted));
+        self.issuer == other.issuer
+            && (self.token_types.is_empty()
+                || other.token_types.is_empty()
+                || self.token_types.iter().any(common))
+    }
+}
+
 /// A credential as presented: well-formed, with JSON claims, and not believed.
 #[derive(Debug, Clone)]
 pub struct Presented {

@@ -35,11 +35,6 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Whether nothing was counted.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Every counter that moved: its name and by how much.
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
         let rejects = Code::ALL.iter().zip(self.rejects);

@@ -45,11 +45,13 @@ pub(crate) struct Root {
     metrics: Metrics,
     /// Callouts under way: which feed asked, and how large its answer may be.
     callouts: HashMap<u32, (FeedId, usize)>,
+    /// Requests that waited when that was last told.
+    waiting: usize,
 }
 
 impl Root {
     pub(crate) fn new(id: u32) -> Self {
-        Self { id, worker: None, metrics: Metrics::default(), callouts: HashMap::new() }
+        Self { id, worker: None, metrics: Metrics::default(), callouts: HashMap::new(), waiting: 0 }
     }
 
     fn with_gate(&self, event: impl FnOnce(&mut Gate) -> Vec<Effect>) -> Vec<Effect> {
@@ -112,13 +114,13 @@ impl Root {
             let mut worker = worker.borrow_mut();
             (worker.gate.take_tally(), worker.gate.waiting())
         };
-        if tally.is_empty() {
-            return;
-        }
         for (group, name, count) in tally.counters() {
             self.metrics.add(&format!("{group}.{name}"), count);
         }
-        self.metrics.set("requests.waiting", waiting as u64);
+        if waiting != self.waiting {
+            self.waiting = waiting;
+            self.metrics.set("requests.waiting", waiting as u64);
+        }
     }
 }
 

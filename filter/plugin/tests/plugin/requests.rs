@@ -248,8 +248,11 @@ fn a_stream_that_ended_while_it_waited_is_left_alone() {
     let mut filter = start(&fetching());
     let (gone, _) = filter.request(&GET);
     let (stays, _) = filter.request(&GET);
+    filter.tick(0);
+    assert_eq!(host::metric("airflow_envoy.requests.waiting"), 2);
     filter.end(gone);
     filter.tick(100);
+    assert_eq!(host::metric("airflow_envoy.requests.waiting"), 1);
     filter.answer(&[(":status", b"200")], policy("/v1/**").to_string().as_bytes());
     assert_eq!(host::seen(stays).resumed, 1);
 }
