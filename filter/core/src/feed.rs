@@ -80,7 +80,8 @@ pub struct Feed<T> {
     body: Vec<u8>,
     etag: Option<String>,
     confirmed_at: UnixTime,
-    in_flight: bool,
+    /// When the fetch under way was begun.
+    asked_at: Option<UnixTime>,
     next_at: UnixTime,
     failures: u32,
 }
@@ -104,7 +105,7 @@ impl<T> Feed<T> {
             body: Vec::new(),
             etag: None,
             confirmed_at: UnixTime::default(),
-            in_flight: false,
+            asked_at: None,
             next_at: UnixTime::default(),
             failures: 0,
         }
@@ -139,10 +140,13 @@ impl<T> Feed<T> {
         let endpoint = self.endpoint.as_ref()?;
         // A clock that was set back must not put the next fetch off until it has caught up.
         let set_back = self.next_at.since(now) > endpoint.interval;
-        if self.in_flight || (now < self.next_at && !set_back) {
+        // The host answers every callout by its timeout. Should it not, waiting for ever would freeze the document.
+        let given_up = |asked: UnixTime| now.since(asked) > endpoint.timeout.twice();
+        let under_way = self.asked_at.is_some_and(|asked| !given_up(asked) && asked <= now);
+        if under_way || (now < self.next_at && !set_back) {
             return None;
         }
-        self.in_flight = true;
+        self.asked_at = Some(now);
         let mut headers = vec![
             (":method", "GET".to_owned()),
             (":path", endpoint.path.clone()),
@@ -169,7 +173,7 @@ impl<T> Feed<T> {
         now: UnixTime,
         read: impl FnOnce(&[u8]) -> Result<(T, Vec<String>), String>,
     ) -> Outcome {
-        self.in_flight = false;
+        self.asked_at = None;
         let outcome = self.take(answer, read);
         let Some(endpoint) = &self.endpoint else { return outcome };
         match outcome {
@@ -296,10 +300,18 @@ mod tests {
             (header(&fetch, ":path"), header(&fetch, "if-none-match")),
             (Some("/policy.json"), None)
         );
-        assert_eq!(feed.due(ID, at(100)), None);
-        feed.answered(http(200, "1", "good 1"), at(100), read);
-        assert_eq!(feed.due(ID, at(104)), None);
-        assert_eq!(header(&feed.due(ID, at(105)).unwrap(), "if-none-match"), Some("1"));
+        assert_eq!(feed.due(ID, at(1)), None);
+        feed.answered(http(200, "1", "good 1"), at(1), read);
+        assert_eq!(feed.due(ID, at(5)), None);
+        assert_eq!(header(&feed.due(ID, at(6)).unwrap(), "if-none-match"), Some("1"));
+    }
+
+    #[test]
+    fn a_fetch_that_is_never_answered_is_made_again() {
+        let mut feed = Feed::<String>::remote(endpoint(), 100);
+        assert!(feed.due(ID, at(0)).is_some());
+        assert_eq!(feed.due(ID, at(2)), None);
+        assert!(feed.due(ID, at(3)).is_some());
     }
 
     #[test]

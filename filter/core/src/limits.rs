@@ -14,7 +14,7 @@ pub struct Limits {
     pub key_set_bytes: usize,
     /// Bits of the largest RSA modulus accepted: verification costs its square.
     pub rsa_modulus_bits: usize,
-    /// Bytes of a policy document.
+    /// Bytes of a policy document. Envoy buffers no longer answer to a callout than this.
     pub policy_bytes: usize,
     /// Rules in a policy.
     pub policy_rules: usize,
@@ -39,7 +39,7 @@ impl Limits {
         keys_per_set: 100,
         key_set_bytes: 256 * 1024,
         rsa_modulus_bits: 4096,
-        policy_bytes: 64 * 1024 * 1024,
+        policy_bytes: 32 * 1024 * 1024,
         policy_rules: 200_000,
         policy_places: 1_000_000,
         json_depth: 32,

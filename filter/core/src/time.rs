@@ -92,6 +92,11 @@ impl Span {
         self.0.saturating_add(999).div_euclid(1000)
     }
 
+    /// Two such spans.
+    pub const fn twice(self) -> Self {
+        Self(self.0.saturating_mul(2))
+    }
+
     /// Reads `500ms`, `30s`, `15m`, `1h`, `7d`: a whole number and one unit. `0` needs no unit.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();

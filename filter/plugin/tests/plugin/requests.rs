@@ -263,7 +263,7 @@ fn a_callout_that_fails_in_any_way_changes_nothing_and_is_tried_again() {
     filter.tick(100);
     filter.answer(&[(":status", b"200"), ("etag", b"1")], policy("/v1/**").to_string().as_bytes());
     filter.answer(&[], b"");
-    let huge = vec![b' '; 64 * 1024 * 1024 + 1];
+    let huge = vec![b' '; 32 * 1024 * 1024 + 1];
     type Bad<'a> = (&'a [(&'a str, &'a [u8])], &'a [u8], &'a str);
     let bad: [Bad<'_>; 8] = [
         (&[], b"", "failed"),
