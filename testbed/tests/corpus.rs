@@ -5,6 +5,7 @@
 
 #![expect(
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "a test's helpers may panic, too"
 )]
@@ -22,7 +23,9 @@ use airflow_envoy_corpus::{Answer, Case, Exchange, Expectation, Report, Subject,
 use airflow_envoy_testbed::identity::now;
 use airflow_envoy_testbed::process::Process;
 use airflow_envoy_testbed::upstream::Upstream;
-use airflow_envoy_testbed::{Call, envoy_program, filter_file, repository, server};
+use airflow_envoy_testbed::{
+    Call, Options, Testbed, envoy_program, filter_file, repository, server,
+};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
@@ -78,6 +81,17 @@ fn every_reject_code_comes_over_the_wire() {
         .filter(|code| !outcome().codes.contains(*code))
         .collect();
     assert_eq!(missing, [""; 0]);
+}
+
+#[tokio::test]
+async fn envoy_does_not_start_with_a_configuration_that_the_filter_refuses() {
+    let configure = |configuration: &mut Value| configuration["token"] = json!("sometimes");
+    let options = Options { configure: Box::new(configure), ..Options::default() };
+    let fault = Testbed::start(options).await.err().map(|fault| fault.to_string());
+    let fault = fault.unwrap_or_default();
+    for said in ["ended while starting", "configuration: token: `sometimes` is none of"] {
+        assert!(fault.contains(said), "{fault}");
+    }
 }
 
 /// Envoy with a listener per configuration.
