@@ -14,7 +14,8 @@ pub struct Limits {
     pub key_set_bytes: usize,
     /// Bits of the largest RSA modulus accepted: verification costs its square.
     pub rsa_modulus_bits: usize,
-    /// Bytes of a policy document.
+    /// Bytes of a policy document. One that is fetched reaches the filter only up to 32 MiB, unless Envoy's
+    /// runtime key `http.async_response_buffer_limit` says otherwise; beyond, there is no answer to see.
     pub policy_bytes: usize,
     /// Rules in a policy.
     pub policy_rules: usize,
