@@ -14,7 +14,8 @@ pub struct Limits {
     pub key_set_bytes: usize,
     /// Bits of the largest RSA modulus accepted: verification costs its square.
     pub rsa_modulus_bits: usize,
-    /// Bytes of a policy document. Envoy buffers no longer answer to a callout than this.
+    /// Bytes of a policy document: what Envoy buffers of a callout's answer, unless its runtime key
+    /// `http.async_response_buffer_limit` says otherwise. Beyond, there is no answer to see.
     pub policy_bytes: usize,
     /// Rules in a policy.
     pub policy_rules: usize,
