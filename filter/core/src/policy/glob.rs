@@ -46,9 +46,13 @@ pub(super) fn matches(glob: &str, value: &str) -> bool {
 pub(super) struct Values {
     /// Most lists have no other, and a decision reaches this one without a further step.
     first: Box<str>,
-    /// Further ones without `*`, sorted, so that a long list costs little.
+    others: Option<Box<Others>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Others {
+    /// Those without `*`, sorted, so that a long list costs little.
     exact: Box<[Box<str>]>,
-    /// Further ones with `*`.
     globs: Box<[Box<str>]>,
 }
 
@@ -60,11 +64,13 @@ impl Values {
         exact.sort_unstable();
         exact.dedup();
         let (mut exact, mut globs) = (exact.into_iter(), globs.into_iter());
-        Self {
-            first: exact.next().or_else(|| globs.next()).unwrap_or_default().into(),
+        let first = exact.next().or_else(|| globs.next()).unwrap_or_default();
+        let others = Others {
             exact: exact.map(Into::into).collect(),
             globs: globs.map(Into::into).collect(),
-        }
+        };
+        let alone = others.exact.is_empty() && others.globs.is_empty();
+        Self { first: first.into(), others: (!alone).then(|| Box::new(others)) }
     }
 
     /// Whether one of the values matches.
@@ -74,10 +80,13 @@ impl Values {
 
     /// Whether one of the texts is `given` or, read by `matches`, matches it.
     pub(super) fn matches_by(&self, matches: fn(&str, &str) -> bool, given: &str) -> bool {
+        let others = |others: &Others| {
+            others.exact.binary_search_by(|exact| (**exact).cmp(given)).is_ok()
+                || others.globs.iter().any(|glob| matches(glob, given))
+        };
         *self.first == *given
-            || self.exact.binary_search_by(|exact| (**exact).cmp(given)).is_ok()
             || matches(&self.first, given)
-            || self.globs.iter().any(|glob| matches(glob, given))
+            || self.others.as_deref().is_some_and(others)
     }
 
     /// What an index looks up of the values.
@@ -87,8 +96,8 @@ impl Values {
 
     /// The texts as written, those without `*` first.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
-        let further = self.exact.iter().chain(&self.globs);
-        std::iter::once(&self.first).chain(further).map(AsRef::as_ref)
+        let others = self.others.iter().flat_map(|others| others.exact.iter().chain(&others.globs));
+        std::iter::once(&self.first).chain(others).map(AsRef::as_ref)
     }
 }
 

@@ -3,14 +3,15 @@
 //! It only prunes. Whatever it finds is evaluated in full, so a fault here could hide a rule but
 //! never make one match; the tests compare it with an evaluator that has no index.
 //!
-//! Destination, then a trie of path segments, then, where many rules share a path, the values of the
-//! one condition of each rule that the fewest others have in common with it.
+//! Destination, then a trie of path segments, as deep as more than a few rules share a path, then,
+//! where many do, the values of the one condition of each rule that the fewest others have in common
+//! with it.
 
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::glob::{Key, Table, Values, hash, note_length};
+use super::glob::{Key, Table, hash, note_length};
 use super::path::pattern_keys;
 use super::rule::{Question, Rule};
 use super::selector::{Condition, Subject, Who};
@@ -52,18 +53,22 @@ struct Node {
     lengths: Box<[u32]>,
     /// Patterns that end here.
     end: Group,
-    /// Patterns that end here with `**`.
+    /// Patterns that end here with `**`, or of which only a few lead further.
     rest: Group,
 }
 
 impl Index {
     /// The index over `members`, numbers of rules in ascending order.
     pub(super) fn new(rules: &[Rule], members: impl IntoIterator<Item = u32>) -> Self {
+        let members = members.into_iter();
+        let members = members.filter_map(|member| Some((member, rules.get(member as usize)?)));
+        let members: Vec<(u32, &Rule)> = members.collect();
         let mut growing = Growing::default();
-        for member in members {
-            if let Some(rule) = rules.get(member as usize) {
-                growing.add(rule, member);
-            }
+        for (_, rule) in &members {
+            growing.count(rule);
+        }
+        for (member, rule) in &members {
+            growing.add(rule, *member);
         }
         let group = |list| {
             Group::new(list, |member| rules.get(member as usize).map_or(&[], |rule| &*rule.from))
@@ -156,6 +161,8 @@ fn split_segment(path: &str) -> (&str, Option<&str>) {
 
 #[derive(Default)]
 struct Growing<'r> {
+    /// How many patterns lead through a place, by its [`hash`] and those above it.
+    crowds: FxHashMap<u32, usize>,
     nodes: Vec<GrowingNode>,
     children: FxHashMap<(u32, Key<'r>), u32>,
     roots: Vec<Option<u32>>,
@@ -170,31 +177,57 @@ struct GrowingNode {
 }
 
 impl<'r> Growing<'r> {
-    fn add(&mut self, rule: &'r Rule, number: u32) {
-        let Some(destinations) = &rule.to else {
-            let root = self.any.unwrap_or_else(|| push(&mut self.nodes));
-            self.any = Some(root);
-            return self.add_below(root, rule.paths.as_deref(), number);
-        };
-        for destination in &**destinations {
-            let place = *destination as usize;
-            if self.roots.len() <= place {
-                self.roots.resize(place + 1, None);
-            }
-            if let Some(root) = self.roots.get_mut(place) {
-                let root = *root.get_or_insert_with(|| push(&mut self.nodes));
-                self.add_below(root, rule.paths.as_deref(), number);
+    fn count(&mut self, rule: &Rule) {
+        for destination in destinations(rule) {
+            let root = crowd_of(destination);
+            for text in rule.paths.iter().flat_map(|paths| paths.texts()) {
+                let mut crowd = root;
+                *self.crowds.entry(crowd).or_default() += 1;
+                for key in pattern_keys(text).0 {
+                    crowd = hash(crowd, key);
+                    *self.crowds.entry(crowd).or_default() += 1;
+                }
             }
         }
     }
 
-    fn add_below(&mut self, root: u32, paths: Option<&'r Values>, number: u32) {
-        let Some(paths) = paths else { return self.note(root, true, number) };
-        for text in paths.texts() {
-            let (keys, rest) = pattern_keys(text);
-            let place = keys.fold(root, |place, key| self.child(place, key));
-            self.note(place, rest, number);
+    fn add(&mut self, rule: &'r Rule, number: u32) {
+        for destination in destinations(rule) {
+            let root = self.root(destination);
+            let Some(paths) = &rule.paths else {
+                self.note(root, true, number);
+                continue;
+            };
+            for text in paths.texts() {
+                self.add_below(root, crowd_of(destination), text, number);
+            }
         }
+    }
+
+    fn root(&mut self, destination: Option<u32>) -> u32 {
+        let nodes = &mut self.nodes;
+        let Some(destination) = destination else {
+            return *self.any.get_or_insert_with(|| push(nodes));
+        };
+        let place = destination as usize;
+        if self.roots.len() <= place {
+            self.roots.resize(place + 1, None);
+        }
+        let root = self.roots.get_mut(place);
+        root.map_or(0, |root| *root.get_or_insert_with(|| push(nodes)))
+    }
+
+    fn add_below(&mut self, root: u32, mut crowd: u32, text: &'r str, number: u32) {
+        let (keys, rest) = pattern_keys(text);
+        let mut place = root;
+        for key in keys {
+            if self.crowds.get(&crowd).is_none_or(|crowd| *crowd <= SMALL) {
+                return self.note(place, true, number);
+            }
+            place = self.child(place, key);
+            crowd = hash(crowd, key);
+        }
+        self.note(place, rest, number);
     }
 
     fn child(&mut self, parent: u32, key: Key<'r>) -> u32 {
@@ -214,6 +247,16 @@ impl<'r> Growing<'r> {
             list.push(number);
         }
     }
+}
+
+/// The destinations of a rule, or `None` for any.
+fn destinations(rule: &Rule) -> impl Iterator<Item = Option<u32>> {
+    let any = rule.to.is_none().then_some(None);
+    any.into_iter().chain(rule.to.iter().flat_map(|to| to.iter().copied().map(Some)))
+}
+
+fn crowd_of(destination: Option<u32>) -> u32 {
+    destination.map_or(u32::MAX, |destination| hash(destination, Key::Exact("")))
 }
 
 fn push(nodes: &mut Vec<GrowingNode>) -> u32 {

@@ -43,10 +43,13 @@ struct Names<'a> {
     destinations: FxHashMap<&'a str, u32>,
 }
 
+/// What a condition is about, as [`Subject::identity`] tells it.
+type Identity<'a> = (u8, &'a str);
+
 /// What was read before: most parts of a rule are those of another one too.
 #[derive(Default)]
 struct Known<'a> {
-    conditions: FxHashMap<((u8, &'a str), Vec<&'a str>), Arc<Condition>>,
+    conditions: FxHashMap<(Identity<'a>, Vec<&'a str>), Arc<Condition>>,
     destinations: FxHashMap<Vec<&'a str>, Option<Arc<[u32]>>>,
     methods: FxHashMap<Vec<&'a str>, Arc<[Box<str>]>>,
     paths: FxHashMap<Vec<&'a str>, Arc<Values>>,
