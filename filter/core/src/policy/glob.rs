@@ -109,21 +109,21 @@ impl Values {
 pub(super) struct Table {
     /// Where in `entries` each bucket begins, and the end of the last one.
     starts: Box<[u32]>,
-    /// Hashes and numbers; within one bucket in the order in which they were given.
+    /// Hashes and numbers, ascending.
     entries: Box<[(u32, u32)]>,
 }
 
 impl Table {
     /// The table of `entries`: what [`hash`] makes of a place and a key, and a number.
     pub(super) fn new(mut entries: Vec<(u32, u32)>) -> Self {
-        let last = u32::try_from(entries.len().next_power_of_two() - 1).unwrap_or(u32::MAX);
-        entries.sort_by_key(|(hash, _)| hash & last);
-        let mut starts = Vec::with_capacity(entries.len().next_power_of_two() + 1);
-        let mut sorted = entries.iter().map(|(hash, _)| hash & last).peekable();
+        let buckets = entries.len().next_power_of_two();
+        entries.sort_unstable();
+        let mut starts = Vec::with_capacity(buckets + 1);
+        let mut sorted = entries.iter().map(|(hash, _)| bucket(*hash, buckets)).peekable();
         let mut start = 0_u32;
-        for bucket in 0..=last {
+        for number in 0..buckets {
             starts.push(start);
-            while sorted.next_if_eq(&bucket).is_some() {
+            while sorted.next_if_eq(&number).is_some() {
                 start += 1;
             }
         }
@@ -131,8 +131,8 @@ impl Table {
         Self { starts: starts.into(), entries: entries.into() }
     }
 
-    /// The numbers at `place` whose key may match `value`, one list for each such key, in the order in
-    /// which they were given: one look-up, and one more for each of `lengths`, those that prefixes at
+    /// The numbers at `place` whose key may match `value`, one ascending list for each such key: one
+    /// look-up, and one more for each of `lengths`, those that prefixes at
     /// this place have. The number of keys does not matter.
     pub(super) fn matching<'t>(
         &'t self,
@@ -146,14 +146,18 @@ impl Table {
     }
 
     fn find(&self, hash: u32) -> impl Iterator<Item = u32> {
-        // The number of buckets is a power of two.
-        let bucket = hash as usize & self.starts.len().saturating_sub(2);
+        let bucket = bucket(hash, self.starts.len().saturating_sub(1));
         let bounds = self.starts.get(bucket).zip(self.starts.get(bucket + 1));
         let entries =
             bounds.and_then(|(start, end)| self.entries.get(*start as usize..*end as usize));
         let entries = entries.unwrap_or_default().iter();
         entries.filter(move |(known, _)| *known == hash).map(|(_, number)| *number)
     }
+}
+
+/// The bucket of a hash: a larger hash has no lower one.
+fn bucket(hash: u32, buckets: usize) -> usize {
+    ((u64::from(hash) * buckets as u64) >> 32) as usize
 }
 
 /// The hash that a [`Table`] has instead of `key` at `place`.
@@ -231,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_keeps_numbers_of_one_key_in_their_order() {
+    fn a_table_gives_the_numbers_of_one_key_in_ascending_order() {
         let entries = (0..1000).map(|number| (hash(number % 7, Key::Exact("x")), number));
         let table = Table::new(entries.collect());
         let found: Vec<_> = table.matching(3, &[], "x").flatten().collect();

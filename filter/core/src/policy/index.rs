@@ -162,7 +162,7 @@ fn split_segment(path: &str) -> (&str, Option<&str>) {
 #[derive(Default)]
 struct Growing<'r> {
     /// How many patterns lead through a place, by its [`hash`] and those above it.
-    crowds: FxHashMap<u32, usize>,
+    crowds: FxHashMap<u32, u32>,
     nodes: Vec<GrowingNode>,
     children: FxHashMap<(u32, Key<'r>), u32>,
     roots: Vec<Option<u32>>,
@@ -221,7 +221,7 @@ impl<'r> Growing<'r> {
         let (keys, rest) = pattern_keys(text);
         let mut place = root;
         for key in keys {
-            if self.crowds.get(&crowd).is_none_or(|crowd| *crowd <= SMALL) {
+            if self.crowds.get(&crowd).is_none_or(|crowd| *crowd as usize <= SMALL) {
                 return self.note(place, true, number);
             }
             place = self.child(place, key);
@@ -376,7 +376,7 @@ impl Group {
 impl Keyed {
     fn new<'r>(members: &[u32], conditions: impl Fn(u32) -> &'r [Arc<Condition>]) -> Self {
         let mut subjects: FxHashMap<(u8, &str), (u32, &Subject)> = FxHashMap::default();
-        let mut frequency: FxHashMap<u32, u64> = FxHashMap::default();
+        let mut frequency: FxHashMap<u32, u32> = FxHashMap::default();
         for condition in members.iter().flat_map(|member| conditions(*member)) {
             let next = subjects.len();
             let identity = condition.subject.identity();
@@ -399,7 +399,7 @@ impl Keyed {
                 .iter()
                 .filter_map(|condition| {
                     let (place, _) = *subjects.get(&condition.subject.identity())?;
-                    let mut total = 0_u64;
+                    let mut total = 0_u32;
                     for key in condition.values.keys() {
                         if key == Key::Prefix("") {
                             return None;

@@ -1,6 +1,5 @@
 //! Reads a policy document. Every fault is told; a document with a fault is not a policy.
 
-use std::hash::Hash;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -43,25 +42,27 @@ struct Names<'a> {
     destinations: FxHashMap<&'a str, u32>,
 }
 
-/// What a condition is about, as [`Subject::identity`] tells it.
-type Identity<'a> = (u8, &'a str);
+/// What was read before, by what it is and its texts: most parts of a rule are those of another
+/// one too.
+type Known<'a> = FxHashMap<((u8, &'a str), Vec<&'a str>), Part>;
 
-/// What was read before: most parts of a rule are those of another one too.
-#[derive(Default)]
-struct Known<'a> {
-    conditions: FxHashMap<(Identity<'a>, Vec<&'a str>), Arc<Condition>>,
-    destinations: FxHashMap<Vec<&'a str>, Option<Arc<[u32]>>>,
-    methods: FxHashMap<Vec<&'a str>, Arc<[Box<str>]>>,
-    paths: FxHashMap<Vec<&'a str>, Arc<Values>>,
+#[derive(Clone)]
+enum Part {
+    Condition(Arc<Condition>),
+    Destinations(Option<Arc<[u32]>>),
+    Methods(Arc<[Box<str>]>),
+    Paths(Arc<Values>),
 }
 
-/// What is known by `key`, or else read.
-fn once<K: Hash + Eq, T: Clone>(
-    known: &mut FxHashMap<K, T>,
-    key: Option<K>,
+/// What is known as `name`, of which [`Subject::identity`] has the kinds up to 2, or else read.
+fn once<'a>(
+    known: &mut Known<'a>,
+    name: (u8, &'a str),
+    node: &Node<'a>,
     report: &mut Report,
-    read: impl FnOnce(&mut Report) -> Option<T>,
-) -> Option<T> {
+    read: &mut dyn FnMut(&mut Report) -> Option<Part>,
+) -> Option<Part> {
+    let key = node.texts().map(|texts| (name, texts));
     if let Some(found) = key.as_ref().and_then(|key| known.get(key)) {
         return Some(found.clone());
     }
@@ -221,31 +222,41 @@ fn read_rule<'a>(
         None => Some(Box::default()),
     };
     let to = object.required(report, "to").and_then(|node| {
-        let read = |report: &mut Report| read_destinations(&node, names, report);
-        once(&mut known.destinations, node.texts(), report, read)
+        once(known, (3, "to"), &node, report, &mut |report| {
+            read_destinations(&node, names, report).map(Part::Destinations)
+        })
     });
     let methods = object.optional("methods").and_then(|node| {
-        let read = |report: &mut Report| read_methods(&node, report);
-        once(&mut known.methods, node.texts(), report, read)
+        once(known, (3, "methods"), &node, report, &mut |report| {
+            read_methods(&node, report).map(Part::Methods)
+        })
     });
     let paths = object.optional("paths").and_then(|node| {
-        let read = |report: &mut Report| read_paths(&node, limits, report);
-        once(&mut known.paths, node.texts(), report, read)
+        once(known, (3, "paths"), &node, report, &mut |report| {
+            read_paths(&node, limits, report).map(Part::Paths)
+        })
     });
     let valid = object.optional("valid").and_then(|node| read_validity(&node, report));
     let shadow = object
         .optional("mode")
         .and_then(|node| node.choice(report, &[("enforce", false), ("shadow", true)]));
     object.finish(report);
+    let Some(Part::Destinations(to)) = to else { return None };
     Some(Rule {
         id: id?.into(),
         intent,
         effect: effect?,
         shadow: shadow.unwrap_or_default(),
         from: from?,
-        to: to?,
-        methods,
-        paths,
+        to,
+        methods: match methods {
+            Some(Part::Methods(methods)) => Some(methods),
+            _ => None,
+        },
+        paths: match paths {
+            Some(Part::Paths(paths)) => Some(paths),
+            _ => None,
+        },
         valid: valid.map(Box::new),
     })
 }
@@ -308,11 +319,14 @@ fn read_condition<'a>(
     report: &mut Report,
 ) -> Option<Arc<Condition>> {
     let (kind, _) = subject.identity();
-    let key = node.texts().map(|values| ((kind, name), values));
-    once(&mut known.conditions, key, report, |report| {
+    let part = once(known, (kind, name), node, report, &mut |report| {
         let values = Values::new(node.strings(report)?);
-        Some(Arc::new(Condition { subject, values }))
-    })
+        Some(Part::Condition(Arc::new(Condition { subject: subject.clone(), values })))
+    });
+    match part {
+        Some(Part::Condition(condition)) => Some(condition),
+        _ => None,
+    }
 }
 
 /// Numbers of destinations; `Some(None)` for any destination.
