@@ -8,7 +8,7 @@
 //! What `scattered` costs more with many rules is no work, only the first touch of memory: 4096
 //! callers of 10 rules find those in the cache, 4096 callers of 100 000 rules each find their own
 //! outside. Simulated with 48 KiB of first-level data cache (cachegrind, `dags`), a decision executes as many
-//! instructions with 20 000 rules as with 10 (4.7 thousand), and misses 17 times instead of 8: the
+//! instructions with 20 000 rules as with 10 (4.7 thousand), and misses 17 times instead of 7: the
 //! table's bucket and entry, the rule, its list of conditions, the condition, its text and the rule's id
 //! are its own. `spread`, without those, is the measure of what the number of rules costs.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench may fail by panicking")]
