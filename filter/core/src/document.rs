@@ -4,6 +4,7 @@
 //! member that nobody asked for is a fault: a misspelt security setting must not be ignored.
 
 use std::fmt;
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
@@ -65,11 +66,16 @@ impl Report {
 
     /// Notes that `path` is wrong because of `problem`.
     pub fn fault(&mut self, path: impl Into<String>, problem: impl Into<String>) {
-        if self.faults.len() < Self::MOST {
-            self.faults.push(Fault { path: path.into(), problem: problem.into() });
-        } else {
+        if self.is_full() {
             self.unlisted = self.unlisted.saturating_add(1);
+        } else {
+            self.faults.push(Fault { path: path.into(), problem: problem.into() });
         }
+    }
+
+    /// Whether further faults are only counted: their problem need not be worked out.
+    pub fn is_full(&self) -> bool {
+        self.faults.len() >= Self::MOST
     }
 
     /// Whether nothing was wrong so far.
@@ -98,11 +104,47 @@ impl Report {
     }
 }
 
+/// Where a value stands in its document. It is written out only if something is wrong there: a
+/// document without faults would otherwise cost more for its paths than for its contents.
+#[derive(Debug, Clone, Default)]
+pub struct Path<'a>(Option<Rc<(Path<'a>, Step<'a>)>>);
+
+#[derive(Debug)]
+enum Step<'a> {
+    Member(&'a str),
+    Element(usize),
+}
+
+impl<'a> Path<'a> {
+    fn then(&self, step: Step<'a>) -> Self {
+        Self(Some(Rc::new((self.clone(), step))))
+    }
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The document's nesting is bounded, and so is this recursion.
+        let Some((parent, step)) = self.0.as_deref() else { return Ok(()) };
+        parent.fmt(formatter)?;
+        match step {
+            Step::Element(index) => write!(formatter, "[{index}]"),
+            Step::Member(name) => {
+                let shown: String = name.chars().take(64).collect();
+                match (is_plain(&shown), parent.0.is_none()) {
+                    (true, true) => formatter.write_str(&shown),
+                    (true, false) => write!(formatter, ".{shown}"),
+                    (false, _) => write!(formatter, "[{shown:?}]"),
+                }
+            }
+        }
+    }
+}
+
 /// A value of the document and the path that leads to it.
 #[derive(Debug, Clone)]
 pub struct Node<'a> {
     /// Where the value stands.
-    pub path: String,
+    pub path: Path<'a>,
     /// The value.
     pub value: &'a Value,
 }
@@ -111,7 +153,7 @@ pub struct Node<'a> {
 /// [`Object::finish`] is unknown and so a fault.
 #[derive(Debug)]
 pub struct Object<'a> {
-    path: String,
+    path: Path<'a>,
     members: &'a Map<String, Value>,
     known: Vec<&'static str>,
 }
@@ -119,12 +161,12 @@ pub struct Object<'a> {
 impl<'a> Node<'a> {
     /// The whole document.
     pub fn root(value: &'a Value) -> Self {
-        Self { path: String::new(), value }
+        Self { path: Path::default(), value }
     }
 
     /// Notes a fault at this place.
     pub fn fault(&self, report: &mut Report, problem: impl Into<String>) {
-        report.fault(self.path.clone(), problem);
+        report.fault(self.path.to_string(), problem);
     }
 
     fn expected(&self, report: &mut Report, what: &str) {
@@ -135,7 +177,7 @@ impl<'a> Node<'a> {
     pub fn object(&self, report: &mut Report) -> Option<Object<'a>> {
         match self.value {
             Value::Object(members) => {
-                Some(Object { path: self.path.clone(), members, known: Vec::new() })
+                Some(Object { path: self.path.clone(), members, known: Vec::with_capacity(16) })
             }
             _ => {
                 self.expected(report, "an object");
@@ -151,7 +193,7 @@ impl<'a> Node<'a> {
                 members
                     .iter()
                     .map(|(name, value)| {
-                        (name.as_str(), Node { path: join(&self.path, name), value })
+                        (name.as_str(), Node { path: self.path.then(Step::Member(name)), value })
                     })
                     .collect(),
             ),
@@ -169,7 +211,7 @@ impl<'a> Node<'a> {
                 elements
                     .iter()
                     .enumerate()
-                    .map(|(index, value)| Node { path: format!("{}[{index}]", self.path), value })
+                    .map(|(index, value)| self.element(index, value))
                     .collect(),
             ),
             _ => {
@@ -177,6 +219,10 @@ impl<'a> Node<'a> {
                 None
             }
         }
+    }
+
+    fn element(&self, index: usize, value: &'a Value) -> Self {
+        Self { path: self.path.then(Step::Element(index)), value }
     }
 
     /// The elements of an array that must not be empty: an empty list means nothing, and nobody
@@ -207,9 +253,19 @@ impl<'a> Node<'a> {
 
     /// A list of strings, not empty, none of them empty.
     pub fn strings(&self, report: &mut Report) -> Option<Vec<&'a str>> {
+        if let Some(texts) = self.texts() {
+            return Some(texts);
+        }
         let elements = self.nonempty_array(report)?;
         let read: Vec<_> = elements.iter().map(|element| element.string(report)).collect();
         read.into_iter().collect()
+    }
+
+    /// The same list, if there is nothing wrong with it.
+    pub fn texts(&self) -> Option<Vec<&'a str>> {
+        let text = |value: &'a Value| value.as_str().filter(|text| !text.is_empty());
+        let elements = self.value.as_array().filter(|elements| !elements.is_empty())?;
+        elements.iter().map(text).collect()
     }
 
     /// The value as `true` or `false`.
@@ -279,7 +335,7 @@ impl<'a> Node<'a> {
 
 impl<'a> Object<'a> {
     /// Where the object stands.
-    pub fn path(&self) -> &str {
+    pub fn path(&self) -> &Path<'a> {
         &self.path
     }
 
@@ -287,14 +343,14 @@ impl<'a> Object<'a> {
     pub fn optional(&mut self, name: &'static str) -> Option<Node<'a>> {
         self.known.push(name);
         let value = self.members.get(name)?;
-        Some(Node { path: join(&self.path, name), value })
+        Some(Node { path: self.path.then(Step::Member(name)), value })
     }
 
     /// The member `name`; a fault if it is not there.
     pub fn required(&mut self, report: &mut Report, name: &'static str) -> Option<Node<'a>> {
         let node = self.optional(name);
         if node.is_none() {
-            report.fault(self.path.clone(), format!("`{name}` is missing"));
+            report.fault(self.path.to_string(), format!("`{name}` is missing"));
         }
         node
     }
@@ -311,20 +367,15 @@ impl<'a> Object<'a> {
                 Some(known) => format!("unknown field {}, did you mean `{known}`?", quote(&shown)),
                 None => format!("unknown field {}", quote(&shown)),
             };
-            report.fault(self.path.clone(), problem);
+            report.fault(self.path.to_string(), problem);
         }
     }
 }
 
-/// The path of the member `name` of the object at `path`.
-pub fn join(path: &str, name: &str) -> String {
-    let plain = !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-    match (path.is_empty(), plain) {
-        (true, true) => name.to_owned(),
-        (false, true) => format!("{path}.{name}"),
-        (_, false) => format!("{path}[{:?}]", name.chars().take(64).collect::<String>()),
-    }
+/// Whether a member's name needs no quotes in a path.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
 /// The closest of `known` to `name`, if one is close enough to be meant.
@@ -435,10 +486,11 @@ mod tests {
 
     #[test]
     fn odd_names_are_quoted_in_paths() {
+        let claims = Path::default().then(Step::Member("claims"));
+        assert_eq!(claims.to_string(), "claims");
         assert_eq!(
-            join("claims", "https://sts.amazonaws.com/"),
+            claims.then(Step::Member("https://sts.amazonaws.com/")).to_string(),
             "claims[\"https://sts.amazonaws.com/\"]"
         );
-        assert_eq!(join("", "a"), "a");
     }
 }

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
 use crate::quote::quote;
@@ -139,12 +140,13 @@ impl<'de> Visitor<'de> for Strict<'_> {
         let inner = self.deeper()?;
         let mut object = Map::new();
         while let Some(name) = members.next_key::<String>()? {
-            if object.contains_key(&name) {
-                let name = name.chars().take(64).collect();
-                return Err(self.fail(JsonError::DuplicateMember { name }));
-            }
-            let value = members.next_value_seed(inner)?;
-            object.insert(name, value);
+            match object.entry(name) {
+                Entry::Vacant(free) => free.insert(members.next_value_seed(inner)?),
+                Entry::Occupied(taken) => {
+                    let name = taken.key().chars().take(64).collect();
+                    return Err(self.fail(JsonError::DuplicateMember { name }));
+                }
+            };
         }
         Ok(Value::Object(object))
     }

@@ -46,7 +46,7 @@ impl Limits {
         json_depth: 32,
         path_bytes: 8 * 1024,
         path_segments: 128,
-        nearest_rules: 256,
+        nearest_rules: 64,
     };
 }
 

@@ -1,13 +1,11 @@
-//! Globs over single values, and a map that finds the globs which may match a value.
+//! Globs over single values, lists of them, and a table that finds those which may match a value.
 //!
 //! `*` stands for any run of characters, also none; nothing else is special and nothing escapes it.
 //! A glob is compared to the whole value, case-sensitively.
 
-use rustc_hash::FxHashMap;
+use std::hash::{Hash, Hasher};
 
-/// A value of a selector that contains at least one `*`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Glob(Box<str>);
+use rustc_hash::FxHasher;
 
 /// What an index can look up of a value in a policy: the value, or what every match begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,139 +26,154 @@ impl<'a> Key<'a> {
     }
 }
 
-impl Glob {
-    pub(super) fn new(text: &str) -> Self {
-        Self(text.into())
+/// Whether the whole of `value` matches `glob`; without a `*` it matches only itself.
+pub(super) fn matches(glob: &str, value: &str) -> bool {
+    let mut parts = glob.split('*');
+    // The first part is anchored at the front, the last one at the end, and each of the others
+    // is best taken where it occurs first: that leaves most to the parts behind it.
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = value.strip_prefix(first) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        let Some((_, behind)) = rest.split_once(part) else { return false };
+        rest = behind;
     }
-
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether the whole of `value` matches.
-    pub(super) fn matches(&self, value: &str) -> bool {
-        let mut parts = self.0.split('*');
-        // The first part is anchored at the front, the last one at the end, and each of the others
-        // is best taken where it occurs first: that leaves most to the parts behind it.
-        let first = parts.next().unwrap_or_default();
-        let Some(mut rest) = value.strip_prefix(first) else { return false };
-        let Some(last) = parts.next_back() else { return rest.is_empty() };
-        for part in parts {
-            let Some((_, behind)) = rest.split_once(part) else { return false };
-            rest = behind;
-        }
-        rest.ends_with(last)
-    }
+    rest.ends_with(last)
 }
 
-/// The values of one selector field, ORed.
+/// Texts of a policy of which one must match: the values of a selector field, the paths of a rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Values {
-    /// Sorted, so that a long list costs little.
+    /// Most lists have no other, and a decision reaches this one without a further step.
+    first: Box<str>,
+    others: Option<Box<Others>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Others {
+    /// Those without `*`, sorted, so that a long list costs little.
     exact: Box<[Box<str>]>,
-    globs: Box<[Glob]>,
+    globs: Box<[Box<str>]>,
 }
 
 impl Values {
+    /// Of at least one text: a document has no empty list.
     pub(super) fn new<'t>(texts: impl IntoIterator<Item = &'t str>) -> Self {
         let (globs, mut exact): (Vec<_>, Vec<_>) =
             texts.into_iter().partition(|text| text.contains('*'));
         exact.sort_unstable();
         exact.dedup();
-        Self {
-            exact: exact.into_iter().map(Into::into).collect(),
-            globs: globs.into_iter().map(Glob::new).collect(),
-        }
+        let (mut exact, mut globs) = (exact.into_iter(), globs.into_iter());
+        let first = exact.next().or_else(|| globs.next()).unwrap_or_default();
+        let others = Others {
+            exact: exact.map(Into::into).collect(),
+            globs: globs.map(Into::into).collect(),
+        };
+        let alone = others.exact.is_empty() && others.globs.is_empty();
+        Self { first: first.into(), others: (!alone).then(|| Box::new(others)) }
     }
 
+    /// Whether one of the values matches.
     pub(super) fn matches(&self, value: &str) -> bool {
-        self.exact.binary_search_by(|exact| (**exact).cmp(value)).is_ok()
-            || self.globs.iter().any(|glob| glob.matches(value))
+        self.matches_by(matches, value)
     }
 
+    /// Whether one of the texts is `given` or, read by `matches`, matches it.
+    pub(super) fn matches_by(&self, matches: fn(&str, &str) -> bool, given: &str) -> bool {
+        let others = |others: &Others| {
+            others.exact.binary_search_by(|exact| (**exact).cmp(given)).is_ok()
+                || others.globs.iter().any(|glob| matches(glob, given))
+        };
+        *self.first == *given
+            || matches(&self.first, given)
+            || self.others.as_deref().is_some_and(others)
+    }
+
+    /// What an index looks up of the values.
     pub(super) fn keys(&self) -> impl Iterator<Item = Key<'_>> {
         self.texts().map(Key::of)
     }
 
-    /// The values as written, those without `*` first.
+    /// The texts as written, those without `*` first.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
-        self.exact.iter().map(AsRef::as_ref).chain(self.globs.iter().map(Glob::as_str))
+        let others = self.others.iter().flat_map(|others| others.exact.iter().chain(&others.globs));
+        std::iter::once(&self.first).chain(others).map(AsRef::as_ref)
     }
 }
 
-/// A map from [`Key`]s, asked with a value for everything whose key may match the value.
+/// Numbers found by [`Key`]s, many maps in one table: a place says which of them.
 ///
-/// One hash look-up, and one more for each *length* of prefix among the keys: the number of keys
-/// does not matter.
-#[derive(Debug, Clone)]
-pub(super) struct KeyMap<T> {
-    exact: FxHashMap<Box<str>, T>,
-    prefixes: Option<Box<Prefixes<T>>>,
+/// It remembers only hashes of its keys, so it may find too much, never too little. That suits an
+/// index, whose findings are looked at in full, and leaves nothing on the way but two flat arrays.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// Where in `entries` each bucket begins, and the end of the last one.
+    starts: Box<[u32]>,
+    /// Hashes and numbers, ascending.
+    entries: Box<[(u32, u32)]>,
 }
 
-#[derive(Debug, Clone)]
-struct Prefixes<T> {
-    /// The lengths that occur, ascending.
-    lengths: Vec<usize>,
-    by_text: FxHashMap<Box<str>, T>,
-}
-
-impl<T> Default for KeyMap<T> {
-    fn default() -> Self {
-        Self { exact: FxHashMap::default(), prefixes: None }
-    }
-}
-
-impl<T> KeyMap<T> {
-    /// The place of `key`, made by `new` if it is not there yet.
-    pub(super) fn entry(&mut self, key: Key<'_>, new: impl FnOnce() -> T) -> &mut T {
-        match key {
-            Key::Exact(text) => self.exact.entry(text.into()).or_insert_with(new),
-            Key::Prefix(text) => {
-                let prefixes = self.prefixes.get_or_insert_with(|| {
-                    Box::new(Prefixes { lengths: Vec::new(), by_text: FxHashMap::default() })
-                });
-                if let Err(place) = prefixes.lengths.binary_search(&text.len()) {
-                    prefixes.lengths.insert(place, text.len());
-                }
-                prefixes.by_text.entry(text.into()).or_insert_with(new)
+impl Table {
+    /// The table of `entries`: what [`hash`] makes of a place and a key, and a number.
+    pub(super) fn new(mut entries: Vec<(u32, u32)>) -> Self {
+        let buckets = entries.len().next_power_of_two();
+        entries.sort_unstable();
+        let mut starts = Vec::with_capacity(buckets + 1);
+        let mut sorted = entries.iter().map(|(hash, _)| bucket(*hash, buckets)).peekable();
+        let mut start = 0_u32;
+        for number in 0..buckets {
+            starts.push(start);
+            while sorted.next_if_eq(&number).is_some() {
+                start += 1;
             }
         }
+        starts.push(start);
+        Self { starts: starts.into(), entries: entries.into() }
     }
 
-    /// Everything whose key may match `value`.
-    pub(super) fn matching<'m>(&'m self, value: &str) -> impl Iterator<Item = &'m T> {
-        let exact = if self.exact.is_empty() { None } else { self.exact.get(value) };
-        let prefixed = self.prefixes.iter().flat_map(move |prefixes| {
-            prefixes
-                .lengths
-                .iter()
-                .map_while(move |length| {
-                    Some(value.get(..*length)).filter(|_| *length <= value.len())
-                })
-                .flatten()
-                .filter_map(|prefix| prefixes.by_text.get(prefix))
-        });
-        exact.into_iter().chain(prefixed)
+    /// The numbers at `place` whose key may match `value`, one ascending list for each such key: one
+    /// look-up, and one more for each of `lengths`, those that prefixes at
+    /// this place have. The number of keys does not matter.
+    pub(super) fn matching<'t>(
+        &'t self,
+        place: u32,
+        lengths: &'t [u32],
+        value: &'t str,
+    ) -> impl Iterator<Item = impl Iterator<Item = u32> + 't> + 't {
+        let prefixes = lengths.iter().filter_map(|length| value.get(..*length as usize));
+        let keys = std::iter::once(Key::Exact(value)).chain(prefixes.map(Key::Prefix));
+        keys.map(move |key| self.find(hash(place, key)))
     }
 
-    /// Everything in the map.
-    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
-        self.exact
-            .values()
-            .chain(self.prefixes.iter().flat_map(|prefixes| prefixes.by_text.values()))
+    fn find(&self, hash: u32) -> impl Iterator<Item = u32> {
+        let bucket = bucket(hash, self.starts.len().saturating_sub(1));
+        let bounds = self.starts.get(bucket).zip(self.starts.get(bucket + 1));
+        let entries =
+            bounds.and_then(|(start, end)| self.entries.get(*start as usize..*end as usize));
+        let entries = entries.unwrap_or_default().iter();
+        entries.filter(move |(known, _)| *known == hash).map(|(_, number)| *number)
     }
+}
 
-    /// The same keys with other contents.
-    pub(super) fn map<U>(self, change: impl Fn(T) -> U) -> KeyMap<U> {
-        let map = |entries: FxHashMap<Box<str>, T>| {
-            entries.into_iter().map(|(text, value)| (text, change(value))).collect()
-        };
-        KeyMap {
-            exact: map(self.exact),
-            prefixes: self.prefixes.map(|prefixes| {
-                Box::new(Prefixes { lengths: prefixes.lengths, by_text: map(prefixes.by_text) })
-            }),
+/// The bucket of a hash: a larger hash has no lower one.
+fn bucket(hash: u32, buckets: usize) -> usize {
+    ((u64::from(hash) * buckets as u64) >> 32) as usize
+}
+
+/// The hash that a [`Table`] has instead of `key` at `place`.
+pub(super) fn hash(place: u32, key: Key<'_>) -> u32 {
+    let mut hasher = FxHasher::default();
+    (place, key).hash(&mut hasher);
+    // Every bit of the hash counts towards the upper ones of the product.
+    (hasher.finish().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+/// Notes the length of `key`, if it is a prefix, in the ascending `lengths` of its place.
+pub(super) fn note_length(lengths: &mut Vec<u32>, key: Key<'_>) {
+    if let Key::Prefix(text) = key {
+        let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+        if let Err(place) = lengths.binary_search(&length) {
+            lengths.insert(place, length);
         }
     }
 }
@@ -181,32 +194,33 @@ mod tests {
             ("a**b", &["ab", "axb"], &["a"]),
             ("*x*", &["x", "axb"], &["", "ab"]),
         ] {
-            let compiled = Glob::new(glob);
             for value in matching {
-                assert!(compiled.matches(value), "{glob} {value}");
+                assert!(matches(glob, value), "{glob} {value}");
             }
             for value in other {
-                assert!(!compiled.matches(value), "{glob} {value}");
+                assert!(!matches(glob, value), "{glob} {value}");
             }
         }
     }
 
     #[test]
     fn a_hostile_glob_costs_no_more_than_its_length_times_the_value() {
-        let glob = Glob::new(&format!("{}b", "a*".repeat(1000)));
-        assert!(!glob.matches(&"a".repeat(10_000)));
+        let glob = format!("{}b", "a*".repeat(1000));
+        assert!(!matches(&glob, &"a".repeat(10_000)));
     }
 
     #[test]
-    fn the_map_finds_every_key_that_may_match() {
-        let mut map = KeyMap::default();
-        for (number, text) in
-            ["team1_a", "team1_*", "team*", "*", "*_a", "\u{fc}*"].iter().enumerate()
-        {
-            map.entry(Key::of(text), Vec::new).push(number);
+    fn the_table_finds_every_key_that_may_match_at_its_place() {
+        let (mut entries, mut lengths) = (Vec::new(), Vec::new());
+        let texts = ["team1_a", "team1_*", "team*", "*", "*_a", "\u{fc}*"];
+        for (number, text) in (0..).zip(texts) {
+            entries.push((hash(7, Key::of(text)), number));
+            entries.push((hash(8, Key::of(text)), 100));
+            note_length(&mut lengths, Key::of(text));
         }
+        let table = Table::new(entries);
         let found = |value: &str| {
-            let mut found: Vec<_> = map.matching(value).flatten().copied().collect();
+            let mut found: Vec<_> = table.matching(7, &lengths, value).flatten().collect();
             found.sort_unstable();
             found
         };
@@ -215,5 +229,16 @@ mod tests {
         assert_eq!(found(""), [3, 4]);
         assert_eq!(found("\u{fd}x"), [3, 4]);
         assert_eq!(found("\u{fc}"), [3, 4, 5]);
+        for empty in [Table::default(), Table::new(Vec::new())] {
+            assert_eq!(empty.matching(7, &lengths, "x").flatten().count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_table_gives_the_numbers_of_one_key_in_ascending_order() {
+        let entries = (0..1000).map(|number| (hash(number % 7, Key::Exact("x")), number));
+        let table = Table::new(entries.collect());
+        let found: Vec<_> = table.matching(3, &[], "x").flatten().collect();
+        assert_eq!(found, (3..1000).step_by(7).collect::<Vec<_>>());
     }
 }

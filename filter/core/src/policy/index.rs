@@ -3,12 +3,15 @@
 //! It only prunes. Whatever it finds is evaluated in full, so a fault here could hide a rule but
 //! never make one match; the tests compare it with an evaluator that has no index.
 //!
-//! Destination, then a trie of path segments, then, where many rules share a path, the values of the
-//! one condition of each rule that the fewest others have in common with it.
+//! Destination, then a trie of path segments, as deep as more than a few rules share a path, then,
+//! where many do, the values of the one condition of each rule that the fewest others have in common
+//! with it.
+
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::glob::{Key, KeyMap};
+use super::glob::{Key, Table, hash, note_length};
 use super::path::pattern_keys;
 use super::rule::{Question, Rule};
 use super::selector::{Condition, Subject, Who};
@@ -32,49 +35,66 @@ pub(super) enum Search {
 /// An index over some of a policy's rules.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    nodes: Vec<Node<Group>>,
-    /// The root of each destination's trie.
-    roots: FxHashMap<u32, u32>,
+    nodes: Box<[Node]>,
+    /// From a node and a segment to the nodes below.
+    edges: Table,
+    /// Every node but the roots with the node above it, which comes first; ascending.
+    below: Box<[(u32, u32)]>,
+    /// The root of each destination's trie, by number.
+    roots: Box<[Option<u32>]>,
     /// The root of the trie of rules for any destination.
     any: Option<u32>,
 }
 
-/// A place in a trie; `G` is a list while it grows.
+/// A place in a trie.
 #[derive(Debug, Default)]
-struct Node<G> {
-    children: KeyMap<u32>,
+struct Node {
+    /// Those of the prefixes in its edges.
+    lengths: Box<[u32]>,
     /// Patterns that end here.
-    end: G,
-    /// Patterns that end here with `**`.
-    rest: G,
+    end: Group,
+    /// Patterns that end here with `**`, or of which only a few lead further.
+    rest: Group,
 }
 
 impl Index {
     /// The index over `members`, numbers of rules in ascending order.
     pub(super) fn new(rules: &[Rule], members: impl IntoIterator<Item = u32>) -> Self {
+        let members = members.into_iter();
+        let members = members.filter_map(|member| Some((member, rules.get(member as usize)?)));
+        let members: Vec<(u32, &Rule)> = members.collect();
         let mut growing = Growing::default();
-        for member in members {
-            if let Some(rule) = rules.get(member as usize) {
-                growing.add(rule, member);
-            }
+        for (_, rule) in &members {
+            growing.count(rule);
+        }
+        for (member, rule) in &members {
+            growing.add(rule, *member);
         }
         let group = |list| {
             Group::new(list, |member| rules.get(member as usize).map_or(&[], |rule| &*rule.from))
         };
         let nodes = growing.nodes.into_iter().map(|node| Node {
-            children: node.children,
+            lengths: node.lengths.into(),
             end: group(node.end),
             rest: group(node.rest),
         });
-        Self { nodes: nodes.collect(), roots: growing.roots, any: growing.any }
+        let nodes = nodes.collect();
+        let edges =
+            growing.children.iter().map(|((parent, key), child)| (hash(*parent, *key), *child));
+        let edges = Table::new(edges.collect());
+        let mut below: Box<[(u32, u32)]> =
+            growing.children.iter().map(|((parent, _), child)| (*parent, *child)).collect();
+        below.sort_unstable();
+        Self { nodes, edges, below, roots: growing.roots.into(), any: growing.any }
     }
 
-    /// Visits lists of rules, each ascending, that hold every rule which `search` looks for.
+    /// Visits every rule which `search` looks for, in ascending lists, of which it leaves one as soon
+    /// as `visit` returns false.
     pub(super) fn candidates(
         &self,
         question: &Question<'_>,
         search: Search,
-        mut visit: impl FnMut(&[u32]),
+        mut visit: impl FnMut(u32) -> bool,
     ) {
         for root in self.roots_of(question.destination) {
             self.walk(root, question.path.strip_prefix('/'), &mut |group| {
@@ -94,10 +114,10 @@ impl Index {
     }
 
     fn roots_of(&self, destination: u32) -> impl Iterator<Item = u32> {
-        self.roots.get(&destination).copied().into_iter().chain(self.any)
+        self.roots.get(destination as usize).copied().flatten().into_iter().chain(self.any)
     }
 
-    fn node(&self, number: u32) -> Option<&Node<Group>> {
+    fn node(&self, number: u32) -> Option<&Node> {
         self.nodes.get(number as usize)
     }
 
@@ -106,8 +126,8 @@ impl Index {
         visit(&node.rest);
         let Some(path) = path else { return visit(&node.end) };
         let (segment, behind) = split_segment(path);
-        for child in node.children.matching(segment) {
-            self.walk(*child, behind, visit);
+        for child in self.edges.matching(number, &node.lengths, segment).flatten() {
+            self.walk(child, behind, visit);
         }
     }
 
@@ -121,16 +141,16 @@ impl Index {
         let Some(node) = self.node(number) else { return true };
         let (segment, behind) = path.map(split_segment).unzip();
         let matching: Vec<u32> = segment
-            .map(|segment| node.children.matching(segment).copied().collect())
+            .map(|segment| self.edges.matching(number, &node.lengths, segment).flatten().collect())
             .unwrap_or_default();
+        let first = self.below.partition_point(|(parent, _)| *parent < number);
+        let below = self.below.iter().skip(first).take_while(|(parent, _)| *parent == number);
         matching.iter().all(|child| self.walk_nearby(*child, behind.flatten(), who, visit))
             && node.end.nearby(who, visit)
             && node.rest.nearby(who, visit)
-            && node
-                .children
-                .values()
-                .filter(|child| !matching.contains(child))
-                .all(|child| self.walk_nearby(*child, None, who, visit))
+            && below
+                .filter(|(_, child)| !matching.contains(child))
+                .all(|(_, child)| self.walk_nearby(*child, None, who, visit))
     }
 }
 
@@ -140,49 +160,84 @@ fn split_segment(path: &str) -> (&str, Option<&str>) {
 }
 
 #[derive(Default)]
-struct Growing {
-    nodes: Vec<Node<Vec<u32>>>,
-    roots: FxHashMap<u32, u32>,
+struct Growing<'r> {
+    /// How many patterns lead through a place, by its [`hash`] and those above it.
+    crowds: FxHashMap<u32, u32>,
+    nodes: Vec<GrowingNode>,
+    children: FxHashMap<(u32, Key<'r>), u32>,
+    roots: Vec<Option<u32>>,
     any: Option<u32>,
 }
 
-impl Growing {
-    fn add(&mut self, rule: &Rule, number: u32) {
-        match &rule.to {
-            None => {
-                let root = self.any.unwrap_or_else(|| push(&mut self.nodes));
-                self.any = Some(root);
-                self.add_below(root, rule, number);
-            }
-            Some(destinations) => {
-                for destination in destinations {
-                    let nodes = &mut self.nodes;
-                    let root = *self.roots.entry(*destination).or_insert_with(|| push(nodes));
-                    self.add_below(root, rule, number);
+#[derive(Default)]
+struct GrowingNode {
+    lengths: Vec<u32>,
+    end: Vec<u32>,
+    rest: Vec<u32>,
+}
+
+impl<'r> Growing<'r> {
+    fn count(&mut self, rule: &Rule) {
+        for destination in destinations(rule) {
+            let root = crowd_of(destination);
+            for text in rule.paths.iter().flat_map(|paths| paths.texts()) {
+                let mut crowd = root;
+                *self.crowds.entry(crowd).or_default() += 1;
+                for key in pattern_keys(text).0 {
+                    crowd = hash(crowd, key);
+                    *self.crowds.entry(crowd).or_default() += 1;
                 }
             }
         }
     }
 
-    fn add_below(&mut self, root: u32, rule: &Rule, number: u32) {
-        if rule.paths.is_empty() {
-            self.note(root, true, number);
-        }
-        for text in rule.paths.texts() {
-            let (keys, rest) = pattern_keys(text);
-            let place = keys.fold(root, |place, key| self.child(place, key));
-            self.note(place, rest, number);
+    fn add(&mut self, rule: &'r Rule, number: u32) {
+        for destination in destinations(rule) {
+            let root = self.root(destination);
+            let Some(paths) = &rule.paths else {
+                self.note(root, true, number);
+                continue;
+            };
+            for text in paths.texts() {
+                self.add_below(root, crowd_of(destination), text, number);
+            }
         }
     }
 
-    fn child(&mut self, parent: u32, key: Key<'_>) -> u32 {
-        let next = next_number(&self.nodes);
-        let Some(parent) = self.nodes.get_mut(parent as usize) else { return next };
-        let child = *parent.children.entry(key, || next);
-        if child == next {
-            push(&mut self.nodes);
+    fn root(&mut self, destination: Option<u32>) -> u32 {
+        let nodes = &mut self.nodes;
+        let Some(destination) = destination else {
+            return *self.any.get_or_insert_with(|| push(nodes));
+        };
+        let place = destination as usize;
+        if self.roots.len() <= place {
+            self.roots.resize(place + 1, None);
         }
-        child
+        let root = self.roots.get_mut(place);
+        root.map_or(0, |root| *root.get_or_insert_with(|| push(nodes)))
+    }
+
+    fn add_below(&mut self, root: u32, mut crowd: u32, text: &'r str, number: u32) {
+        let (keys, rest) = pattern_keys(text);
+        let mut place = root;
+        for key in keys {
+            if self.crowds.get(&crowd).is_none_or(|crowd| *crowd as usize <= SMALL) {
+                return self.note(place, true, number);
+            }
+            place = self.child(place, key);
+            crowd = hash(crowd, key);
+        }
+        self.note(place, rest, number);
+    }
+
+    fn child(&mut self, parent: u32, key: Key<'r>) -> u32 {
+        let nodes = &mut self.nodes;
+        *self.children.entry((parent, key)).or_insert_with(|| {
+            if let Some(parent) = nodes.get_mut(parent as usize) {
+                note_length(&mut parent.lengths, key);
+            }
+            push(nodes)
+        })
     }
 
     fn note(&mut self, place: u32, rest: bool, number: u32) {
@@ -194,24 +249,37 @@ impl Growing {
     }
 }
 
-fn next_number(nodes: &[Node<Vec<u32>>]) -> u32 {
-    // INVARIANT: the limit on the places of a policy keeps numbers far below `u32::MAX`.
-    u32::try_from(nodes.len()).unwrap_or(u32::MAX)
+/// The destinations of a rule, or `None` for any.
+fn destinations(rule: &Rule) -> impl Iterator<Item = Option<u32>> {
+    let any = rule.to.is_none().then_some(None);
+    any.into_iter().chain(rule.to.iter().flat_map(|to| to.iter().copied().map(Some)))
 }
 
-fn push(nodes: &mut Vec<Node<Vec<u32>>>) -> u32 {
-    let number = next_number(nodes);
-    nodes.push(Node::default());
+fn crowd_of(destination: Option<u32>) -> u32 {
+    destination.map_or(u32::MAX, |destination| hash(destination, Key::Exact("")))
+}
+
+fn push(nodes: &mut Vec<GrowingNode>) -> u32 {
+    // INVARIANT: the limit on the places of a policy keeps numbers far below `u32::MAX`.
+    let number = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+    nodes.push(GrowingNode::default());
     number
 }
 
 /// Things with conditions about the caller (rules, or the selectors of roles), found by caller.
 #[derive(Debug, Default)]
 pub(super) struct Group {
-    /// Ascending.
-    members: Box<[u32]>,
+    members: Members,
     /// Absent from small groups.
     keyed: Option<Box<Keyed>>,
+}
+
+/// Members of a group, ascending.
+#[derive(Debug)]
+enum Members {
+    /// In place: where each rule has its own path, every group is this.
+    One(u32),
+    Many(Box<[u32]>),
 }
 
 #[derive(Debug)]
@@ -219,115 +287,150 @@ struct Keyed {
     /// Members that no condition narrows down.
     others: Box<[u32]>,
     pivots: Box<[Pivot]>,
+    /// From a pivot and a value to its members.
+    by_value: Table,
 }
 
 /// The members of a group whose rarest condition is about the same subject.
 #[derive(Debug)]
 struct Pivot {
     subject: Subject,
+    /// Its place in the table.
+    place: u32,
+    /// Those of its prefixes.
+    lengths: Box<[u32]>,
     members: Box<[u32]>,
-    by_value: KeyMap<Box<[u32]>>,
+}
+
+impl Default for Members {
+    fn default() -> Self {
+        Self::Many(Box::default())
+    }
+}
+
+impl Members {
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::One(member) => std::slice::from_ref(member),
+            Self::Many(members) => members,
+        }
+    }
 }
 
 impl Group {
     /// The group of `members`, ascending, with the conditions of each.
-    pub(super) fn new<'r>(members: Vec<u32>, conditions: impl Fn(u32) -> &'r [Condition]) -> Self {
+    pub(super) fn new<'r>(
+        members: Vec<u32>,
+        conditions: impl Fn(u32) -> &'r [Arc<Condition>],
+    ) -> Self {
         let keyed = (members.len() > SMALL).then(|| Box::new(Keyed::new(&members, conditions)));
-        Self { members: members.into(), keyed }
+        let members = match *members {
+            [member] => Members::One(member),
+            _ => Members::Many(members.into()),
+        };
+        Self { members, keyed }
     }
 
-    /// Visits lists of members, each ascending, that hold every member which `search` looks for.
-    pub(super) fn candidates(&self, who: &Who<'_>, search: Search, visit: &mut impl FnMut(&[u32])) {
-        let Some(keyed) = &self.keyed else { return visit(&self.members) };
-        visit(&keyed.others);
+    /// Visits every member which `search` looks for, in ascending lists, of which it leaves one as
+    /// soon as `visit` returns false.
+    pub(super) fn candidates(
+        &self,
+        who: &Who<'_>,
+        search: Search,
+        visit: &mut impl FnMut(u32) -> bool,
+    ) {
+        let mut visit_list = |list: &[u32]| {
+            list.iter().all(|member| visit(*member));
+        };
+        let Some(keyed) = &self.keyed else { return visit_list(self.members.as_slice()) };
+        visit_list(&keyed.others);
         for pivot in &keyed.pivots {
-            if search == Search::Possible {
-                match pivot.subject {
-                    Subject::Roles => {
-                        who.perhaps_held.iter().for_each(|role| pivot.visit(role, visit))
-                    }
-                    _ if pivot.subject.visit_values(who, |_| ()) => {}
-                    _ => {
-                        visit(&pivot.members);
-                        continue;
-                    }
+            let perhaps_held = match (search, &pivot.subject) {
+                (Search::Possible, Subject::Roles) => who.perhaps_held,
+                (Search::Possible, subject) if !subject.visit_values(who, |_| ()) => {
+                    pivot.members.iter().all(|member| visit(*member));
+                    continue;
                 }
-            }
-            pivot.subject.visit_values(who, |value| pivot.visit(value, visit));
+                _ => &[],
+            };
+            let mut visit_value = |value: &str| {
+                for mut list in keyed.by_value.matching(pivot.place, &pivot.lengths, value) {
+                    list.all(&mut *visit);
+                }
+            };
+            perhaps_held.iter().for_each(|role| visit_value(role));
+            pivot.subject.visit_values(who, visit_value);
         }
     }
 
     fn nearby<F: FnMut(u32) -> bool>(&self, who: &Who<'_>, visit: &mut F) -> bool {
         let mut more = true;
-        self.candidates(who, Search::Certain, &mut |list| {
-            more = more && list.iter().all(|member| visit(*member));
+        self.candidates(who, Search::Certain, &mut |member| {
+            more = more && visit(member);
+            more
         });
-        more && self.members.iter().all(|member| visit(*member))
-    }
-}
-
-impl Pivot {
-    fn visit(&self, value: &str, visit: &mut impl FnMut(&[u32])) {
-        self.by_value.matching(value).for_each(|list| visit(list));
+        more && self.members.as_slice().iter().all(|member| visit(*member))
     }
 }
 
 impl Keyed {
-    fn new<'r>(members: &[u32], conditions: impl Fn(u32) -> &'r [Condition]) -> Self {
-        let mut subjects: FxHashMap<(u8, &str), (usize, &Subject)> = FxHashMap::default();
-        let mut frequency: FxHashMap<(usize, Key<'_>), u64> = FxHashMap::default();
+    fn new<'r>(members: &[u32], conditions: impl Fn(u32) -> &'r [Arc<Condition>]) -> Self {
+        let mut subjects: FxHashMap<(u8, &str), (u32, &Subject)> = FxHashMap::default();
+        let mut frequency: FxHashMap<u32, u32> = FxHashMap::default();
         for condition in members.iter().flat_map(|member| conditions(*member)) {
             let next = subjects.len();
             let identity = condition.subject.identity();
             if next >= MOST_SUBJECTS && !subjects.contains_key(&identity) {
                 continue;
             }
-            let (pivot, _) = subjects.entry(identity).or_insert((next, &condition.subject));
+            let next = (u32::try_from(next).unwrap_or(u32::MAX), &condition.subject);
+            let (place, _) = *subjects.entry(identity).or_insert(next);
             for key in condition.values.keys() {
-                *frequency.entry((*pivot, key)).or_default() += 1;
+                *frequency.entry(hash(place, key)).or_default() += 1;
             }
         }
         let mut ordered: Vec<_> = subjects.values().copied().collect();
-        ordered.sort_unstable_by_key(|(pivot, _)| *pivot);
-        let mut growing: Vec<(Vec<u32>, KeyMap<Vec<u32>>)> = Vec::new();
+        ordered.sort_unstable_by_key(|(place, _)| *place);
+        let mut growing: Vec<(Vec<u32>, Vec<u32>)> = Vec::new();
         growing.resize_with(ordered.len(), Default::default);
-        let mut others = Vec::new();
+        let (mut others, mut entries) = (Vec::new(), Vec::new());
         for member in members {
             let rarest = conditions(*member)
                 .iter()
                 .filter_map(|condition| {
-                    let (pivot, _) = *subjects.get(&condition.subject.identity())?;
-                    let mut total = 0_u64;
+                    let (place, _) = *subjects.get(&condition.subject.identity())?;
+                    let mut total = 0_u32;
                     for key in condition.values.keys() {
                         if key == Key::Prefix("") {
                             return None;
                         }
-                        total = total.saturating_add(*frequency.get(&(pivot, key))?);
+                        total = total.saturating_add(*frequency.get(&hash(place, key))?);
                     }
-                    Some((total, pivot, condition))
+                    Some((total, place, condition))
                 })
-                .min_by_key(|(total, pivot, _)| (*total, *pivot));
-            let place =
-                rarest.and_then(|(_, pivot, condition)| Some((growing.get_mut(pivot)?, condition)));
-            let Some(((all, by_value), condition)) = place else {
+                .min_by_key(|(total, place, _)| (*total, *place));
+            let pivot = rarest.and_then(|(_, place, condition)| {
+                Some((place, growing.get_mut(place as usize)?, condition))
+            });
+            let Some((place, (all, lengths), condition)) = pivot else {
                 others.push(*member);
                 continue;
             };
             all.push(*member);
             for key in condition.values.keys() {
-                let list = by_value.entry(key, Vec::new);
-                if list.last() != Some(member) {
-                    list.push(*member);
-                }
+                note_length(lengths, key);
+                entries.push((hash(place, key), *member));
             }
         }
         let pivots = ordered.into_iter().zip(growing).filter(|(_, (all, _))| !all.is_empty()).map(
-            |((_, subject), (all, by_value))| Pivot {
+            |((place, subject), (all, lengths))| Pivot {
                 subject: subject.clone(),
+                place,
+                lengths: lengths.into(),
                 members: all.into(),
-                by_value: by_value.map(Vec::into_boxed_slice),
             },
         );
-        Self { others: others.into(), pivots: pivots.collect() }
+        let pivots = pivots.collect();
+        Self { others: others.into(), pivots, by_value: Table::new(entries) }
     }
 }

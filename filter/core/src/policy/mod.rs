@@ -247,23 +247,22 @@ impl Policy {
     /// The first rule by id that applies.
     fn first(&self, index: &Index, search: Search, question: &Question<'_>) -> Option<&Rule> {
         let mut first: Option<(u32, &Rule)> = None;
-        index.candidates(question, search, |list| {
-            for number in list {
-                if first.is_some_and(|(found, _)| found <= *number) {
-                    break;
-                }
-                if let Some(rule) = self.rule(*number).filter(|rule| rule.applies(question)) {
-                    first = Some((*number, rule));
-                    break;
-                }
+        index.candidates(question, search, |number| {
+            if first.is_some_and(|(found, _)| found <= number) {
+                return false;
             }
+            match self.rule(number).filter(|rule| rule.applies(question)) {
+                Some(rule) => first = Some((number, rule)),
+                None => return true,
+            }
+            false
         });
         first.map(|(_, rule)| rule)
     }
 
     /// The denial by default, with the allow rule that has the fewest misses.
     fn no_match(&self, question: &Question<'_>, limits: &Limits) -> Reject {
-        let mut seen = FxHashSet::default();
+        let mut seen = Vec::new();
         let mut looks = 0_usize;
         let mut nearest: Option<(usize, u32)> = None;
         self.allow.nearby(question, |number| {
@@ -273,9 +272,12 @@ impl Policy {
             {
                 return false;
             }
-            if seen.insert(number)
-                && let Some(rule) = self.rule(number)
-            {
+            // So few that going through them is cheaper than hashing.
+            if seen.contains(&number) {
+                return true;
+            }
+            seen.push(number);
+            if let Some(rule) = self.rule(number) {
                 let found = (rule.misses(question).count(), number);
                 nearest = Some(nearest.map_or(found, |best| best.min(found)));
             }
@@ -298,14 +300,23 @@ impl Policy {
             Outcome::Refuse(reject) if reject.code == Code::PolicyNoMatch => Effect::Allow,
             Outcome::Refuse(_) => return Vec::new(),
         };
-        let mut numbers = Vec::new();
+        // The first ones, ascending.
+        let mut numbers: Vec<u32> = Vec::new();
         let mut collect = |question: &Question<'_>| {
-            self.shadow.candidates(question, Search::Possible, |list| {
-                let applying = list.iter().filter(|number| {
-                    self.rule(**number)
-                        .is_some_and(|rule| rule.effect == changing && rule.applies(question))
-                });
-                numbers.extend(applying.take(MOST_SHADOW_VERDICTS));
+            self.shadow.candidates(question, Search::Possible, |number| {
+                if numbers.len() >= MOST_SHADOW_VERDICTS
+                    && numbers.last().is_some_and(|last| *last <= number)
+                {
+                    return false;
+                }
+                let rule = self.rule(number).filter(|rule| rule.effect == changing);
+                if rule.is_some_and(|rule| rule.applies(question))
+                    && let Err(place) = numbers.binary_search(&number)
+                {
+                    numbers.insert(place, number);
+                    numbers.truncate(MOST_SHADOW_VERDICTS);
+                }
+                true
             });
         };
         collect(question);
@@ -314,9 +325,6 @@ impl Policy {
         {
             collect(&Question { path: &path, ..*question });
         }
-        numbers.sort_unstable();
-        numbers.dedup();
-        numbers.truncate(MOST_SHADOW_VERDICTS);
         let rules = numbers.into_iter().filter_map(|number| self.rule(number));
         rules
             .map(|rule| ShadowVerdict {
@@ -354,7 +362,7 @@ fn path_of(target: &str) -> &str {
 }
 
 /// The name of a role and one of its selectors.
-type RoleSelector = (Arc<str>, Box<[Condition]>);
+type RoleSelector = (Arc<str>, Box<[Arc<Condition>]>);
 
 /// The roles of a policy, found by caller.
 #[derive(Debug)]
@@ -398,10 +406,11 @@ impl Roles {
             Truth::No | Truth::Unknown => (&self.denying, Search::Possible),
         };
         let mut found = Vec::new();
-        group.candidates(who, search, &mut |list| {
-            let selectors = list.iter().filter_map(|number| self.selectors.get(*number as usize));
-            let matching = selectors.filter(|(_, selector)| selector::all(selector, who) == wanted);
+        group.candidates(who, search, &mut |number| {
+            let selector = self.selectors.get(number as usize);
+            let matching = selector.filter(|(_, selector)| selector::all(selector, who) == wanted);
             found.extend(matching.map(|(name, _)| Arc::clone(name)));
+            true
         });
         found.sort_unstable();
         found.dedup();

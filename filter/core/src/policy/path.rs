@@ -14,7 +14,7 @@
 
 use std::borrow::Cow;
 
-use super::glob::{Glob, Key};
+use super::glob::{self, Key, Values};
 use crate::limits::Limits;
 
 /// The path of a `:path` in its normal form, borrowed if it was in that form already.
@@ -191,85 +191,22 @@ pub(super) fn without_parameters(path: &str) -> Option<String> {
     Some(bare)
 }
 
-/// The paths of one rule, ORed.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Paths {
-    /// Patterns without a wildcard, sorted.
-    exact: Box<[Box<str>]>,
-    patterns: Box<[Pattern]>,
+/// Whether a path in its normal form matches one of `patterns`, which [`normalise_pattern`] returned.
+pub(super) fn matches_any(patterns: &Values, path: &str) -> bool {
+    patterns.matches_by(matches, path)
 }
 
-impl Paths {
-    /// Of patterns that [`normalise_pattern`] returned.
-    pub(super) fn new(texts: Vec<String>) -> Self {
-        let (patterns, mut exact): (Vec<_>, Vec<_>) =
-            texts.into_iter().partition(|text| text.contains('*'));
-        exact.sort_unstable();
-        exact.dedup();
-        Self {
-            exact: exact.into_iter().map(Into::into).collect(),
-            patterns: patterns.iter().map(|text| Pattern::new(text)).collect(),
+fn matches(pattern: &str, path: &str) -> bool {
+    let (wanted, rest) = pattern_segments(pattern);
+    let mut given = path.split('/').skip(1);
+    for wanted in wanted {
+        let Some(segment) = given.next() else { return false };
+        // A wildcard stands for nothing within a segment, but not for a segment that is not there.
+        if wanted != segment && (segment.is_empty() || !glob::matches(wanted, segment)) {
+            return false;
         }
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.patterns.is_empty()
-    }
-
-    /// Whether a path in its normal form matches.
-    pub(super) fn matches(&self, path: &str) -> bool {
-        self.exact.binary_search_by(|exact| (**exact).cmp(path)).is_ok()
-            || self.patterns.iter().any(|pattern| pattern.matches(path))
-    }
-
-    /// The patterns as text, those without a wildcard first.
-    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
-        let patterns = self.patterns.iter().map(|pattern| pattern.text.as_ref());
-        self.exact.iter().map(AsRef::as_ref).chain(patterns)
-    }
-}
-
-/// A pattern with a wildcard.
-#[derive(Debug, Clone)]
-struct Pattern {
-    text: Box<str>,
-    segments: Box<[Segment]>,
-    /// It ends with `**`.
-    rest: bool,
-}
-
-#[derive(Debug, Clone)]
-enum Segment {
-    Exact(Box<str>),
-    Glob(Glob),
-}
-
-impl Pattern {
-    fn new(text: &str) -> Self {
-        let (segments, rest) = pattern_segments(text);
-        let segments = segments
-            .map(|segment| match segment.contains('*') {
-                true => Segment::Glob(Glob::new(segment)),
-                false => Segment::Exact(segment.into()),
-            })
-            .collect();
-        Self { text: text.into(), segments, rest }
-    }
-
-    fn matches(&self, path: &str) -> bool {
-        let mut given = path.split('/').skip(1);
-        for wanted in &self.segments {
-            let Some(segment) = given.next() else { return false };
-            let matches = match wanted {
-                Segment::Exact(text) => **text == *segment,
-                Segment::Glob(glob) => !segment.is_empty() && glob.matches(segment),
-            };
-            if !matches {
-                return false;
-            }
-        }
-        self.rest || given.next().is_none()
-    }
+    rest || given.next().is_none()
 }
 
 /// The segments of a pattern before `**`, and whether it ends with that.
@@ -473,12 +410,13 @@ mod tests {
             ("/caf%c3%a9%3a", &["/caf%C3%A9:"], &["/cafe"]),
             ("/", &["/"], &["/a"]),
         ] {
-            let paths = Paths::new(vec![normalise_pattern(pattern, &Limits::DEFAULT).unwrap()]);
+            let normal = normalise_pattern(pattern, &Limits::DEFAULT).unwrap();
+            let paths = Values::new([normal.as_str()]);
             for path in matching {
-                assert!(paths.matches(path), "{pattern} {path}");
+                assert!(matches_any(&paths, path), "{pattern} {path}");
             }
             for path in other {
-                assert!(!paths.matches(path), "{pattern} {path}");
+                assert!(!matches_any(&paths, path), "{pattern} {path}");
             }
         }
     }

@@ -1,20 +1,19 @@
 //! Reads a policy document. Every fault is told; a document with a fault is not a policy.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use serde_json::Value;
 
 use super::authority::{HostFault, Hosts};
 use super::glob::Values;
-use super::path::{Paths, normalise_pattern};
-use super::rule::{Effect, Rule};
+use super::path::normalise_pattern;
+use super::rule::{Effect, Rule, Validity};
 use super::selector::{Condition, FIELDS, Subject};
 use crate::arrival::is_method;
 use crate::document::{Faults, Node, Report, suggestion};
 use crate::limits::Limits;
 use crate::quote::quote;
-use crate::time::UnixTime;
 
 /// Names are suggested out of at most this many.
 const MOST_SUGGESTIONS: usize = 1_000;
@@ -35,13 +34,46 @@ pub(super) struct Document {
 #[derive(Debug)]
 pub(super) struct Role {
     pub(super) name: Arc<str>,
-    pub(super) any: Vec<Box<[Condition]>>,
+    pub(super) any: Vec<Box<[Arc<Condition>]>>,
 }
 
 /// What the rules of a document may refer to.
+#[derive(Default)]
 struct Names<'a> {
-    roles: BTreeMap<&'a str, ()>,
-    destinations: BTreeMap<&'a str, u32>,
+    roles: FxHashMap<&'a str, u32>,
+    destinations: FxHashMap<&'a str, u32>,
+}
+
+/// What was read before, by what it is and its texts: most parts of a rule are those of another
+/// one too.
+type Known<'a> = FxHashMap<((u8, &'a str), Vec<&'a str>), Part>;
+
+#[derive(Clone)]
+enum Part {
+    Condition(Arc<Condition>),
+    Destinations(Option<Arc<[u32]>>),
+    Methods(Arc<[Box<str>]>),
+    Paths(Arc<Values>),
+}
+
+/// What is known as `name`, of which [`Subject::identity`] has the kinds up to 2, or else read.
+fn once<'a>(
+    known: &mut Known<'a>,
+    name: (u8, &'a str),
+    node: &Node<'a>,
+    report: &mut Report,
+    read: &mut dyn FnMut(&mut Report) -> Option<Part>,
+) -> Option<Part> {
+    let key = node.texts().map(|texts| (name, texts));
+    if let Some(found) = key.as_ref().and_then(|key| known.get(key)) {
+        return Some(found.clone());
+    }
+    let value = read(report)?;
+    // A fault is to be told wherever it stands.
+    if let Some(key) = key.filter(|_| report.is_clean()) {
+        known.insert(key, value.clone());
+    }
+    Some(value)
 }
 
 pub(super) fn document(value: &Value, limits: &Limits) -> Result<Document, Faults> {
@@ -58,15 +90,15 @@ fn read(value: &Value, limits: &Limits, report: &mut Report) -> Option<Document>
         version.fault(report, "the only version is 1");
     }
     let revision = top.optional("revision").and_then(|node| node.integer(report, 0, u64::MAX));
-    let mut names = Names { roles: BTreeMap::new(), destinations: BTreeMap::new() };
+    let (mut names, mut known) = (Names::default(), Known::default());
 
     let mut roles = Vec::new();
     for (name, node) in
         top.optional("roles").and_then(|node| node.entries(report)).unwrap_or_default()
     {
         check_id(name, &node, report);
-        names.roles.insert(name, ());
-        let any = role(&node, report).unwrap_or_default();
+        names.roles.insert(name, 0);
+        let any = role(&node, &mut known, report).unwrap_or_default();
         roles.push(Role { name: name.into(), any });
     }
 
@@ -84,17 +116,21 @@ fn read(value: &Value, limits: &Limits, report: &mut Report) -> Option<Document>
 
     let mut rules = Vec::new();
     if let Some(node) = top.required(report, "rules") {
-        rules = read_rules(&node, &names, limits, report);
+        rules = read_rules(&node, &names, &mut known, limits, report);
     }
     top.finish(report);
     Some(Document { revision, roles, destinations, hosts, rules })
 }
 
-fn role(node: &Node<'_>, report: &mut Report) -> Option<Vec<Box<[Condition]>>> {
+fn role<'a>(
+    node: &Node<'a>,
+    known: &mut Known<'a>,
+    report: &mut Report,
+) -> Option<Vec<Box<[Arc<Condition>]>>> {
     let mut object = node.object(report)?;
     let any = object.required(report, "any").and_then(|any| any.nonempty_array(report));
     object.finish(report);
-    Some(any?.iter().filter_map(|selector| read_selector(selector, None, report)).collect())
+    Some(any?.iter().filter_map(|selector| read_selector(selector, None, known, report)).collect())
 }
 
 fn destination(
@@ -125,9 +161,10 @@ fn destination(
     }
 }
 
-fn read_rules(
-    node: &Node<'_>,
+fn read_rules<'a>(
+    node: &Node<'a>,
     names: &Names<'_>,
+    known: &mut Known<'a>,
     limits: &Limits,
     report: &mut Report,
 ) -> Vec<Rule> {
@@ -142,16 +179,16 @@ fn read_rules(
         return Vec::new();
     }
     let mut rules = Vec::new();
-    let mut paths_of: BTreeMap<Arc<str>, String> = BTreeMap::new();
+    let mut paths_of = FxHashMap::default();
     let mut places = 0_usize;
     for element in node.array(report).unwrap_or_default() {
-        let Some(rule) = read_rule(&element, names, limits, report) else { continue };
+        let Some(rule) = read_rule(&element, names, known, limits, report) else { continue };
         if let Some(first) = paths_of.insert(Arc::clone(&rule.id), element.path.clone()) {
             element.fault(report, format!("the id {} is that of {first} already", quote(&rule.id)));
         }
         let destinations = rule.to.as_ref().map_or(1, |to| to.len());
-        places =
-            places.saturating_add(destinations.saturating_mul(rule.paths.texts().count().max(1)));
+        let paths = rule.paths.as_ref().map_or(1, |paths| paths.texts().count());
+        places = places.saturating_add(destinations.saturating_mul(paths));
         rules.push(rule);
     }
     let most = limits.policy_places;
@@ -165,9 +202,10 @@ fn read_rules(
     rules
 }
 
-fn read_rule(
-    node: &Node<'_>,
+fn read_rule<'a>(
+    node: &Node<'a>,
     names: &Names<'_>,
+    known: &mut Known<'a>,
     limits: &Limits,
     report: &mut Report,
 ) -> Option<Rule> {
@@ -182,38 +220,56 @@ fn read_rule(
         .required(report, "effect")
         .and_then(|node| node.choice(report, &[("allow", Effect::Allow), ("deny", Effect::Deny)]));
     let from = match object.optional("from") {
-        Some(node) => read_selector(&node, Some(names), report),
+        Some(node) => read_selector(&node, Some(names), known, report),
         None => Some(Box::default()),
     };
-    let to = object.required(report, "to").and_then(|node| read_destinations(&node, names, report));
-    let methods = object.optional("methods").and_then(|node| read_methods(&node, report));
-    let paths = object.optional("paths").and_then(|node| read_paths(&node, limits, report));
-    let (not_before, expires_at) =
-        object.optional("valid").and_then(|node| read_validity(&node, report)).unwrap_or_default();
+    let to = object.required(report, "to").and_then(|node| {
+        once(known, (3, "to"), &node, report, &mut |report| {
+            read_destinations(&node, names, report).map(Part::Destinations)
+        })
+    });
+    let methods = object.optional("methods").and_then(|node| {
+        once(known, (3, "methods"), &node, report, &mut |report| {
+            read_methods(&node, report).map(Part::Methods)
+        })
+    });
+    let paths = object.optional("paths").and_then(|node| {
+        once(known, (3, "paths"), &node, report, &mut |report| {
+            read_paths(&node, limits, report).map(Part::Paths)
+        })
+    });
+    let valid = object.optional("valid").and_then(|node| read_validity(&node, report));
     let shadow = object
         .optional("mode")
         .and_then(|node| node.choice(report, &[("enforce", false), ("shadow", true)]));
     object.finish(report);
+    let Some(Part::Destinations(to)) = to else { return None };
     Some(Rule {
         id: id?.into(),
         intent,
         effect: effect?,
         shadow: shadow.unwrap_or_default(),
         from: from?,
-        to: to?,
-        methods: methods.unwrap_or_default(),
-        paths: paths.unwrap_or_default(),
-        not_before,
-        expires_at,
+        to,
+        methods: match methods {
+            Some(Part::Methods(methods)) => Some(methods),
+            _ => None,
+        },
+        paths: match paths {
+            Some(Part::Paths(paths)) => Some(paths),
+            _ => None,
+        },
+        valid: valid.map(Box::new),
     })
 }
 
 /// A selector; with `names` that of a rule, which may ask for roles.
-fn read_selector(
-    node: &Node<'_>,
+fn read_selector<'a>(
+    node: &Node<'a>,
     names: Option<&Names<'_>>,
+    known: &mut Known<'a>,
     report: &mut Report,
-) -> Option<Box<[Condition]>> {
+) -> Option<Box<[Arc<Condition>]>> {
     let mut object = node.object(report)?;
     if matches!(node.value, Value::Object(members) if members.is_empty()) {
         node.fault(report, "must not be empty");
@@ -222,20 +278,25 @@ fn read_selector(
     let mut conditions = Vec::new();
     match (names, object.optional("roles")) {
         (Some(names), Some(roles)) => {
-            if let Some(values) = roles.strings(report) {
-                for name in values.iter().filter(|name| !names.roles.contains_key(*name)) {
-                    roles.fault(report, unknown("role", name, &names.roles));
+            for name in roles.texts().unwrap_or_default() {
+                if !names.roles.contains_key(name) {
+                    unknown("role", name, &names.roles, &roles, report);
                 }
-                conditions.push(Condition { subject: Subject::Roles, values: Values::new(values) });
             }
+            conditions.extend(read_condition(&roles, Subject::Roles, "roles", known, report));
         }
         (None, Some(roles)) => roles.fault(report, "a role cannot ask for roles"),
         (_, None) => {}
     }
     for field in &FIELDS {
-        if let Some(values) = object.optional(field.name).and_then(|node| node.strings(report)) {
-            conditions
-                .push(Condition { subject: Subject::Fact(field), values: Values::new(values) });
+        if let Some(node) = object.optional(field.name) {
+            conditions.extend(read_condition(
+                &node,
+                Subject::Fact(field),
+                field.name,
+                known,
+                report,
+            ));
         }
     }
     if let Some(claims) = object.optional("claims") {
@@ -244,14 +305,30 @@ fn read_selector(
             claims.fault(report, "must not be empty");
         }
         for (name, node) in entries {
-            if let Some(values) = node.strings(report) {
-                let subject = Subject::Claim(name.into());
-                conditions.push(Condition { subject, values: Values::new(values) });
-            }
+            let subject = Subject::Claim(name.into());
+            conditions.extend(read_condition(&node, subject, name, known, report));
         }
     }
     object.finish(report);
     Some(conditions.into())
+}
+
+fn read_condition<'a>(
+    node: &Node<'a>,
+    subject: Subject,
+    name: &'a str,
+    known: &mut Known<'a>,
+    report: &mut Report,
+) -> Option<Arc<Condition>> {
+    let (kind, _) = subject.identity();
+    let part = once(known, (kind, name), node, report, &mut |report| {
+        let values = Values::new(node.strings(report)?);
+        Some(Part::Condition(Arc::new(Condition { subject: subject.clone(), values })))
+    });
+    match part {
+        Some(Part::Condition(condition)) => Some(condition),
+        _ => None,
+    }
 }
 
 /// Numbers of destinations; `Some(None)` for any destination.
@@ -260,7 +337,7 @@ fn read_destinations(
     node: &Node<'_>,
     names: &Names<'_>,
     report: &mut Report,
-) -> Option<Option<Box<[u32]>>> {
+) -> Option<Option<Arc<[u32]>>> {
     let texts = node.strings(report)?;
     if texts.contains(&"*") {
         if texts.len() > 1 {
@@ -272,7 +349,7 @@ fn read_destinations(
     for name in texts {
         match names.destinations.get(name) {
             Some(number) => numbers.push(*number),
-            None => node.fault(report, unknown("destination", name, &names.destinations)),
+            None => unknown("destination", name, &names.destinations, node, report),
         }
     }
     numbers.sort_unstable();
@@ -280,7 +357,7 @@ fn read_destinations(
     Some(Some(numbers.into()))
 }
 
-fn read_methods(node: &Node<'_>, report: &mut Report) -> Option<Box<[Box<str>]>> {
+fn read_methods(node: &Node<'_>, report: &mut Report) -> Option<Arc<[Box<str>]>> {
     let methods = node.strings(report)?;
     for method in &methods {
         // Without `*`: nobody who writes that here means a method of this name.
@@ -298,7 +375,7 @@ fn read_methods(node: &Node<'_>, report: &mut Report) -> Option<Box<[Box<str>]>>
     Some(methods.into_iter().map(Into::into).collect())
 }
 
-fn read_paths(node: &Node<'_>, limits: &Limits, report: &mut Report) -> Option<Paths> {
+fn read_paths(node: &Node<'_>, limits: &Limits, report: &mut Report) -> Option<Arc<Values>> {
     let mut patterns = Vec::new();
     for element in node.nonempty_array(report)? {
         let Some(text) = element.string(report) else { continue };
@@ -307,13 +384,10 @@ fn read_paths(node: &Node<'_>, limits: &Limits, report: &mut Report) -> Option<P
             Err(problem) => element.fault(report, format!("{} {problem}", quote(text))),
         }
     }
-    Some(Paths::new(patterns))
+    Some(Arc::new(Values::new(patterns.iter().map(String::as_str))))
 }
 
-fn read_validity(
-    node: &Node<'_>,
-    report: &mut Report,
-) -> Option<(Option<UnixTime>, Option<UnixTime>)> {
+fn read_validity(node: &Node<'_>, report: &mut Report) -> Option<Validity> {
     let mut object = node.object(report)?;
     let not_before = object.optional("not_before").and_then(|node| node.time(report));
     let expires_at = object.optional("expires_at").and_then(|node| node.time(report));
@@ -326,7 +400,7 @@ fn read_validity(
     {
         node.fault(report, format!("`not_before` {start} is not earlier than `expires_at` {end}"));
     }
-    Some((not_before, expires_at))
+    Some(Validity { not_before, expires_at })
 }
 
 fn check_id(text: &str, node: &Node<'_>, report: &mut Report) {
@@ -339,13 +413,26 @@ fn check_id(text: &str, node: &Node<'_>, report: &mut Report) {
     }
 }
 
-fn unknown<T>(kind: &str, name: &str, known: &BTreeMap<&str, T>) -> String {
+fn unknown(
+    kind: &str,
+    name: &str,
+    known: &FxHashMap<&str, u32>,
+    node: &Node<'_>,
+    report: &mut Report,
+) {
+    // Looking for close names is slow: not for faults that are only counted.
+    if report.is_full() {
+        return node.fault(report, "");
+    }
     let shown: String = name.chars().take(64).collect();
-    let candidates: Vec<&str> = known.keys().take(MOST_SUGGESTIONS).copied().collect();
+    let mut candidates: Vec<&str> = known.keys().copied().collect();
+    candidates.sort_unstable();
+    candidates.truncate(MOST_SUGGESTIONS);
     let close = suggestion(&shown, &candidates);
     let shown = quote(name);
-    match close {
+    let problem = match close {
         Some(close) => format!("there is no {kind} {shown}, did you mean `{close}`?"),
         None => format!("there is no {kind} {shown}"),
-    }
+    };
+    node.fault(report, problem);
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::path::Paths;
+use super::glob::Values;
+use super::path::matches_any;
 use super::selector::{self, Condition, Truth, Who, few};
 use crate::quote::quote;
 use crate::time::UnixTime;
@@ -14,7 +15,8 @@ pub(super) enum Effect {
     Deny,
 }
 
-/// A compiled rule.
+/// A compiled rule. What rules have in common they share: there is less of it to fetch when one of
+/// many is decided by.
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) id: Arc<str>,
@@ -23,13 +25,20 @@ pub(super) struct Rule {
     /// Evaluated and reported, never enforced.
     pub(super) shadow: bool,
     /// What it asks of the caller, roles first; empty for any caller.
-    pub(super) from: Box<[Condition]>,
+    pub(super) from: Box<[Arc<Condition>]>,
     /// Numbers of destinations, sorted; `None` for any of the document.
-    pub(super) to: Option<Box<[u32]>>,
-    /// Empty for any method.
-    pub(super) methods: Box<[Box<str>]>,
-    /// Empty for any path.
-    pub(super) paths: Paths,
+    pub(super) to: Option<Arc<[u32]>>,
+    /// `None` for any method.
+    pub(super) methods: Option<Arc<[Box<str>]>>,
+    /// `None` for any path.
+    pub(super) paths: Option<Arc<Values>>,
+    /// `None` for always.
+    pub(super) valid: Option<Box<Validity>>,
+}
+
+/// When a rule applies.
+#[derive(Debug, Default)]
+pub(super) struct Validity {
     pub(super) not_before: Option<UnixTime>,
     pub(super) expires_at: Option<UnixTime>,
 }
@@ -60,8 +69,8 @@ impl Rule {
     pub(super) fn truth(&self, question: &Question<'_>) -> Truth {
         let request = self.is_for(question.destination)
             && self.has_method(question.method)
-            && self.not_before.is_none_or(|start| start <= question.now)
-            && self.expires_at.is_none_or(|end| question.now < end)
+            && self.early(question).is_none()
+            && self.late(question).is_none()
             && self.has_path(question.path);
         if request { selector::all(&self.from, &question.who) } else { Truth::No }
     }
@@ -78,14 +87,14 @@ impl Rule {
     pub(super) fn misses<'r>(&'r self, question: &Question<'_>) -> impl Iterator<Item = Miss<'r>> {
         let path = (!self.has_path(question.path)).then_some(Miss::Path);
         let method = (!self.has_method(question.method)).then_some(Miss::Method);
-        let early = self.not_before.filter(|start| *start > question.now).map(Miss::Early);
-        let late = self.expires_at.filter(|end| *end <= question.now).map(Miss::Late);
+        let early = self.early(question).map(Miss::Early);
+        let late = self.late(question).map(Miss::Late);
         let who = question.who;
         let caller = self
             .from
             .iter()
             .filter(move |condition| condition.truth(&who) != Truth::Yes)
-            .map(Miss::Caller);
+            .map(|condition| Miss::Caller(condition));
         path.into_iter().chain(method).chain(caller).chain(early).chain(late)
     }
 
@@ -94,14 +103,16 @@ impl Rule {
         let id = quote(&self.id);
         match miss {
             Miss::Path => {
-                let paths = few(self.paths.texts(), quote);
+                let paths = self.paths.iter().flat_map(|paths| paths.texts());
+                let paths = few(paths, quote);
                 let given = quote(question.path);
                 format!(
                     "rule {id} allows this destination, but only for paths {paths}; this is {given}"
                 )
             }
             Miss::Method => {
-                let methods = few(&self.methods, |method| method.to_string());
+                let methods = self.methods.iter().flat_map(|methods| methods.iter());
+                let methods = few(methods, |method| method.to_string());
                 let given = quote(question.method);
                 format!(
                     "rule {id} allows this path, but only for methods {methods}; this is {given}"
@@ -142,10 +153,21 @@ impl Rule {
     }
 
     fn has_method(&self, method: &str) -> bool {
-        self.methods.is_empty() || self.methods.iter().any(|known| **known == *method)
+        let known = self.methods.as_ref();
+        known.is_none_or(|methods| methods.iter().any(|known| **known == *method))
     }
 
     fn has_path(&self, path: &str) -> bool {
-        self.paths.is_empty() || self.paths.matches(path)
+        self.paths.as_ref().is_none_or(|paths| matches_any(paths, path))
+    }
+
+    /// When it begins to apply, if it does not yet.
+    fn early(&self, question: &Question<'_>) -> Option<UnixTime> {
+        self.valid.as_ref()?.not_before.filter(|start| *start > question.now)
+    }
+
+    /// When it ceased to apply, if it did.
+    fn late(&self, question: &Question<'_>) -> Option<UnixTime> {
+        self.valid.as_ref()?.expires_at.filter(|end| *end <= question.now)
     }
 }

@@ -183,7 +183,7 @@ impl Condition {
 }
 
 /// What can be said about all of `conditions` together.
-pub(super) fn all(conditions: &[Condition], who: &Who<'_>) -> Truth {
+pub(super) fn all(conditions: &[Arc<Condition>], who: &Who<'_>) -> Truth {
     let mut truth = Truth::Yes;
     for condition in conditions {
         truth = truth.min(condition.truth(who));
