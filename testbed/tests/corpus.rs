@@ -363,6 +363,8 @@ impl Reply {
         }
         let headers = echo["headers"].as_array().into_iter().flatten().filter_map(|header| {
             let (name, value) = header.as_str()?.split_once(": ")?;
+            // HTTP/1.1 writes the authority so (RFC 9113 §8.3.1).
+            let name = if name == "host" { ":authority" } else { name };
             Some((name.as_bytes().to_vec(), value.as_bytes().to_vec()))
         });
         let path =

@@ -224,6 +224,9 @@ async fn a_circuit_breaker_at_its_limit_is_one_more_failure() {
         bootstrap: Box::new(|bootstrap| {
             bootstrap.0["layered_runtime"] =
                 json!({ "layers": [{ "name": "admin", "admin_layer": {} }] });
+            if let Some(allowed) = bootstrap.0["admin"]["allow_paths"].as_array_mut() {
+                allowed.push(json!({ "prefix": "/runtime_modify" }));
+            }
         }),
         ..Options::default()
     };
