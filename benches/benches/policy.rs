@@ -10,7 +10,8 @@
 //! outside. Simulated with 48 KiB of first-level data cache (cachegrind, `dags`), a decision executes as many
 //! instructions with 20 000 rules as with 10 (4.7 thousand), and misses 17 times instead of 7: the
 //! table's bucket and entry, the rule, its list of conditions, the condition, its text and the rule's id
-//! are its own. `spread`, without those, is the measure of what the number of rules costs.
+//! are its own. By the clock, 100 000 rules against 10: `spread` 0.8 to 1.4 times, `scattered` 1.6 to 2.0
+//! times, and 3.1 times where each rule has its own destination, whose hosts are touched besides.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench may fail by panicking")]
 
 use std::hint::black_box;
