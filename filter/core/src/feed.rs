@@ -135,6 +135,21 @@ impl<T> Feed<T> {
         self.next_at
     }
 
+    /// The document is at least as new as this moment: the fetch that confirmed it was begun then.
+    pub fn as_of(&self) -> UnixTime {
+        self.confirmed_at
+    }
+
+    /// Whether the document can be fetched again at all.
+    pub fn is_remote(&self) -> bool {
+        self.endpoint.is_some()
+    }
+
+    /// Asks for a fetch as soon as may be: somebody named a key that is not in the set.
+    pub fn want(&mut self, now: UnixTime) {
+        self.next_at = self.next_at.min(now);
+    }
+
     /// The fetch that is due now, if one is. It counts as under way until [`Self::answered`].
     pub fn due(&mut self, feed: FeedId, now: UnixTime) -> Option<Fetch> {
         let endpoint = self.endpoint.as_ref()?;
