@@ -20,13 +20,14 @@ use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, Request, StreamId};
 use crate::cache::Cache;
-use crate::configuration::{Configuration, PolicySource, Waiting};
+use crate::configuration::{Configuration, Environment, PolicySource, Waiting};
 use crate::document::Faults;
-use crate::feed::{Answer, Feed, FeedId, Fetch, Outcome as FeedOutcome};
+use crate::feed::{Answer, Feed, FeedId, Fetch, Outcome as FeedOutcome, Read, Reader, Site};
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
 use crate::policy::{Outcome, Policy, path};
 use crate::reject::{Code, Credential, Reject};
+use crate::shared::{Memory, SharedData};
 use crate::tally::Tally;
 use crate::time::{Span, UnixTime};
 
@@ -41,7 +42,15 @@ pub struct Gate {
     tokens: Realm,
     identities: Realm,
     sessions: Cache<Session>,
-    policy: Feed<Policy>,
+    /// In the order of the configuration.
+    policies: Vec<Feed<Policy>>,
+    shared: Rc<dyn SharedData>,
+    /// What was announced when the feeds were last looked after.
+    heard: Option<u64>,
+    /// Effects of what was loaded while a request was decided; they wait for the next tick.
+    outbox: Vec<Effect>,
+    /// Something was loaded that requests may have waited for.
+    stirred: bool,
     forward_token: bool,
     waiting: Waiting,
     parked: VecDeque<Parked>,
@@ -104,33 +113,52 @@ impl From<Reject> for Halt {
     }
 }
 
+/// What a gate needs of where it runs.
+pub struct Host<'h> {
+    /// Checks signatures.
+    pub verifier: Box<dyn SignatureVerifier>,
+    /// What the workers of this process share.
+    pub shared: Rc<dyn SharedData>,
+    /// Names this worker, and starts its pseudo-random numbers: random, and not 0.
+    pub worker: u64,
+    /// Looks up the environment variables that the configuration names.
+    pub environment: Environment<'h>,
+}
+
+impl Host<'_> {
+    /// A host with one worker and no environment variables.
+    pub fn alone(verifier: Box<dyn SignatureVerifier>) -> Self {
+        Self { verifier, shared: Rc::new(Memory::default()), worker: 1, environment: &|_| None }
+    }
+}
+
 impl Gate {
     /// A gate by the plugin's configuration.
     ///
     /// # Errors
     /// Every fault of the configuration with its path.
-    pub fn new(configuration: &[u8], verifier: Box<dyn SignatureVerifier>) -> Result<Self, Faults> {
+    pub fn new(configuration: &[u8], host: Host<'_>) -> Result<Self, Faults> {
         let limits = Limits::DEFAULT;
-        let configuration = Configuration::parse(configuration, &limits)?;
+        let Host { verifier, shared, worker, environment } = host;
+        let configuration = Configuration::parse(configuration, &limits, environment)?;
+        let Configuration { token, issuers, identity, airflow_issuers, .. } = configuration;
+        let site = Site { shared: Rc::clone(&shared), worker, limits };
+        let policies = configuration.policy.sources.into_iter().map(|(_, source)| match source {
+            PolicySource::Inline(policy) => Feed::fixed(*policy),
+            PolicySource::Remote(endpoint) => {
+                Feed::remote(endpoint, limits.policy_bytes, "policy", &site)
+            }
+        });
         Ok(Self {
             verifier,
-            tokens: Realm::new(
-                Credential::Token,
-                configuration.token,
-                configuration.issuers,
-                &limits,
-            ),
-            identities: Realm::new(
-                Credential::Identity,
-                configuration.identity,
-                configuration.airflow_issuers,
-                &limits,
-            ),
+            tokens: Realm::new(Credential::Token, token, issuers, &site),
+            identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
-            policy: match configuration.policy {
-                PolicySource::Inline(policy) => Feed::fixed(*policy),
-                PolicySource::Remote(endpoint) => Feed::remote(endpoint, limits.policy_bytes),
-            },
+            policies: policies.collect(),
+            shared,
+            heard: None,
+            outbox: Vec::new(),
+            stirred: false,
             forward_token: configuration.forward_token,
             waiting: configuration.waiting,
             parked: VecDeque::new(),
@@ -141,6 +169,9 @@ impl Gate {
 
     /// A request arrived.
     pub fn request(&mut self, arrival: &Arrival<'_>) -> Verdict {
+        if self.heard != Some(self.shared.announced()) {
+            self.sync(arrival.now);
+        }
         let verdict = match self.authorize(arrival.headers, arrival.now, arrival.decision_id) {
             Ok(permit) => Verdict::Permit(permit),
             Err(Halt::Missing(..)) if self.may_wait() => {
@@ -166,14 +197,13 @@ impl Gate {
 
     /// Time has passed: what is due now.
     pub fn tick(&mut self, now: UnixTime) -> Vec<Effect> {
-        let mut effects = Vec::new();
+        self.sync(now);
+        let mut effects = std::mem::take(&mut self.outbox);
         for id in self.feed_ids() {
-            let due = match self.feed(id) {
-                AnyFeed::Policy(feed) => feed.due(id, now),
-                AnyFeed::Keys(feed) => feed.due(id, now),
-                AnyFeed::None => None,
-            };
-            effects.extend(due.map(Effect::Fetch));
+            effects.extend(self.due(id, now));
+        }
+        if std::mem::take(&mut self.stirred) {
+            effects.extend(self.reconsider(now));
         }
         // A deadline farther off than the waiting time was set before the clock was set back.
         let longest = self.waiting.time;
@@ -189,48 +219,93 @@ impl Gate {
 
     /// The answer to a callout arrived, or it is certain that there will be none.
     pub fn answered(&mut self, id: FeedId, answer: Answer, now: UnixTime) -> Vec<Effect> {
+        let Some((name, outcome)) = self.feed_event(id, Event::Answered(answer), now) else {
+            return Vec::new();
+        };
+        let mut effects = std::mem::take(&mut self.outbox);
+        effects.extend(outcome_count(&name, &outcome));
+        let settled = matches!(outcome, FeedOutcome::Updated { .. } | FeedOutcome::Unchanged);
+        self.tell(id, &name, outcome, &mut effects);
+        // The next question of a conversation, before what may take long.
+        effects.extend(self.due(id, now));
+        if settled {
+            effects.extend(self.reconsider(now));
+        }
+        effects
+    }
+
+    /// Loads what other workers published since the last look.
+    fn sync(&mut self, now: UnixTime) {
+        // First what was announced, then what was written: a later announcement is heard again.
+        self.heard = Some(self.shared.announced());
+        let mut effects = std::mem::take(&mut self.outbox);
+        for id in self.feed_ids() {
+            if let Some((name, outcome)) = self.feed_event(id, Event::Sync, now) {
+                self.tell(id, &name, outcome, &mut effects);
+                self.stirred = true;
+            }
+        }
+        self.outbox = effects;
+    }
+
+    fn due(&mut self, id: FeedId, now: UnixTime) -> Option<Effect> {
+        let due = match self.feed_mut(id) {
+            AnyFeed::Policy(feed) => feed.due(id, now),
+            AnyFeed::Keys(feed) => feed.due(id, now),
+            AnyFeed::None => None,
+        };
+        due.map(Effect::Fetch)
+    }
+
+    /// Hands an event to a feed, with what reads its document; returns the feed's name and what the
+    /// event meant.
+    fn feed_event(
+        &mut self,
+        id: FeedId,
+        event: Event,
+        now: UnixTime,
+    ) -> Option<(String, FeedOutcome)> {
         let limits = self.limits;
-        let (name, what, outcome) = match self.feed(id) {
+        match self.feed_mut(id) {
             AnyFeed::Policy(feed) => {
-                let outcome = feed.answered(answer, now, |body| {
-                    let policy =
+                let read = |body: &[u8], _: &str| {
+                    let document =
                         Policy::parse(body, &limits).map_err(|faults| faults.to_string())?;
-                    Ok((policy, Vec::new()))
-                });
-                (feed.name().unwrap_or_default().to_owned(), "policy", outcome)
+                    Ok(Read { document, notes: Vec::new(), mark: String::new() })
+                };
+                event.put_to(feed, now, &read)
             }
             AnyFeed::Keys(feed) => {
-                let outcome = feed.answered(answer, now, |body| read_keys(body, &limits));
-                (feed.name().unwrap_or_default().to_owned(), "keys", outcome)
+                event.put_to(feed, now, &|body: &[u8], _: &str| read_keys(body, &limits))
             }
-            AnyFeed::None => return Vec::new(),
-        };
-        let mut effects = Vec::new();
-        let (word, line) = match outcome {
-            FeedOutcome::Unchanged => ("unchanged", None),
-            FeedOutcome::Failed { reason } => {
-                ("failed", Some((Severity::Warning, format!("could not be fetched: {reason}"))))
+            AnyFeed::None => None,
+        }
+    }
+
+    /// What the operator learns of an outcome, and what it means for what is remembered.
+    fn tell(&mut self, id: FeedId, name: &str, outcome: FeedOutcome, effects: &mut Vec<Effect>) {
+        let what = if self.is_policy(id) { "policy" } else { "keys" };
+        let (severity, text) = match outcome {
+            FeedOutcome::Unchanged
+            | FeedOutcome::More
+            | FeedOutcome::Superseded
+            | FeedOutcome::Failed { repeated: true, .. }
+            | FeedOutcome::Unfit { repeated: true, .. } => return,
+            FeedOutcome::Failed { reason, .. } => {
+                (Severity::Warning, format!("could not be fetched: {reason}"))
             }
-            FeedOutcome::Unfit { reason } => (
-                "unfit",
-                Some((Severity::Warning, format!("is unfit, the last good one stays: {reason}"))),
-            ),
+            FeedOutcome::Unfit { reason, .. } => {
+                (Severity::Warning, format!("is unfit, the last good one stays: {reason}"))
+            }
             FeedOutcome::Updated { notes } => {
                 for note in notes {
                     let line = format!("{what} `{name}`: {note}");
                     effects.push(Effect::Log(Severity::Warning, line));
                 }
-                ("updated", Some((Severity::Info, self.updated(id, &name, &mut effects))))
+                (Severity::Info, self.updated(id, name, effects))
             }
         };
-        effects.push(Effect::Count(format!("callouts.{name}.{word}")));
-        if let Some((severity, text)) = line {
-            effects.push(Effect::Log(severity, format!("{what} `{name}` {text}")));
-        }
-        if word != "failed" && word != "unfit" {
-            effects.extend(self.reconsider(now));
-        }
-        effects
+        effects.push(Effect::Log(severity, format!("{what} `{name}` {text}")));
     }
 
     /// A stream has ended, decided or not.
@@ -257,9 +332,10 @@ impl Gate {
 
     /// What a new document means for what is remembered; returns a few words for the log.
     fn updated(&mut self, id: FeedId, name: &str, effects: &mut Vec<Effect>) -> String {
+        let policies = self.policies.len();
         let tokens = self.tokens.issuers.len();
-        if id.0 == 0 {
-            let Some(policy) = self.policy.current() else { return String::new() };
+        if let Some(feed) = self.policies.get(id.0) {
+            let Some(policy) = feed.current() else { return String::new() };
             let rules = policy.rule_count();
             let revision = policy.revision();
             effects.push(Effect::Gauge(format!("policy.{name}.rules"), rules as u64));
@@ -268,7 +344,7 @@ impl Gate {
             return format!("loaded: revision {revision}, {rules} rules");
         }
         // Whatever the old keys vouched for is verified again: a withdrawn key must stop at once.
-        let index = id.0.saturating_sub(1);
+        let index = id.0.saturating_sub(policies);
         let keys = if index < tokens {
             self.sessions.retain(|session| session.token_issuer != Some(index));
             self.tokens.forget(index)
@@ -281,13 +357,20 @@ impl Gate {
         format!("loaded: {keys} usable")
     }
 
+    /// The policies first, then the issuers of tokens, then those of identities.
     fn feed_ids(&self) -> impl Iterator<Item = FeedId> + use<> {
         let issuers = self.tokens.issuers.len().saturating_add(self.identities.issuers.len());
-        (0..=issuers).map(FeedId)
+        (0..self.policies.len().saturating_add(issuers)).map(FeedId)
     }
 
-    fn feed(&mut self, id: FeedId) -> AnyFeed<'_> {
-        let Some(index) = id.0.checked_sub(1) else { return AnyFeed::Policy(&mut self.policy) };
+    fn is_policy(&self, id: FeedId) -> bool {
+        id.0 < self.policies.len()
+    }
+
+    fn feed_mut(&mut self, id: FeedId) -> AnyFeed<'_> {
+        let Some(index) = id.0.checked_sub(self.policies.len()) else {
+            return self.policies.get_mut(id.0).map_or(AnyFeed::None, AnyFeed::Policy);
+        };
         let mut issuers = self.tokens.issuers.iter_mut().chain(&mut self.identities.issuers);
         issuers.nth(index).map_or(AnyFeed::None, |issuer| AnyFeed::Keys(&mut issuer.keys))
     }
@@ -369,15 +452,7 @@ impl Gate {
         let session = self.session(&request, now)?;
         agree(&request, &session, self.identities.requirement)?;
 
-        let Some(policy) = self.policy.usable(now) else {
-            let name = self.policy.name().unwrap_or_default();
-            let detail = match self.policy.current() {
-                None => format!("policy `{name}` was not fetched yet"),
-                Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
-            };
-            let reject = Reject::new(Code::PolicyUnavailable, detail);
-            return Err(Halt::Missing(Box::new(reject), self.policy.next_at()));
-        };
+        let policy = self.usable_policy(now)?;
         let standing = session.standing(policy);
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
@@ -400,6 +475,26 @@ impl Gate {
                 Err(Halt::Refuse(Box::new((reject, known))))
             }
         }
+    }
+
+    /// The policy. With one source missing nobody knows what it would deny, so all are needed.
+    fn usable_policy(&self, now: UnixTime) -> Result<&Policy, Halt> {
+        let mut usable = None;
+        for feed in &self.policies {
+            let Some(policy) = feed.usable(now) else {
+                let name = feed.name().unwrap_or_default();
+                let detail = match feed.current() {
+                    None => format!("policy `{name}` was not fetched yet"),
+                    Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
+                };
+                let reject = Reject::new(Code::PolicyUnavailable, detail);
+                return Err(Halt::Missing(Box::new(reject), feed.next_at()));
+            };
+            usable = usable.or(Some(policy));
+        }
+        usable
+            .map(AsRef::as_ref)
+            .ok_or_else(|| Halt::from(Reject::new(Code::PolicyUnavailable, "there is no policy")))
     }
 
     /// The caller, by both credentials.
@@ -457,6 +552,41 @@ impl Gate {
         usable(&self.tokens, session.token_issuer)
             && usable(&self.identities, session.identity_issuer)
     }
+}
+
+/// Something that happened to a feed.
+enum Event {
+    Answered(Answer),
+    /// Another worker may have published.
+    Sync,
+}
+
+impl Event {
+    fn put_to<T>(
+        self,
+        feed: &mut Feed<T>,
+        now: UnixTime,
+        read: Reader<'_, T>,
+    ) -> Option<(String, FeedOutcome)> {
+        let outcome = match self {
+            Self::Answered(answer) => Some(feed.answered(answer, now, read)),
+            Self::Sync => feed.sync(now, read),
+        };
+        Some((feed.name()?.to_owned(), outcome?))
+    }
+}
+
+/// The counter of what a callout brought.
+fn outcome_count(name: &str, outcome: &FeedOutcome) -> Option<Effect> {
+    let word = match outcome {
+        FeedOutcome::Updated { .. } => "updated",
+        FeedOutcome::Unchanged => "unchanged",
+        FeedOutcome::More => "discovered",
+        FeedOutcome::Failed { .. } => "failed",
+        FeedOutcome::Unfit { .. } => "unfit",
+        FeedOutcome::Superseded => return None,
+    };
+    Some(Effect::Count(format!("callouts.{name}.{word}")))
 }
 
 enum AnyFeed<'a> {

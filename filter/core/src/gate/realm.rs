@@ -7,7 +7,7 @@ use crate::arrival::Request;
 use crate::cache::Cache;
 use crate::configuration::{Issuer, KeySource, Requirement};
 use crate::credential::{IssuerRules, Presented, Verified, issuer_unknown};
-use crate::feed::Feed;
+use crate::feed::{Feed, Read, Site};
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
 use crate::reject::{Code, Credential, Reject};
@@ -51,7 +51,7 @@ impl Realm {
         credential: Credential,
         requirement: Requirement,
         issuers: Vec<Issuer>,
-        limits: &Limits,
+        site: &Site,
     ) -> Self {
         let issuers = issuers
             .into_iter()
@@ -59,7 +59,9 @@ impl Realm {
                 rules,
                 keys: match keys {
                     KeySource::Inline(keys) => Feed::fixed(keys),
-                    KeySource::Remote(endpoint) => Feed::remote(endpoint, limits.key_set_bytes),
+                    KeySource::Remote(endpoint) => {
+                        Feed::remote(endpoint, site.limits.key_set_bytes, "keys", site)
+                    }
                 },
             })
             .collect();
@@ -127,12 +129,14 @@ impl Realm {
     }
 }
 
-pub(super) fn read_keys(body: &[u8], limits: &Limits) -> Result<(KeySet, Vec<String>), String> {
+/// Reads a key set; one without a usable key is none.
+pub(super) fn read_keys(body: &[u8], limits: &Limits) -> Result<Read<KeySet>, String> {
     let (keys, skipped) = KeySet::parse(body, limits).map_err(|error| error.to_string())?;
     if keys.is_empty() {
         return Err("it holds no usable key".to_owned());
     }
-    Ok((keys, skipped.iter().map(ToString::to_string).collect()))
+    let notes = skipped.iter().map(ToString::to_string).collect();
+    Ok(Read { document: keys, notes, mark: String::new() })
 }
 
 /// The token of `authorization: Bearer …` (RFC 6750 §2.1); the scheme is case-insensitive (RFC 9110 §11.1).
