@@ -54,6 +54,12 @@ impl Root {
         Self { id, worker: None, metrics: Metrics::default(), callouts: HashMap::new(), waiting: 0 }
     }
 
+    fn leave(&self) {
+        if let Some(worker) = &self.worker {
+            worker.borrow_mut().gate.leave(host::now());
+        }
+    }
+
     fn with_gate(&self, event: impl FnOnce(&mut Gate) -> Vec<Effect>) -> Vec<Effect> {
         match &self.worker {
             Some(worker) => event(&mut worker.borrow_mut().gate),
@@ -125,6 +131,11 @@ impl Root {
 }
 
 impl Context for Root {
+    fn on_done(&mut self) -> bool {
+        self.leave();
+        true
+    }
+
     fn on_http_call_response(&mut self, token: u32, headers: usize, body: usize, _: usize) {
         let Some((feed, max_body)) = self.callouts.remove(&token) else { return };
         let answer = answer(headers, body, max_body);
@@ -148,6 +159,7 @@ impl RootContext for Root {
         };
         match Gate::new(&configuration, host) {
             Ok(gate) => {
+                self.leave();
                 let worker = Worker { gate, number, decisions: 0 };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
                 self.callouts.clear();

@@ -143,11 +143,11 @@ pub type Reader<'r, T> = &'r dyn Fn(&[u8], &str) -> Result<Read<T>, String>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Breaker {
     /// It is, whenever there is a reason.
-    Closed,
-    /// It failed too often and is left alone for a while.
-    Open,
+    Closed = 0,
     /// It failed too often and is being asked whether it is back.
-    HalfOpen,
+    HalfOpen = 1,
+    /// It failed too often and is left alone for a while.
+    Open = 2,
 }
 
 /// Where feeds work.
@@ -301,6 +301,13 @@ impl<T> Feed<T> {
         self.remote.as_ref().is_some_and(|remote| remote.leads(now))
     }
 
+    /// Name, age and breaker, if it is this worker that fetches the document.
+    pub fn observe(&self, now: UnixTime) -> Option<(&str, Option<Span>, Breaker)> {
+        let remote = self.remote.as_ref().filter(|remote| remote.leads(now))?;
+        let age = self.current.as_ref().map(|_| now.since(remote.state.as_of));
+        Some((&remote.endpoint.name, age, remote.state.breaker()))
+    }
+
     /// Asks for a fetch as soon as may be: somebody named a key that is not in the set.
     pub fn want(&mut self, now: UnixTime) {
         let Some(remote) = &mut self.remote else { return };
@@ -310,6 +317,15 @@ impl<T> Feed<T> {
         }
         remote.wanted = now;
         remote.record.want(now);
+    }
+
+    /// Lets another worker take over at once: this one ends.
+    pub fn leave(&mut self, now: UnixTime) {
+        if let Some(remote) = self.remote.as_mut().filter(|remote| remote.leads(now)) {
+            remote.refresh(now);
+            let state = State { until: now, ..remote.state.clone() };
+            remote.write(state, now);
+        }
     }
 
     /// Loads what another worker has published, if that is new.
@@ -760,3 +776,6 @@ impl<T> fmt::Debug for Feed<T> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

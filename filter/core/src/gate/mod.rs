@@ -35,6 +35,9 @@ use crate::time::{Span, UnixTime};
 const CACHE_ENTRIES: usize = 8192;
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
+/// Time between two looks at the age of keys and policies for the metrics.
+const OBSERVATION: Span = Span::from_secs(1);
+
 /// One worker's state of one filter instance.
 pub struct Gate {
     limits: Limits,
@@ -51,6 +54,7 @@ pub struct Gate {
     outbox: Vec<Effect>,
     /// Something was loaded that requests may have waited for.
     stirred: bool,
+    observed_at: UnixTime,
     forward_token: bool,
     waiting: Waiting,
     parked: VecDeque<Parked>,
@@ -159,6 +163,7 @@ impl Gate {
             heard: None,
             outbox: Vec::new(),
             stirred: false,
+            observed_at: UnixTime::default(),
             forward_token: configuration.forward_token,
             waiting: configuration.waiting,
             parked: VecDeque::new(),
@@ -201,6 +206,10 @@ impl Gate {
         let mut effects = std::mem::take(&mut self.outbox);
         for id in self.feed_ids() {
             effects.extend(self.due(id, now));
+        }
+        if now.since(self.observed_at) >= OBSERVATION || now < self.observed_at {
+            self.observed_at = now;
+            self.observe(now, &mut effects);
         }
         if std::mem::take(&mut self.stirred) {
             effects.extend(self.reconsider(now));
@@ -246,6 +255,21 @@ impl Gate {
             }
         }
         self.outbox = effects;
+    }
+
+    /// The age of each document and the breaker of its endpoint, from whoever fetches it.
+    fn observe(&self, now: UnixTime, effects: &mut Vec<Effect>) {
+        let observed = self.policies.iter().map(|feed| ("policy", feed.observe(now)));
+        let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
+        let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
+        for (what, observation) in observed {
+            let Some((name, age, breaker)) = observation else { continue };
+            effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
+            if let Some(age) = age {
+                let seconds = u64::try_from(age.as_millis()).unwrap_or_default() / 1000;
+                effects.push(Effect::Gauge(format!("{what}.{name}.age"), seconds));
+            }
+        }
     }
 
     fn due(&mut self, id: FeedId, now: UnixTime) -> Option<Effect> {
@@ -306,6 +330,17 @@ impl Gate {
             }
         };
         effects.push(Effect::Log(severity, format!("{what} `{name}` {text}")));
+    }
+
+    /// This gate ends: what it fetches for others, another one may fetch.
+    pub fn leave(&mut self, now: UnixTime) {
+        for id in self.feed_ids() {
+            match self.feed_mut(id) {
+                AnyFeed::Policy(feed) => feed.leave(now),
+                AnyFeed::Keys(feed) => feed.leave(now),
+                AnyFeed::None => {}
+            }
+        }
     }
 
     /// A stream has ended, decided or not.
