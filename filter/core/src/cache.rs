@@ -1,7 +1,7 @@
-//! A bounded memory of what was verified, by the exact bytes that were presented.
+//! A bounded memory of what was found out, by the exact bytes that were presented.
 //!
-//! Only what verified is put in, so whoever fills it needs that many valid credentials; it cannot be
-//! flushed by sending garbage. Two generations stand in for a least-recently-used list: look-ups
+//! What verified and what did not are kept in caches of their own: whoever fills the former needs that
+//! many valid credentials, so that it cannot be flushed by sending garbage. Two generations stand in for a least-recently-used list: look-ups
 //! keep an entry young, and when the young generation is full the old one is dropped whole.
 
 use std::collections::HashMap;
@@ -64,7 +64,7 @@ impl<T> Cache<T> {
         Some(value)
     }
 
-    /// Remembers `value` for `credential`, which must have been verified. `weight` is the number of
+    /// Remembers `value` for `credential`. `weight` is the number of
     /// bytes of credentials, this one and others, that are kept with it.
     pub fn insert(&mut self, credential: &[u8], weight: usize, value: Rc<T>) {
         self.keep(key(credential), Entry { credential: credential.into(), weight, value });

@@ -7,6 +7,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use crate::configuration::Endpoint;
+use crate::status::{Origin, Source};
 use crate::time::{Span, UnixTime};
 
 /// A callout to be made.
@@ -80,6 +81,7 @@ pub struct Feed<T> {
     body: Vec<u8>,
     etag: Option<String>,
     confirmed_at: UnixTime,
+    as_of: UnixTime,
     /// When the fetch under way was begun.
     asked_at: Option<UnixTime>,
     next_at: UnixTime,
@@ -105,6 +107,7 @@ impl<T> Feed<T> {
             body: Vec::new(),
             etag: None,
             confirmed_at: UnixTime::default(),
+            as_of: UnixTime::default(),
             asked_at: None,
             next_at: UnixTime::default(),
             failures: 0,
@@ -137,7 +140,31 @@ impl<T> Feed<T> {
 
     /// The document is at least as new as this moment: the fetch that confirmed it was begun then.
     pub fn as_of(&self) -> UnixTime {
-        self.confirmed_at
+        self.as_of
+    }
+
+    /// Least time between two fetches, whatever asks for them.
+    pub fn min_refresh(&self) -> Span {
+        Span::from_secs(2)
+    }
+
+    /// When an answer can be there at the earliest: now, if a fetch is under way.
+    pub fn retry_at(&self, now: UnixTime) -> UnixTime {
+        if self.asked_at.is_some() { now } else { self.next_at.max(now) }
+    }
+
+    /// How it is; what only the document's kind knows is filled in by the gate.
+    pub fn status(&self, now: UnixTime) -> Source {
+        let endpoint = self.endpoint.as_ref();
+        Source {
+            name: self.name().unwrap_or_default().to_owned(),
+            from: if endpoint.is_some() { Origin::Http } else { Origin::Inline },
+            ready: self.usable(now).is_some(),
+            age: endpoint.and(self.current()).map(|_| now.since(self.confirmed_at)),
+            max_age: endpoint.map(|endpoint| endpoint.max_age),
+            next_fetch: endpoint.map(|_| self.next_at.since(now)),
+            ..Source::default()
+        }
     }
 
     /// Whether the document can be fetched again at all.
@@ -147,7 +174,11 @@ impl<T> Feed<T> {
 
     /// Asks for a fetch as soon as may be: somebody named a key that is not in the set.
     pub fn want(&mut self, now: UnixTime) {
-        self.next_at = self.next_at.min(now);
+        // After a failure, its back-off holds.
+        if self.failures == 0 {
+            let earliest = self.as_of.plus(self.min_refresh()).max(now);
+            self.next_at = self.next_at.min(earliest);
+        }
     }
 
     /// The fetch that is due now, if one is. It counts as under way until [`Self::answered`].
@@ -188,13 +219,14 @@ impl<T> Feed<T> {
         now: UnixTime,
         read: impl FnOnce(&[u8]) -> Result<(T, Vec<String>), String>,
     ) -> Outcome {
-        self.asked_at = None;
+        let asked_at = self.asked_at.take().unwrap_or(now);
         let outcome = self.take(answer, read);
         let Some(endpoint) = &self.endpoint else { return outcome };
         match outcome {
             Outcome::Updated { .. } | Outcome::Unchanged => {
                 self.failures = 0;
                 self.confirmed_at = now;
+                self.as_of = asked_at;
                 self.next_at = now.plus(endpoint.interval);
             }
             Outcome::Failed { .. } | Outcome::Unfit { .. } => {

@@ -65,6 +65,7 @@ impl Subject for Core {
                 nearest: rejection.reject.nearest,
                 detail: rejection.reject.detail,
             }),
+            Verdict::Pass(_) | Verdict::Status(_) => Err("is not decided to the end".to_owned()),
             Verdict::Wait => Err("waits, though nothing has to be fetched".to_owned()),
         }
     }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use airflow_envoy_core::arrival::{DecisionId, StreamId};
+use airflow_envoy_core::configuration::Mode;
 use airflow_envoy_core::feed::{Answer, FeedId, Fetch};
 use airflow_envoy_core::gate::{Effect, Gate, Severity};
 use proxy_wasm::hostcalls;
@@ -140,6 +141,7 @@ impl RootContext for Root {
         let by_host: Vec<_> = crypto.trusted().iter().map(|algorithm| algorithm.name()).collect();
         match Gate::new(&configuration, Box::new(crypto)) {
             Ok(gate) => {
+                let mode = gate.mode();
                 let worker = Worker { gate, number: host::random(), decisions: 0 };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
                 self.callouts.clear();
@@ -153,6 +155,10 @@ impl RootContext for Root {
                         if by_host.is_empty() { "nothing".to_owned() } else { by_host.join(", ") },
                     ),
                 );
+                if mode == Mode::Shadow {
+                    let line = "mode `shadow`: requests are judged and nothing is enforced";
+                    host::log(LogLevel::Info, line);
+                }
                 true
             }
             Err(faults) => {
