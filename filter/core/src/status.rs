@@ -133,38 +133,41 @@ impl Status {
 
     fn body(&self) -> String {
         let sources: Vec<_> = self.sources.iter().map(Source::value).collect();
-        object([
-            ("ready", self.ready().into()),
-            ("worker", hexadecimal(self.worker)),
-            ("mode", self.mode.name().into()),
-            ("sources", sources.into()),
-        ])
-        .to_string()
+        let mut body = Map::new();
+        put(&mut body, "ready", self.ready().into());
+        put(&mut body, "worker", hexadecimal(self.worker));
+        put(&mut body, "mode", self.mode.name().into());
+        put(&mut body, "sources", Value::Array(sources));
+        Value::Object(body).to_string()
     }
 }
 
 impl Source {
     fn value(&self) -> Value {
-        let error = self.error.as_ref().map(|error| {
-            object([("age_seconds", seconds(error.age)), ("reason", error.reason.as_str().into())])
+        let mut source = Map::new();
+        let to = &mut source;
+        put(to, "name", self.name.as_str().into());
+        put(to, "kind", self.kind.name().into());
+        put(to, "from", self.from.name().into());
+        put(to, "ready", self.ready.into());
+        put(to, "version", self.version.into());
+        put(to, "revision", self.revision.map_or(Value::Null, Value::from));
+        put(to, "digest", self.digest.as_deref().map_or(Value::Null, Value::from));
+        put(to, "count", self.count.into());
+        put(to, "age_seconds", seconds(self.age));
+        put(to, "max_age_seconds", seconds(self.max_age));
+        put(to, "next_fetch_seconds", seconds(self.next_fetch));
+        put(to, "breaker", self.breaker.name().into());
+        put(to, "leader", self.leader.map_or(Value::Null, hexadecimal));
+        put(to, "leads", self.leads.into());
+        let error = self.error.as_ref().map_or(Value::Null, |error| {
+            let mut members = Map::new();
+            put(&mut members, "age_seconds", seconds(Some(error.age)));
+            put(&mut members, "reason", error.reason.as_str().into());
+            Value::Object(members)
         });
-        object([
-            ("name", self.name.as_str().into()),
-            ("kind", self.kind.name().into()),
-            ("from", self.from.name().into()),
-            ("ready", self.ready.into()),
-            ("version", self.version.into()),
-            ("revision", self.revision.into()),
-            ("digest", self.digest.as_deref().into()),
-            ("count", self.count.into()),
-            ("age_seconds", self.age.map(seconds).into()),
-            ("max_age_seconds", self.max_age.map(seconds).into()),
-            ("next_fetch_seconds", self.next_fetch.map(seconds).into()),
-            ("breaker", self.breaker.name().into()),
-            ("leader", self.leader.map(hexadecimal).into()),
-            ("leads", self.leads.into()),
-            ("error", error.into()),
-        ])
+        put(to, "error", error);
+        Value::Object(source)
     }
 }
 
@@ -202,14 +205,15 @@ impl Breaker {
     }
 }
 
-fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
-    let members = members.map(|(name, value)| (name.to_owned(), value));
-    Value::Object(Map::from_iter(members))
+#[inline(never)] // It is called from many places, and seldom.
+fn put(object: &mut Map<String, Value>, name: &str, value: Value) {
+    object.insert(name.to_owned(), value);
 }
 
 /// Whole seconds, of a time ahead or ago, rounded up; what is overdue is due now.
-fn seconds(span: Span) -> Value {
-    span.as_secs_ceil().max(0).into()
+#[inline(never)]
+fn seconds(span: Option<Span>) -> Value {
+    span.map_or(Value::Null, |span| span.as_secs_ceil().max(0).into())
 }
 
 /// As in decision ids.

@@ -615,7 +615,7 @@ impl Gate {
 
         let verifier = self.verifier.as_ref();
         let (limits, tally) = (&self.limits, &mut self.tally);
-        let from_token = self.tokens.verify(token, limits, verifier, times, tally, || {
+        let from_token = self.tokens.verify(token, limits, verifier, times, tally, &|| {
             let marker = if request.marker {
                 "; the Airflow connection is marked for credentials, so the plugin on Airflow's \
                  side is not active"
@@ -625,7 +625,7 @@ impl Gate {
             Reject::new(Code::TokenMissing, format!("header `authorization` is missing{marker}"))
         })?;
         let from_identity =
-            self.identities.verify(identity, limits, verifier, times, tally, || {
+            self.identities.verify(identity, limits, verifier, times, tally, &|| {
                 let detail = format!("header `{IDENTITY_HEADER}` is missing");
                 Reject::new(Code::IdentityMissing, detail)
             })?;

@@ -112,7 +112,7 @@ impl Realm {
         verifier: &dyn SignatureVerifier,
         times: Times,
         tally: &mut Tally,
-        missing: impl FnOnce() -> Reject,
+        missing: &dyn Fn() -> Reject,
     ) -> Result<Option<Rc<FromIssuer>>, Halt> {
         let Some(text) = text else {
             return match self.requirement {
