@@ -5,7 +5,7 @@
 //! an allow rule with such a condition does not match, a deny rule with one does. The same holds for
 //! roles: whether a role is held may be unknown.
 //!
-//! What the caller looks like is settled before ([`Caller`]); what is asked for is normalised here,
+//! What the caller looks like is settled before ([`crate::facts::Caller`]); what is asked for is normalised here,
 //! because what rules compare must have one form only: the authority, and the path ([`path`]).
 //! Deciding depends on nothing but its arguments, cannot fail and, for a permit, allocates nothing
 //! unless the path or the authority was not in its normal form.
@@ -17,10 +17,11 @@
 //! without a port means the default port of the request's scheme; `*.example.com` is every name below
 //! `example.com`, and an exact host, then the longer domain, comes first.
 //!
-//! Several sources decide together as a [`PolicySet`].
+//! Several sources decide together as a [`PolicySet`]; a signed document is opened by a [`Trust`]
+//! before it is read.
 //!
-//! What it is not: it verifies no credential, fetches no document, and knows neither signatures nor
-//! Consul's intentions, which are a layer of their own.
+//! What it is not: it verifies no credential, fetches no document, and does not know Consul's
+//! intentions, which are a layer of their own.
 
 mod authority;
 mod glob;
@@ -30,6 +31,7 @@ mod read;
 mod rule;
 mod selector;
 mod set;
+mod signed;
 
 use std::sync::Arc;
 
@@ -46,6 +48,7 @@ use crate::json;
 use crate::limits::Limits;
 
 pub use self::set::{Decision, Outcome, PolicySet, ShadowVerdict, Standing};
+pub use self::signed::{Accepted, Admitted, Opened, Signer, Trust};
 
 /// Shadow rules reported for one decision; the rest is dropped.
 const MOST_SHADOW_VERDICTS: usize = 16;
