@@ -5,10 +5,10 @@
 //! an allow rule with such a condition does not match, a deny rule with one does. The same holds for
 //! roles: whether a role is held may be unknown.
 //!
-//! What the caller looks like is settled before ([`crate::facts::Caller`]); what is asked for is normalised here,
-//! because what rules compare must have one form only: the authority, and the path ([`path`]).
-//! Deciding depends on nothing but its arguments, cannot fail and, for a permit, allocates nothing
-//! unless the path or the authority was not in its normal form.
+//! What the caller looks like is settled before ([`crate::facts::Caller`]); what is asked for is
+//! normalised here, because what rules compare must have one form only: the authority, and the path
+//! ([`path`]). Deciding depends on nothing but its arguments, cannot fail and, for a permit by the only
+//! source, allocates nothing unless the path or the authority was not in its normal form.
 //!
 //! How the values of a document compare, each to the whole of a fact and case-sensitively: `*` is any
 //! run of characters, also none, and cannot be escaped. A claim is named as it is in the token, or by
