@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 
+use airflow_envoy_core::configuration::Configuration;
 use airflow_envoy_core::document::{Node, Report};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::limits::Limits;
@@ -295,6 +296,31 @@ fn trust_is_in_public_keys_that_may_sign_policies() {
 }
 
 #[test]
+fn the_configuration_says_whom_to_trust() {
+    let configuration = |policy: Value| {
+        let configuration = json!({
+            "token": "off",
+            "airflow": {"issuers": [{
+                "name": "airflow", "issuer": "https://airflow.example", "audiences": ["orders"],
+                "jwks": {"inline": {"keys": [public_key("airflow-p256").unwrap()]}},
+            }]},
+            "policy": policy,
+        });
+        Configuration::try_from(&configuration).map_err(|faults| faults.to_string())
+    };
+    let source = json!({"name": "main", "inline": {"version": 1, "rules": []}});
+    let keys = json!([public_key("policy-p256").unwrap()]);
+    let trust = |policy| configuration(policy).unwrap().policy.trust;
+    let trusting = trust(json!({"sources": [source], "trust": {"keys": keys}}));
+    let message = signed(&document(1), by(SIGNERS[1]));
+    assert!(open(&trusting, &message).is_ok() && open(&trusting, &document(1)).is_err());
+    let nobody = trust(json!({"sources": [source]}));
+    assert!(open(&nobody, &message).is_err() && open(&nobody, &document(1)).is_ok());
+    let error = configuration(json!({"sources": [source], "trust": {"keys": [{"kty": "oct"}]}}));
+    assert!(error.unwrap_err().starts_with("policy.trust.keys[0]: a symmetric key"));
+}
+
+#[test]
 fn the_largest_policy_can_be_signed_and_no_larger_one() {
     let text = document(1);
     let trust = trust(true);
@@ -364,7 +390,8 @@ fn what_is_not_signed_has_no_order_and_needs_no_revision() {
     let text = r#"{"version":1,"rules":[]}"#;
     let last = Accepted { revision: 42, digest: [7; 32] };
     let admitted = admit(&trust(false), text, Some(&last)).unwrap();
-    assert_eq!((admitted.accepted, admitted.signer), (None, None));
+    assert_eq!((admitted.accepted, admitted.signer), (Some(last), None), "what was accepted stays");
+    assert_eq!(admit(&trust(false), text, None).unwrap().accepted, None);
     assert_eq!(admitted.policy.rule_count(), 0);
     assert!(admit(&Trust::default(), &document(41), Some(&last)).is_ok());
 }

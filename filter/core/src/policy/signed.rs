@@ -61,8 +61,8 @@ pub struct Admitted {
     pub policy: Policy,
     /// Who signed it; `None` if nobody did and nobody had to.
     pub signer: Option<Signer>,
-    /// What the next signed document must not be older than; `None` if this one is not signed: keep
-    /// what was accepted before.
+    /// What the next signed document has to follow: this one or, if it is not signed, what was accepted
+    /// before it.
     pub accepted: Option<Accepted>,
 }
 
@@ -179,7 +179,7 @@ impl Trust {
         let Opened { document, signer } = self.open(document, limits, verifier)?;
         let policy = Policy::parse(&document, limits).map_err(|faults| faults.to_string())?;
         let accepted = match signer {
-            None => None,
+            None => last.copied(),
             Some(_) => {
                 let revision = policy.revision();
                 let revision = revision.ok_or("a signed policy needs a `revision`")?;
