@@ -13,7 +13,7 @@ use crate::feed::{Endpoint, Protocol, Secret, Uri};
 use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
-use crate::policy::Policy;
+use crate::policy::{Policy, Trust};
 use crate::quote::quote;
 use crate::time::Span;
 
@@ -93,6 +93,8 @@ pub enum KeySource {
 pub struct Policies {
     /// Names and places.
     pub sources: Vec<(String, PolicySource)>,
+    /// Who may sign what is fetched, and whether somebody must.
+    pub trust: Trust,
 }
 
 /// Where a policy comes from.
@@ -445,13 +447,17 @@ fn read_policies(
         Some(node) => positive_span(&node, report),
         None => Some(POLICY_MAX_AGE),
     };
+    let trust = match object.optional("trust") {
+        Some(node) => Trust::read(&node, report, limits),
+        None => Some(Trust::default()),
+    };
     let sources = object.required(report, "sources").and_then(|node| node.nonempty_array(report));
     object.finish(report);
     let read: Vec<_> = sources?
         .iter()
         .map(|node| read_policy(node, report, limits, environment, max_age, names))
         .collect();
-    Some(Policies { sources: read.into_iter().collect::<Option<_>>()? })
+    Some(Policies { sources: read.into_iter().collect::<Option<_>>()?, trust: trust? })
 }
 
 fn read_policy(

@@ -123,18 +123,27 @@ impl Protocol {
 
 impl Endpoint {
     /// Names the document among those of all filter instances: two that are configured alike, down
-    /// to `salt`, which says how it is read, share one fetcher.
+    /// to `salt`, which says how it is read, share one fetcher. The first half names the
+    /// place that it comes from, whatever else is configured.
     pub(super) fn id(&self, salt: &str) -> String {
-        let mut hash = Sha256::new();
+        let Self { cluster, uri, protocol, .. } = self;
         // `Debug` shows everything but secrets, and is the same for all VMs of one build.
-        hash.update(format!("{salt}\n{self:?}"));
-        if let Protocol::ConsulKv { token: Some(Secret(token)), .. } = &self.protocol {
-            hash.update(token);
+        let place = Sha256::digest(format!("{cluster} {uri:?}"));
+        let mut whole = Sha256::new_with_prefix(format!("{salt}\n{self:?}"));
+        if let Protocol::ConsulKv { token: Some(Secret(token)), .. } = protocol {
+            whole.update(token);
         }
-        let digest = hash.finalize();
-        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        let whole = whole.finalize();
+        let half = |digest: &[u8]| {
+            let bytes = digest.iter().take(PLACE_DIGITS / 2);
+            bytes.map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        half(&place) + &half(&whole)
     }
 }
+
+/// Digits of an [`Endpoint::id`] that name the place.
+pub(super) const PLACE_DIGITS: usize = 16;
 
 /// Where the keys are, by the document of OpenID Connect Discovery 1.0 §4.2. A document that was
 /// fetched by TLS must not lead to keys that are not.
@@ -223,6 +232,10 @@ mod tests {
         assert_ne!(consul("a").id(""), consul("b").id(""));
         assert_ne!(consul("a").id(""), consul("a").id("x"));
         assert_ne!(endpoint(Protocol::Poll).id(""), consul("a").id(""));
+        assert_eq!(
+            endpoint(Protocol::Poll).id("")[..PLACE_DIGITS],
+            consul("a").id("x")[..PLACE_DIGITS]
+        );
         assert!(!format!("{:?}", consul("hush")).contains("hush"));
     }
 

@@ -440,8 +440,10 @@ impl<T> Feed<T> {
 impl Remote {
     /// Takes over what the record says.
     fn refresh(&mut self, now: UnixTime) {
-        if let Some(state) = self.record.read(now) {
-            self.state = state;
+        match self.record.read(now) {
+            Some(state) => self.state = state,
+            None if self.state.mark.is_empty() => self.state.mark = self.record.inherited(),
+            None => {}
         }
     }
 

@@ -12,6 +12,7 @@ mod session;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use self::permit::removals;
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
@@ -20,12 +21,12 @@ use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, Request, StreamId};
 use crate::cache::Cache;
-use crate::configuration::{Configuration, Environment, Mode, PolicySource, Waiting};
+use crate::configuration::{Configuration, Environment, Mode, Policies, PolicySource, Waiting};
 use crate::document::Faults;
 use crate::feed::{Answer, Feed, FeedId, Fetch, Outcome as FeedOutcome, Read, Reader, Site};
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
-use crate::policy::{Outcome, Policy, path};
+use crate::policy::{Accepted, Admitted, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
 use crate::status::{Kind, Reply, Source, Status};
@@ -50,8 +51,11 @@ pub struct Gate {
     tokens: Realm,
     identities: Realm,
     sessions: Cache<Session>,
-    /// In the order of the configuration.
-    policies: Vec<Feed<Policy>>,
+    /// By the names of their sources, in the order of the configuration.
+    policies: Vec<(Arc<str>, Feed<Policy>)>,
+    /// Those that are here, to decide together.
+    policy: PolicySet,
+    trust: Trust,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
     heard: Option<u64>,
@@ -236,18 +240,24 @@ impl Gate {
         let configuration = Configuration::parse(configuration, &limits, environment)?;
         let Configuration { token, issuers, identity, airflow_issuers, .. } = configuration;
         let site = Site { shared: Rc::clone(&shared), worker, limits };
-        let policies = configuration.policy.sources.into_iter().map(|(_, source)| match source {
+        let Policies { sources, trust } = configuration.policy;
+        let salt = format!("policy {}", trust.id());
+        let read = |source| match source {
             PolicySource::Inline(policy) => Feed::fixed(*policy),
             PolicySource::Remote(endpoint) => {
-                Feed::remote(endpoint, limits.policy_bytes, "policy", &site)
+                Feed::remote(endpoint, trust.document_bytes(&limits), &salt, &site)
             }
-        });
+        };
+        let policies: Vec<_> =
+            sources.into_iter().map(|(name, source)| (name.into(), read(source))).collect();
         Ok(Self {
             verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
-            policies: policies.collect(),
+            policy: policy_set(&policies),
+            policies,
+            trust,
             shared,
             heard: None,
             outbox: Vec::new(),
@@ -292,9 +302,10 @@ impl Gate {
     /// How the gate and its sources are.
     pub fn status(&self, now: UnixTime) -> Status {
         let mut sources = Vec::new();
-        for feed in &self.policies {
+        for (name, feed) in &self.policies {
             let policy = feed.current();
             sources.push(Source {
+                name: name.to_string(),
                 kind: Kind::Policy,
                 revision: policy.and_then(|policy| policy.revision()),
                 count: policy.map_or(0, |policy| policy.rule_count()),
@@ -368,7 +379,7 @@ impl Gate {
 
     /// Differs from what it was when any document was replaced or confirmed.
     fn confirmed(&self) -> i64 {
-        let policies = self.policies.iter().map(Feed::as_of);
+        let policies = self.policies.iter().map(|(_, feed)| feed.as_of());
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let all = policies.chain(issuers.map(|issuer| issuer.keys.as_of()));
         all.fold(0, |sum, as_of| sum.wrapping_mul(31).wrapping_add(as_of.as_millis()))
@@ -376,7 +387,7 @@ impl Gate {
 
     /// The age of each document and the breaker of its endpoint, from whoever fetches it.
     fn observe(&self, now: UnixTime, effects: &mut Vec<Effect>) {
-        let observed = self.policies.iter().map(|feed| ("policy", feed.observe(now)));
+        let observed = self.policies.iter().map(|(_, feed)| ("policy", feed.observe(now)));
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
         for (what, observation) in observed {
@@ -406,21 +417,20 @@ impl Gate {
         event: Event,
         now: UnixTime,
     ) -> Option<(String, FeedOutcome)> {
-        let limits = self.limits;
-        match self.feed_mut(id) {
-            AnyFeed::Policy(feed) => {
-                let read = |body: &[u8], _: &str| {
-                    let document =
-                        Policy::parse(body, &limits).map_err(|faults| faults.to_string())?;
-                    Ok(Read { document, notes: Vec::new(), mark: String::new() })
-                };
-                event.put_to(feed, now, &read)
-            }
-            AnyFeed::Keys(feed) => {
-                event.put_to(feed, now, &|body: &[u8], _: &str| read_keys(body, &limits))
-            }
-            AnyFeed::None => None,
+        let Self { limits, trust, verifier, policies, .. } = self;
+        if let Some((_, feed)) = policies.get_mut(id.0) {
+            let read = |body: &[u8], last: &str| {
+                let last = Accepted::from_text(last);
+                let Admitted { policy, accepted, .. } =
+                    trust.admit(body, last.as_ref(), limits, verifier.as_ref())?;
+                let mark = accepted.map(|accepted| accepted.to_string()).unwrap_or_default();
+                Ok(Read { document: policy, notes: Vec::new(), mark })
+            };
+            return event.put_to(feed, now, &read);
         }
+        let limits = self.limits;
+        let AnyFeed::Keys(feed) = self.feed_mut(id) else { return None };
+        event.put_to(feed, now, &|body: &[u8], _: &str| read_keys(body, &limits))
     }
 
     /// What the operator learns of an outcome, and what it means for what is remembered.
@@ -486,8 +496,9 @@ impl Gate {
     fn updated(&mut self, id: FeedId, name: &str, effects: &mut Vec<Effect>) -> String {
         let policies = self.policies.len();
         let tokens = self.tokens.issuers.len();
-        if let Some(feed) = self.policies.get(id.0) {
+        if let Some((_, feed)) = self.policies.get(id.0) {
             let Some(policy) = feed.current() else { return String::new() };
+            self.policy = policy_set(&self.policies);
             let rules = policy.rule_count();
             let revision = policy.revision();
             effects.push(Effect::Gauge(format!("policy.{name}.rules"), rules as u64));
@@ -521,7 +532,10 @@ impl Gate {
 
     fn feed_mut(&mut self, id: FeedId) -> AnyFeed<'_> {
         let Some(index) = id.0.checked_sub(self.policies.len()) else {
-            return self.policies.get_mut(id.0).map_or(AnyFeed::None, AnyFeed::Policy);
+            return self
+                .policies
+                .get_mut(id.0)
+                .map_or(AnyFeed::None, |(_, feed)| AnyFeed::Policy(feed));
         };
         let mut issuers = self.tokens.issuers.iter_mut().chain(&mut self.identities.issuers);
         issuers.nth(index).map_or(AnyFeed::None, |issuer| AnyFeed::Keys(&mut issuer.keys))
@@ -722,24 +736,18 @@ impl Gate {
     }
 
     /// The policy. With one source missing nobody knows what it would deny, so all are needed.
-    fn usable_policy(&self, session: &Rc<Session>, now: UnixTime) -> Result<&Policy, Halt> {
-        let mut usable = None;
-        for feed in &self.policies {
-            let Some(policy) = feed.usable(now) else {
-                let name = feed.name().unwrap_or_default();
-                let detail = match feed.current() {
-                    None => format!("policy `{name}` was not fetched yet"),
-                    Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
-                };
-                let refusal = Refusal::of(Reject::new(Code::PolicyUnavailable, detail), session);
-                let retry_at = feed.retry_at(now);
-                return Err(Missing { refusal, retry_at, lacks: Lack::Document }.into());
-            };
-            usable = usable.or(Some(policy));
-        }
-        usable
-            .map(AsRef::as_ref)
-            .ok_or_else(|| Halt::from(Reject::new(Code::PolicyUnavailable, "there is no policy")))
+    fn usable_policy(&self, session: &Rc<Session>, now: UnixTime) -> Result<&PolicySet, Halt> {
+        let mut feeds = self.policies.iter();
+        let Some((name, feed)) = feeds.find(|(_, feed)| feed.usable(now).is_none()) else {
+            return Ok(&self.policy);
+        };
+        let detail = match feed.current() {
+            None => format!("policy `{name}` was not fetched yet"),
+            Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
+        };
+        let refusal = Refusal::of(Reject::new(Code::PolicyUnavailable, detail), session);
+        let retry_at = feed.retry_at(now);
+        Err(Missing { refusal, retry_at, lacks: Lack::Document }.into())
     }
 
     /// The caller, by both credentials.
@@ -833,6 +841,14 @@ fn outcome_count(name: &str, outcome: &FeedOutcome) -> Option<Effect> {
         FeedOutcome::Superseded => return None,
     };
     Some(Effect::Count(format!("callouts.{name}.{word}")))
+}
+
+fn policy_set(policies: &[(Arc<str>, Feed<Policy>)]) -> PolicySet {
+    let here = policies.iter();
+    PolicySet::new(
+        here.filter_map(|(name, feed)| Some((Arc::clone(name), Rc::clone(feed.current()?))))
+            .collect(),
+    )
 }
 
 enum AnyFeed<'a> {

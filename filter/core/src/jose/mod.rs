@@ -14,6 +14,7 @@ mod key_set;
 mod verifier;
 
 pub use algorithm::Algorithm;
+pub(crate) use compact::bare_type;
 pub use compact::{Header, Jws, ParseError, VerifyError};
 pub use der::ecdsa_signature_der;
 pub use key::{Curve, KeyFault, Material, Misfit, PublicKey};
