@@ -179,6 +179,22 @@ impl Presented {
         }
     }
 
+    /// Whether newer keys could help a credential that [`Self::check_key`] refused: its key is not among
+    /// `keys`, rather than unsuitable or ambiguous, and by its own words, which nobody vouches for yet,
+    /// it would pass. What is false here must not make anybody fetch keys; to lie helps no sender.
+    pub fn needs_newer_keys(&self, rules: &IssuerRules, keys: &KeySet, now: UnixTime) -> bool {
+        let Ok(algorithm) = self.check_rules(rules) else { return false };
+        let missing = matches!(
+            keys.select(self.key_id(), algorithm),
+            Err(VerifyError::KeyUnknown { .. } | VerifyError::KeyIdNeeded { fitting: 0, .. })
+        );
+        let expires_at = || numeric_date(self.credential, &self.claims.0, "exp").ok().flatten();
+        missing
+            && expires_at().is_some_and(|expires_at| now < expires_at.plus(rules.clock_skew))
+            && self.check_type(rules).is_ok()
+            && self.check_audience(rules).is_ok()
+    }
+
     /// Verifies the credential by `rules` with `keys` at `now`.
     ///
     /// The order: issuer, algorithm, key, signature; and only then what the signature covers:

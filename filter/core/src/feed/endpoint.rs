@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::json;
 use crate::limits::Limits;
 use crate::quote::quote;
+use crate::status::Origin;
 use crate::time::Span;
 
 /// A document that is fetched by HTTP callout, again and again.
@@ -110,12 +111,12 @@ impl Protocol {
     }
 
     /// The word for it in the status answer.
-    pub(super) fn word(&self) -> &'static str {
+    pub(super) fn origin(&self) -> Origin {
         match self {
-            Self::Poll => "http",
-            Self::LongPoll { .. } => "long_poll",
-            Self::ConsulKv { .. } => "consul_kv",
-            Self::Discovery { .. } => "discovery",
+            Self::Poll => Origin::Http,
+            Self::LongPoll { .. } => Origin::LongPoll,
+            Self::ConsulKv { .. } => Origin::ConsulKv,
+            Self::Discovery { .. } => Origin::Discovery,
         }
     }
 }
