@@ -6,7 +6,7 @@
 //! operator's key sets only. Symmetric algorithms and `none` do not exist here.
 
 mod algorithm;
-mod base64url;
+pub(crate) mod base64url;
 mod compact;
 mod der;
 mod key;

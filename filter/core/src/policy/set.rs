@@ -91,9 +91,14 @@ pub struct ShadowVerdict {
 impl PolicySet {
     /// The set of `sources`, each with its name; names are unique and have no `/`. Cheap: make a new
     /// one when a source has a new policy.
-    pub fn new(mut sources: Vec<(Arc<str>, Rc<Policy>)>) -> Self {
-        sources.sort_by(|(one, _), (other, _)| one.cmp(other));
-        Self { sources: sources.into() }
+    pub fn new(sources: Vec<(Arc<str>, Rc<Policy>)>) -> Self {
+        // So few that putting each in its place is enough; the library's sorts are large.
+        let mut sorted: Vec<(Arc<str>, Rc<Policy>)> = Vec::with_capacity(sources.len());
+        for source in sources {
+            let place = sorted.partition_point(|(known, _)| *known <= source.0);
+            sorted.insert(place, source);
+        }
+        Self { sources: sorted.into() }
     }
 
     /// The sources' names and policies, by name.
@@ -342,13 +347,13 @@ fn shadow_verdicts<'a, 'q: 'a>(
     all: &mut dyn Iterator<Item = &'a Asked<'q>>,
     changing: Effect,
 ) -> Vec<ShadowVerdict> {
-    let mut found: Vec<_> = all
-        .flat_map(|asked| {
-            let rules = asked.policy.shadowing(&asked.question, changing);
-            rules.into_iter().map(move |rule| (asked, rule))
-        })
-        .collect();
-    found.sort_by(by_id);
+    let mut found: Vec<(&Asked<'_>, &Rule)> = Vec::new();
+    for asked in all {
+        for rule in asked.policy.shadowing(&asked.question, changing) {
+            let place = found.partition_point(|(_, known)| known.id <= rule.id);
+            found.insert(place, (asked, rule));
+        }
+    }
     let permits = changing == Effect::Allow;
     let found = found.into_iter().take(MOST_SHADOW_VERDICTS);
     found.map(|(asked, rule)| ShadowVerdict { rule: asked.name_of(rule), permits }).collect()

@@ -12,13 +12,11 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
 use super::Policy;
 use crate::document::{Node, Report};
-use crate::jose::{Algorithm, Jws, KeySet, PublicKey, SignatureVerifier};
+use crate::jose::{Algorithm, Jws, KeySet, PublicKey, SignatureVerifier, base64url};
 use crate::limits::Limits;
 use crate::quote::quote;
 
@@ -235,7 +233,7 @@ impl Accepted {
     /// Reads what [`fmt::Display`] writes; `None` if it is anything else.
     pub fn from_text(text: &str) -> Option<Self> {
         let (revision, digest) = text.split_once(' ')?;
-        let digest = URL_SAFE_NO_PAD.decode(digest).ok()?;
+        let digest = base64url::decode(digest.as_bytes())?;
         let accepted = Self { revision: revision.parse().ok()?, digest: digest.try_into().ok()? };
         (accepted.to_string() == text).then_some(accepted)
     }
@@ -243,7 +241,7 @@ impl Accepted {
 
 impl fmt::Display for Accepted {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} {}", self.revision, URL_SAFE_NO_PAD.encode(self.digest))
+        write!(formatter, "{} {}", self.revision, base64url::encode(&self.digest))
     }
 }
 
