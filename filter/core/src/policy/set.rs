@@ -159,40 +159,7 @@ impl From<Policy> for PolicySet {
     }
 }
 
-impl Policy {
-    /// What the policy alone says about `caller` whatever it asks for.
-    pub fn standing(&self, caller: &Caller) -> Standing {
-        Standing([Part::new(self, caller)].into())
-    }
-
-    /// Decides a call at `now` by this policy alone. A `standing` under another one is computed anew.
-    pub fn decide<'c>(
-        &self,
-        caller: &Caller,
-        standing: &Standing,
-        call: &Call<'c>,
-        now: UnixTime,
-        limits: &Limits,
-    ) -> Decision<'c> {
-        let renewed;
-        let part = match &*standing.0 {
-            [part] if Arc::ptr_eq(&part.mark, &self.mark) => part,
-            _ => {
-                renewed = Part::new(self, caller);
-                &renewed
-            }
-        };
-        let source = Source { name: None, policy: self, part };
-        decide(&mut std::iter::once(source), caller, call, now, limits)
-    }
-}
-
 impl Standing {
-    /// Whether it was computed under `policy` alone.
-    pub fn belongs_to(&self, policy: &Policy) -> bool {
-        matches!(&*self.0, [part] if Arc::ptr_eq(&part.mark, &policy.mark))
-    }
-
     /// The names of the roles held, those of one source after those of another, each sorted.
     pub fn roles(&self) -> impl Iterator<Item = &str> {
         self.0.iter().flat_map(|part| part.held.iter().map(AsRef::as_ref))
