@@ -692,6 +692,10 @@ fn in_shadow_an_unknown_key_is_told_as_such_once_that_is_certain() {
     worker.tick(10);
     worker.bring("idp", &keys(&["t1-p256"]), 10);
     assert_eq!(worker.ask(&pair, 11), "pass:token_key_unknown");
+    assert_eq!(worker.ask(&pair, 100), "pass:token_key_unknown", "so it was when last looked for");
+    worker.tick(100);
+    worker.bring("idp", &keys(&["t2-p256"]), 100);
+    assert_eq!(worker.ask(&naming("t2-p256"), 100), "pass:identity_expired");
 }
 
 #[test]

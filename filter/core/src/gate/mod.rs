@@ -138,6 +138,8 @@ struct Missing {
     /// When it can be there at the earliest.
     retry_at: UnixTime,
     lacks: Lack,
+    /// The answer when it was looked for before; the likely one now, for whoever does not wait.
+    formerly: Option<Reject>,
 }
 
 /// What a request waits for.
@@ -158,7 +160,7 @@ impl Refusal {
 
 impl Missing {
     fn new(reject: Reject, retry_at: UnixTime, lacks: Lack) -> Self {
-        Self { refusal: reject.into(), retry_at, lacks }
+        Self { refusal: reject.into(), retry_at, lacks, formerly: None }
     }
 
     /// If nobody waits for it any longer.
@@ -406,11 +408,17 @@ impl Gate {
     }
 
     /// What becomes of a request that cannot be decided yet.
-    fn wait(&mut self, arrival: &Arrival<'_>, missing: Missing) -> Verdict {
+    fn wait(&mut self, arrival: &Arrival<'_>, mut missing: Missing) -> Verdict {
         let retry_after = missing.retry_at.since(arrival.now);
-        // To wait for what cannot come in time helps nobody, and nobody waits in shadow.
-        let may_wait = self.mode == Mode::Enforce
-            && self.waiting.requests > 0
+        if self.mode == Mode::Shadow {
+            let refusal = match missing.formerly.take() {
+                Some(reject) => reject.into(),
+                None => missing.refused(arrival.now),
+            };
+            return self.refuse(arrival, refusal);
+        }
+        // To wait for what cannot come in time helps nobody.
+        let may_wait = self.waiting.requests > 0
             && self.waiting.time > Span::ZERO
             && retry_after <= self.waiting.time;
         if !may_wait {
@@ -571,7 +579,8 @@ impl Gate {
             let reject = Reject::new(Code::PolicyUnavailable, detail);
             let refusal = Refusal::of(reject, &session);
             let retry_at = self.policy.retry_at(now);
-            return Err(Missing { refusal, retry_at, lacks: Lack::Document }.into());
+            let lacks = Lack::Document;
+            return Err(Missing { refusal, retry_at, lacks, formerly: None }.into());
         };
         let standing = session.standing(policy);
         let decision =
