@@ -569,7 +569,7 @@ impl Remote {
 
     fn fetch(&mut self, feed: FeedId, now: UnixTime) -> Fetch {
         let conditional = self.has_current().then(|| self.state.etag.clone()).flatten();
-        let Endpoint { protocol, timeout, .. } = &self.endpoint;
+        let Endpoint { protocol, .. } = &self.endpoint;
         let mut uri = &self.endpoint.uri;
         let mut cluster = &self.endpoint.cluster;
         let mut path = uri.path.clone();
@@ -613,10 +613,7 @@ impl Remote {
         let conditional = conditional.filter(|_| !discovery && !consul);
         let is_conditional = conditional.is_some();
         headers.extend(conditional.map(|etag| ("if-none-match", etag)));
-        // Consul adds up to a sixteenth to the time that it waits.
-        let wait = held.unwrap_or(Span::ZERO);
-        let slack = Span::from_millis(wait.as_millis().div_euclid(16));
-        let timeout = timeout.plus(wait).plus(slack);
+        let timeout = self.endpoint.timeout_after(held.unwrap_or(Span::ZERO));
         self.asked = Some(Asked {
             at: now,
             until: now.plus(timeout.twice()),
