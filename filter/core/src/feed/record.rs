@@ -205,8 +205,9 @@ impl Record {
         if let Some((slot, stamp, state)) = own {
             (self.slot, self.stamp) = (Some(slot), stamp);
             let mark = std::mem::take(&mut self.inherited);
-            // The same place was fetched under another configuration since, and is followed on.
-            if !mark.is_empty() && mark != state.mark {
+            // The same place was fetched under another configuration since, and is followed on. A
+            // record with a leader is left to it: it may hold a question open.
+            if !mark.is_empty() && mark != state.mark && !state.is_led(now) {
                 self.write(&State { mark, ..state.lost(now) });
             }
         }
