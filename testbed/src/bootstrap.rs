@@ -138,9 +138,8 @@ impl Bootstrap {
     /// If there is no filter.
     pub fn expose_variable(&mut self, name: &str) -> Result<()> {
         let machine = at(self.filter()?, "/config/vm_config")?.as_object_mut();
-        machine
-            .context("an object")?
-            .insert("environment_variables".to_owned(), json!({ "host_env_keys": [name] }));
+        let variables = json!({ "host_env_keys": [name] });
+        machine.context("an object")?.insert("environment_variables".to_owned(), variables);
         Ok(())
     }
 
@@ -150,12 +149,14 @@ impl Bootstrap {
     /// # Errors
     /// If there is no filter.
     pub fn renew_machines(&mut self, generation: u64) -> Result<()> {
-        let machine = at(self.filter()?, "/config/vm_config")?.as_object_mut();
         let value = format!("generation {generation}");
-        machine.context("an object")?.insert(
-            "configuration".to_owned(),
-            json!({ "@type": "type.googleapis.com/google.protobuf.StringValue", "value": value }),
-        );
+        let value =
+            json!({ "@type": "type.googleapis.com/google.protobuf.StringValue", "value": value });
+        let listeners = self.at("/static_resources/listeners")?.as_array_mut();
+        for listener in listeners.context("a list of listeners")? {
+            let machine = at(filter_of(listener)?, "/config/vm_config")?.as_object_mut();
+            machine.context("an object")?.insert("configuration".to_owned(), value.clone());
+        }
         Ok(())
     }
 
@@ -188,10 +189,7 @@ impl Bootstrap {
     /// # Errors
     /// If there is no filter.
     pub fn filter(&mut self) -> Result<&mut Value> {
-        let manager =
-            "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
-        let filter = named(self.at(manager)?, "airflow-envoy")?;
-        at(filter, "/typed_config")
+        filter_of(self.at("/static_resources/listeners/0")?)
     }
 
     /// The cluster `name`.
@@ -209,6 +207,11 @@ impl Bootstrap {
     fn at(&mut self, pointer: &str) -> Result<&mut Value> {
         at(&mut self.0, pointer)
     }
+}
+
+fn filter_of(listener: &mut Value) -> Result<&mut Value> {
+    let filters = at(listener, "/filter_chains/0/filters/0/typed_config/http_filters")?;
+    at(named(filters, "airflow-envoy")?, "/typed_config")
 }
 
 fn at<'v>(value: &'v mut Value, pointer: &str) -> Result<&'v mut Value> {

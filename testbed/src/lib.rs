@@ -62,6 +62,9 @@ const LISTENERS_FILE: &str = "listeners.json";
 /// The file from which Envoy reads the partner's credential.
 const CREDENTIAL_FILE: &str = "partner-credential.yaml";
 
+/// Changes a filter's configuration.
+pub type Configure = Box<dyn FnOnce(&mut Value) + Send>;
+
 /// What a testbed is started with.
 pub struct Options {
     /// Envoy's worker threads.
@@ -87,9 +90,9 @@ pub struct Options {
     /// Envoy's log level.
     pub log_level: &'static str,
     /// Changes the filter's configuration.
-    pub configure: Box<dyn FnOnce(&mut Value) + Send>,
+    pub configure: Configure,
     /// Adds a listener whose filter's configuration is that of the first, changed by this.
-    pub second: Option<Box<dyn FnOnce(&mut Value) + Send>>,
+    pub second: Option<Configure>,
     /// Changes Envoy's configuration, after everything else.
     pub bootstrap: Box<dyn FnOnce(&mut Bootstrap) + Send>,
 }
@@ -399,15 +402,27 @@ impl Drop for Background {
 ///
 /// # Errors
 /// If it does not within five seconds; the fault says that it is `expected`.
-pub async fn eventually(expected: &str, mut condition: impl AsyncFnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+pub async fn eventually(expected: &str, condition: impl AsyncFnMut() -> bool) -> Result<()> {
+    within(Duration::from_secs(5), expected, condition).await.map(|_| ())
+}
+
+/// Waits until `condition` holds, for `patience` at most; how long it took.
+///
+/// # Errors
+/// If it does not; the fault says that it is `expected`.
+pub async fn within(
+    patience: Duration,
+    expected: &str,
+    mut condition: impl AsyncFnMut() -> bool,
+) -> Result<Duration> {
+    let begun = Instant::now();
     while !condition().await {
-        if Instant::now() > deadline {
-            return Err(Error::new(format!("not within five seconds: {expected}")));
+        if begun.elapsed() > patience {
+            return Err(Error::new(format!("not within {patience:?}: {expected}")));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(())
+    Ok(begun.elapsed())
 }
 
 /// The repository's folder.

@@ -4,9 +4,9 @@
 
 use airflow_envoy_testbed::oidc::{DISCOVERY_PATH, KEYS_PATH};
 use airflow_envoy_testbed::{
-    Access, Call, ORDERS, Options, Serving, Task, Testbed, consul, eventually,
+    Access, Call, Configure, ORDERS, Options, Serving, Task, Testbed, consul,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const KEY: &str = "airflow-envoy/policy/main";
 
@@ -89,44 +89,35 @@ async fn the_oidc_provider_serves_as_it_is_told_counts_and_keeps_its_keys_over_a
     assert_eq!(oidc.document(KEYS_PATH).await.unwrap(), before);
 }
 
+/// Expects tokens for somebody else.
+fn another_audience(configuration: &mut Value) {
+    *configuration.pointer_mut("/issuers/0/audiences").unwrap() = json!(["another"]);
+}
+
 #[tokio::test]
 async fn listeners_can_be_two_and_be_changed_and_every_vm_can_be_replaced() {
-    let options = Options {
-        reloadable: true,
-        second: Some(Box::new(|configuration| {
-            if let Some(members) = configuration.as_object_mut() {
-                members.insert("token".to_owned(), "off".into());
-            }
-        })),
-        ..Options::default()
-    };
+    let second: Configure = Box::new(another_audience);
+    let options = Options { reloadable: true, second: Some(second), ..Options::default() };
     let testbed = Testbed::start(options).await.unwrap();
     assert_eq!(status(&testbed).await, 200);
-    // The second filter does not look at tokens, so it misses the identity, not the token.
-    let second = testbed.second.unwrap();
-    let answer = Call::get(ORDERS, "/v1/orders/7").send(second, None).await.unwrap();
-    assert_eq!(answer.header("x-airflow-envoy-code"), Some("identity_missing"));
+    let (token, identity) = testbed.credentials(&churn()).await.unwrap();
+    let call = || Call::get(ORDERS, "/v1/orders/7").token(&token).identity(&identity);
+    let answer = call().send(testbed.second.unwrap(), None).await.unwrap();
+    assert_eq!(answer.header("x-airflow-envoy-code"), Some("token_audience_mismatch"));
 
-    let before = testbed.stat("wasm.envoy.wasm.runtime.v8.created").await.unwrap();
+    let created = "wasm.envoy.wasm.runtime.v8.created";
+    let before = testbed.stat(created).await.unwrap();
     testbed.replace_vms().await.unwrap();
-    let after = testbed.stat("wasm.envoy.wasm.runtime.v8.created").await.unwrap();
+    let after = testbed.stat(created).await.unwrap();
     assert!(after > before, "{before} and then {after} VMs were made");
-    eventually("calls are served as before", async || status(&testbed).await == 200).await.unwrap();
+    assert_eq!(status(&testbed).await, 200);
 
-    testbed
-        .reload(|bootstrap| {
-            bootstrap.configure_filter(|configuration| {
-                if let Some(members) = configuration.as_object_mut() {
-                    members.insert("token".to_owned(), "off".into());
-                }
-            })
-        })
-        .await
-        .unwrap();
-    let answer = testbed.call(Call::get(ORDERS, "/v1/orders/7")).await.unwrap();
-    assert_eq!(answer.header("x-airflow-envoy-code"), Some("identity_missing"));
-    let refused = testbed.reload(|bootstrap| {
-        bootstrap.configure_filter(|configuration| *configuration = Value::Null)
-    });
-    assert!(refused.await.is_err());
+    testbed.reload(|bootstrap| bootstrap.configure_filter(another_audience)).await.unwrap();
+    let answer = testbed.call(call()).await.unwrap();
+    assert_eq!(answer.header("x-airflow-envoy-code"), Some("token_audience_mismatch"));
+    let nonsense =
+        |configuration: &mut Value| *configuration.pointer_mut("/issuers").unwrap() = json!(3);
+    let refused = testbed.reload(|bootstrap| bootstrap.configure_filter(nonsense)).await;
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("refuses its listeners"), "{said}");
 }
