@@ -15,8 +15,10 @@ pub mod consul;
 pub mod document;
 pub mod error;
 pub mod identity;
+pub mod load;
 pub mod oidc;
 pub mod process;
+pub mod rotation;
 pub mod server;
 pub mod upstream;
 
