@@ -149,7 +149,9 @@ pub async fn run(plan: Plan, filter: &str, mut say: impl FnMut(&Row)) -> Result<
         }
     }
     let kept = ["policy changes in Consul", "Consul killed and started empty"];
-    if wanted(&kept) && consul::absence().is_none() {
+    if let Some(why) = consul::absence() {
+        println!("SKIPPED: {why}");
+    } else if wanted(&kept) {
         let bed =
             Bed::start(plan, Options { consul: Some(Access::Open), ..options(by_consul) }).await?;
         for name in kept.into_iter().filter(|name| name.contains(filter)) {
@@ -559,8 +561,9 @@ impl Bed {
             ))
         });
         let row = row.await;
+        let before = self.testbed.policy.fetches();
         within(Duration::from_secs(60), "the policy is fetched again", async || {
-            self.testbed.policy.held() > 0
+            self.testbed.policy.fetches() > before
         })
         .await?;
         row
