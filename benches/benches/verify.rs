@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
 use airflow_envoy_core::credential::{IssuerRules, Presented};
-use airflow_envoy_core::gate::{Gate, Verdict};
+use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::{Algorithm, KeySet, RustCrypto};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::reject::Credential;
@@ -96,7 +96,7 @@ fn configuration() -> String {
 }
 
 fn gate() -> Gate {
-    Gate::new(configuration().as_bytes(), Box::new(RustCrypto)).unwrap()
+    Gate::new(configuration().as_bytes(), Host::alone(Box::new(RustCrypto))).unwrap()
 }
 
 /// The headers of an ordinary request of Airflow's HTTP hook.
@@ -199,7 +199,9 @@ fn documents(criterion: &mut Criterion) {
     let configuration = configuration();
     group.throughput(Throughput::Bytes(configuration.len() as u64));
     group.bench_function("configuration", |bencher| {
-        bencher.iter(|| Gate::new(black_box(configuration.as_bytes()), Box::new(RustCrypto)));
+        bencher.iter(|| {
+            Gate::new(black_box(configuration.as_bytes()), Host::alone(Box::new(RustCrypto)))
+        });
     });
     group.finish();
 }

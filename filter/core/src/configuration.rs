@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::credential::IssuerRules;
 use crate::document::{Faults, Node, Object, Report};
+use crate::feed::{Endpoint, Protocol, Secret, Uri};
 use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
@@ -27,8 +28,8 @@ pub struct Configuration {
     pub identity: Requirement,
     /// Issuers of Airflow identities.
     pub airflow_issuers: Vec<Issuer>,
-    /// Where the policy comes from.
-    pub policy: PolicySource,
+    /// The policies.
+    pub policy: Policies,
     /// Whether the upstream gets the access token that was verified.
     pub forward_token: bool,
     /// Bounds of the requests that wait for keys or policy.
@@ -64,34 +65,20 @@ pub enum KeySource {
     Remote(Endpoint),
 }
 
-/// Where the policy comes from.
+/// Where policies come from and how far they are trusted.
+#[derive(Debug)]
+pub struct Policies {
+    /// Names and places.
+    pub sources: Vec<(String, PolicySource)>,
+}
+
+/// Where a policy comes from.
 #[derive(Debug)]
 pub enum PolicySource {
     /// From the configuration itself.
     Inline(Box<Policy>),
     /// By HTTP callout.
     Remote(Endpoint),
-}
-
-/// A document that is fetched by HTTP callout, again and again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Name in logs and metrics: letters, digits, `-` and `_`.
-    pub name: String,
-    /// The Envoy cluster that the callout goes to; the URI's host never chooses one.
-    pub cluster: String,
-    /// `http` or `https`, for the `:scheme` of the callout; TLS is the cluster's own.
-    pub scheme: &'static str,
-    /// The `:authority` of the callout.
-    pub authority: String,
-    /// The `:path` of the callout.
-    pub path: String,
-    /// Time between the end of a fetch and the next one.
-    pub interval: Span,
-    /// Time after which a callout is given up.
-    pub timeout: Span,
-    /// Age after which a document that could not be confirmed is no longer used.
-    pub max_age: Span,
 }
 
 /// Bounds of the requests that wait for keys or policy.
@@ -103,12 +90,20 @@ pub struct Waiting {
     pub time: Span,
 }
 
+/// Looks up an environment variable.
+pub type Environment<'e> = &'e dyn Fn(&str) -> Option<String>;
+
 impl Configuration {
-    /// Reads the configuration from the plugin's JSON.
+    /// Reads the configuration from the plugin's JSON; `environment` looks up the variables that it
+    /// names.
     ///
     /// # Errors
     /// Every fault with its path.
-    pub fn parse(document: &[u8], limits: &Limits) -> Result<Self, Faults> {
+    pub fn parse(
+        document: &[u8],
+        limits: &Limits,
+        environment: Environment<'_>,
+    ) -> Result<Self, Faults> {
         let mut report = Report::new();
         let value = match json::parse(document, limits.json_depth) {
             Ok(value) => value,
@@ -117,7 +112,7 @@ impl Configuration {
                 return report.finish(None);
             }
         };
-        let configuration = read(&Node::root(&value), &mut report, limits);
+        let configuration = read(&Node::root(&value), &mut report, limits, environment);
         report.finish(configuration)
     }
 }
@@ -147,7 +142,12 @@ const REQUIREMENTS: [(&str, Requirement); 3] = [
     ("off", Requirement::Off),
 ];
 
-fn read(root: &Node<'_>, report: &mut Report, limits: &Limits) -> Option<Configuration> {
+fn read(
+    root: &Node<'_>,
+    report: &mut Report,
+    limits: &Limits,
+    environment: Environment<'_>,
+) -> Option<Configuration> {
     let mut root = root.object(report)?;
     let mut names = BTreeSet::new();
 
@@ -186,7 +186,7 @@ fn read(root: &Node<'_>, report: &mut Report, limits: &Limits) -> Option<Configu
 
     let policy = root
         .required(report, "policy")
-        .and_then(|node| read_policy(&node, report, limits, &mut names));
+        .and_then(|node| read_policies(&node, report, limits, environment, &mut names));
     let forward_token =
         root.optional("forward_token").map_or(Some(false), |node| node.boolean(report));
     let waiting = read_waiting(&mut root, report);
@@ -270,7 +270,7 @@ fn read_issuer(
     };
     let keys = object
         .required(report, "jwks")
-        .and_then(|node| read_keys(&node, report, limits, name.unwrap_or("issuer")));
+        .and_then(|node| read_keys(&node, report, limits, name.unwrap_or("issuer"), issuer));
     object.finish(report);
     Some(Issuer {
         rules: IssuerRules {
@@ -308,20 +308,80 @@ fn read_keys(
     report: &mut Report,
     limits: &Limits,
     name: &str,
+    issuer: Option<&str>,
 ) -> Option<KeySource> {
     let mut object = node.object(report)?;
     let keys = match object.optional("inline") {
         Some(inline) => read_inline_keys(&inline, report, limits).map(KeySource::Inline),
-        None => {
-            let read = read_endpoint(&mut object, report, name, "refresh", &KEYS);
-            if let Some(endpoint) = &read {
-                check_max_age(endpoint, node, "refresh", report);
-            }
-            read.map(KeySource::Remote)
-        }
+        None => read_key_endpoint(node, &mut object, report, name, issuer).map(KeySource::Remote),
     };
     object.finish(report);
     keys
+}
+
+fn read_key_endpoint(
+    node: &Node<'_>,
+    object: &mut Object<'_>,
+    report: &mut Report,
+    name: &str,
+    issuer: Option<&str>,
+) -> Option<Endpoint> {
+    let cluster = object.required(report, "cluster").and_then(|node| node.string(report));
+    let keys_cluster = object.optional("keys_cluster");
+    let (uri, discovery) = (object.optional("uri"), object.optional("discovery"));
+    let place = match (uri, discovery) {
+        (Some(uri), None) => {
+            if let Some(node) = &keys_cluster {
+                node.fault(report, "is of use only with `discovery`");
+            }
+            read_uri(&uri, report).map(|uri| (uri, Protocol::Poll))
+        }
+        (None, Some(discovery)) => {
+            let keys_cluster = keys_cluster.map_or(cluster, |node| node.string(report));
+            let uri = read_uri(&discovery, report);
+            let protocol =
+                issuer.zip(keys_cluster).map(|(issuer, keys_cluster)| Protocol::Discovery {
+                    issuer: issuer.to_owned(),
+                    keys_cluster: keys_cluster.to_owned(),
+                });
+            uri.zip(protocol)
+        }
+        _ => {
+            node.fault(report, "needs exactly one of `inline`, `uri` and `discovery`");
+            None
+        }
+    };
+    let interval = interval(object, report, "refresh", KEYS_REFRESH);
+    let least = Span::from_millis(100);
+    let min_interval = match object.optional("min_refresh") {
+        Some(node) => bounded_span(&node, report, least, Span::from_secs(3600)),
+        None => Some(KEYS_MIN_REFRESH.min(interval.unwrap_or(KEYS_MIN_REFRESH))),
+    };
+    let timeout = timeout(object, report);
+    let max_age = match object.optional("max_age") {
+        Some(node) => positive_span(&node, report),
+        None => Some(KEYS_MAX_AGE),
+    };
+    let (uri, protocol) = place?;
+    let endpoint = Endpoint {
+        name: name.to_owned(),
+        cluster: cluster?.to_owned(),
+        uri,
+        interval: interval?,
+        min_interval: min_interval?,
+        timeout: timeout?,
+        max_age: max_age?,
+        protocol,
+    };
+    if endpoint.min_interval > endpoint.interval {
+        let Endpoint { min_interval, interval, .. } = &endpoint;
+        node.fault(
+            report,
+            format!("`min_refresh` {min_interval} is longer than `refresh` {interval}"),
+        );
+    }
+    check_max_age(&endpoint, node, "refresh", report);
+    Some(endpoint)
 }
 
 fn read_inline_keys(node: &Node<'_>, report: &mut Report, limits: &Limits) -> Option<KeySet> {
@@ -342,141 +402,220 @@ fn read_inline_keys(node: &Node<'_>, report: &mut Report, limits: &Limits) -> Op
     }
 }
 
+fn read_policies(
+    node: &Node<'_>,
+    report: &mut Report,
+    limits: &Limits,
+    environment: Environment<'_>,
+    names: &mut BTreeSet<String>,
+) -> Option<Policies> {
+    let mut object = node.object(report)?;
+    let max_age = match object.optional("max_age") {
+        Some(node) => positive_span(&node, report),
+        None => Some(POLICY_MAX_AGE),
+    };
+    let sources = object.required(report, "sources").and_then(|node| node.nonempty_array(report));
+    object.finish(report);
+    let read: Vec<_> = sources?
+        .iter()
+        .map(|node| read_policy(node, report, limits, environment, max_age, names))
+        .collect();
+    Some(Policies { sources: read.into_iter().collect::<Option<_>>()? })
+}
+
 fn read_policy(
     node: &Node<'_>,
     report: &mut Report,
     limits: &Limits,
+    environment: Environment<'_>,
+    max_age: Option<Span>,
     names: &mut BTreeSet<String>,
-) -> Option<PolicySource> {
+) -> Option<(String, PolicySource)> {
     let mut object = node.object(report)?;
-    let max_age = match object.optional("max_age") {
-        Some(node) => positive_span(&node, report),
-        None => Some(POLICY.max_age),
-    };
-    let sources = object.required(report, "sources").and_then(|node| node.nonempty_array(report));
-    object.finish(report);
-    let sources = sources?;
-    if let Some(second) = sources.get(1) {
-        second.fault(report, "more than one policy source is not supported");
-    }
-    let source = sources.first()?;
-    let mut object = source.object(report)?;
     let name = object.required(report, "name").and_then(|node| read_name(&node, report, names));
     let inline = object.optional("inline");
     let http = object.optional("http");
+    let consul_kv = object.optional("consul_kv");
     object.finish(report);
-    match (inline, http) {
-        (Some(inline), None) => match Policy::from_value(inline.value, limits) {
-            Ok(policy) => Some(PolicySource::Inline(Box::new(policy))),
+    let source = match (inline, http, consul_kv) {
+        (Some(inline), None, None) => match Policy::from_value(inline.value, limits) {
+            Ok(policy) => PolicySource::Inline(Box::new(policy)),
             Err(faults) => {
                 for fault in faults.0 {
                     let separator = if fault.path.is_empty() { "" } else { "." };
                     let path = format!("{}{separator}{}", inline.path, fault.path);
                     report.fault(path, fault.problem);
                 }
-                None
+                return None;
             }
         },
-        (None, Some(http)) => {
-            let mut object = http.object(report)?;
-            let read = read_endpoint(&mut object, report, name?, "poll", &POLICY);
-            object.finish(report);
-            let endpoint = Endpoint { max_age: max_age?, ..read? };
-            check_max_age(&endpoint, &http, "poll", report);
-            Some(PolicySource::Remote(endpoint))
+        (None, Some(http), None) => PolicySource::Remote(read_http(&http, report, name?, max_age)?),
+        (None, None, Some(consul)) => {
+            PolicySource::Remote(read_consul_kv(&consul, report, environment, name?, max_age)?)
         }
         _ => {
-            source.fault(report, "needs exactly one of `inline` and `http`");
-            None
+            node.fault(report, "needs exactly one of `inline`, `http` and `consul_kv`");
+            return None;
         }
-    }
+    };
+    Some((name?.to_owned(), source))
 }
 
-/// What an endpoint gets when its configuration is silent.
-struct EndpointDefaults {
-    interval: Span,
-    max_age: Span,
-    /// Whether `max_age` is a member of the endpoint itself.
-    own_max_age: bool,
-}
-
-const KEYS: EndpointDefaults = EndpointDefaults {
-    interval: Span::from_secs(300),
-    max_age: Span::from_secs(24 * 3600),
-    own_max_age: true,
-};
-
-const POLICY: EndpointDefaults = EndpointDefaults {
-    interval: Span::from_secs(5),
-    max_age: Span::from_secs(15 * 60),
-    own_max_age: false,
-};
-
-fn read_endpoint(
-    object: &mut Object<'_>,
+fn read_http(
+    node: &Node<'_>,
     report: &mut Report,
     name: &str,
-    interval_name: &'static str,
-    defaults: &EndpointDefaults,
+    max_age: Option<Span>,
 ) -> Option<Endpoint> {
+    let mut object = node.object(report)?;
     let cluster = object.required(report, "cluster").and_then(|node| node.string(report));
     let uri = object.required(report, "uri").and_then(|node| read_uri(&node, report));
-    let interval = match object.optional(interval_name) {
+    let interval = interval(&mut object, report, "poll", POLICY_POLL);
+    let timeout = timeout(&mut object, report);
+    let protocol = match object.optional("long_poll") {
+        Some(node) => wait(&node, report).map(|wait| Protocol::LongPoll { wait }),
+        None => Some(Protocol::Poll),
+    };
+    object.finish(report);
+    let endpoint = Endpoint {
+        name: name.to_owned(),
+        cluster: cluster?.to_owned(),
+        uri: uri?,
+        interval: interval?,
+        min_interval: interval?,
+        timeout: timeout?,
+        max_age: max_age?,
+        protocol: protocol?,
+    };
+    check_max_age(&endpoint, node, "poll", report);
+    Some(endpoint)
+}
+
+fn read_consul_kv(
+    node: &Node<'_>,
+    report: &mut Report,
+    environment: Environment<'_>,
+    name: &str,
+    max_age: Option<Span>,
+) -> Option<Endpoint> {
+    let mut object = node.object(report)?;
+    let cluster = object.required(report, "cluster").and_then(|node| node.string(report));
+    let key = object.required(report, "key").and_then(|node| {
+        let key = node.string(report)?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./~".contains(&byte);
+        let fit = !key.is_empty() && !key.starts_with('/') && key.bytes().all(plain);
+        if !fit {
+            let problem = "is not a key of letters, digits, `-`, `_`, `.`, `~` and inner `/`";
+            node.fault(report, format!("{} {problem}", quote(key)));
+        }
+        fit.then_some(key)
+    });
+    let datacenter = match object.optional("datacenter") {
+        Some(node) => node.string(report).and_then(|name| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+            let fit = !name.is_empty() && name.bytes().all(plain);
+            if !fit {
+                node.fault(report, format!("{} is not a datacenter's name", quote(name)));
+            }
+            fit.then(|| format!("&dc={name}"))
+        }),
+        None => Some(String::new()),
+    };
+    let wait = match object.optional("wait") {
+        Some(node) => wait(&node, report),
+        None => Some(CONSUL_WAIT),
+    };
+    let interval = interval(&mut object, report, "poll", POLICY_POLL);
+    let timeout = timeout(&mut object, report);
+    let token = match object.optional("token_env") {
+        Some(node) => node.string(report).and_then(|variable| {
+            let token = environment(variable).filter(|token| {
+                !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
+            });
+            if token.is_none() {
+                let problem = "is not set to a token; see `vm_config.environment_variables`";
+                node.fault(report, format!("the variable {} {problem}", quote(variable)));
+            }
+            token.map(Secret).map(Some)
+        }),
+        None => Some(None),
+    };
+    object.finish(report);
+    let endpoint = Endpoint {
+        name: name.to_owned(),
+        cluster: cluster?.to_owned(),
+        uri: Uri {
+            scheme: "http",
+            authority: "consul".to_owned(),
+            path: format!("/v1/kv/{}?raw{}", key?, datacenter?),
+        },
+        interval: interval?,
+        min_interval: interval?,
+        timeout: timeout?,
+        max_age: max_age?,
+        protocol: Protocol::ConsulKv { wait: wait?, token: token? },
+    };
+    check_max_age(&endpoint, node, "wait", report);
+    Some(endpoint)
+}
+
+const KEYS_REFRESH: Span = Span::from_secs(300);
+const KEYS_MIN_REFRESH: Span = Span::from_secs(2);
+const KEYS_MAX_AGE: Span = Span::from_secs(24 * 3600);
+const POLICY_POLL: Span = Span::from_secs(5);
+const POLICY_MAX_AGE: Span = Span::from_secs(15 * 60);
+/// Less than the minute after which much of what lies between closes idle connections.
+const CONSUL_WAIT: Span = Span::from_secs(55);
+
+fn interval(
+    object: &mut Object<'_>,
+    report: &mut Report,
+    name: &'static str,
+    default: Span,
+) -> Option<Span> {
+    match object.optional(name) {
         Some(node) => {
             bounded_span(&node, report, Span::from_millis(100), Span::from_secs(24 * 3600))
         }
-        None => Some(defaults.interval),
-    };
-    let timeout = match object.optional("timeout") {
-        Some(node) => bounded_span(&node, report, Span::from_millis(10), Span::from_secs(60)),
-        None => Some(Span::from_secs(5)),
-    };
-    let max_age = match defaults.own_max_age.then(|| object.optional("max_age")).flatten() {
-        Some(node) => positive_span(&node, report),
-        None => Some(defaults.max_age),
-    };
-    let (scheme, authority, path) = uri?;
-    Some(Endpoint {
-        name: name.to_owned(),
-        cluster: cluster?.to_owned(),
-        scheme,
-        authority,
-        path,
-        interval: interval?,
-        timeout: timeout?,
-        max_age: max_age?,
-    })
+        None => Some(default),
+    }
 }
 
-/// A document that is too old before it is asked for again would be missing now and then, with no fault anywhere.
+fn timeout(object: &mut Object<'_>, report: &mut Report) -> Option<Span> {
+    match object.optional("timeout") {
+        Some(node) => bounded_span(&node, report, Span::from_millis(10), Span::from_secs(60)),
+        None => Some(Span::from_secs(5)),
+    }
+}
+
+/// How long a server may hold its answer back; Consul allows ten minutes.
+fn wait(node: &Node<'_>, report: &mut Report) -> Option<Span> {
+    bounded_span(node, report, Span::from_secs(1), Span::from_secs(600))
+}
+
+/// A document that is too old before it is asked for again would be missing now and then, with no
+/// fault anywhere.
 fn check_max_age(endpoint: &Endpoint, node: &Node<'_>, interval_name: &str, report: &mut Report) {
-    let Endpoint { interval, timeout, max_age, .. } = *endpoint;
-    if max_age < interval || max_age < timeout {
+    let Endpoint { interval, timeout, max_age, ref protocol, .. } = *endpoint;
+    let longest = match protocol {
+        Protocol::LongPoll { wait } | Protocol::ConsulKv { wait, .. } => interval.max(*wait),
+        Protocol::Poll | Protocol::Discovery { .. } => interval,
+    };
+    if max_age < longest || max_age < timeout {
         let problem = format!(
-            "`max_age` {max_age} is shorter than `{interval_name}` {interval} or `timeout` {timeout}"
+            "`max_age` {max_age} is shorter than `{interval_name}` {longest} or `timeout` {timeout}"
         );
         node.fault(report, problem);
     }
 }
 
-/// Scheme, authority and path of an absolute `http` or `https` URI without userinfo or fragment.
-fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<(&'static str, String, String)> {
+fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<Uri> {
     let text = node.string(report)?;
-    let split = ["http", "https"].into_iter().find_map(|scheme| {
-        let rest = text.strip_prefix(scheme)?.strip_prefix("://")?;
-        let (authority, path) = match rest.find(['/', '?']) {
-            Some(at) => rest.split_at_checked(at)?,
-            None => (rest, ""),
-        };
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        let printable = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-        (printable && !authority.is_empty() && !authority.contains('@'))
-            .then(|| (scheme, authority.to_owned(), path))
-    });
-    if split.is_none() {
+    let uri = Uri::parse(text);
+    if uri.is_none() {
         node.fault(report, format!("{} is not an absolute http or https URI", quote(text)));
     }
-    split
+    uri
 }
 
 /// A name for logs and metrics, unique in the configuration.
@@ -502,7 +641,7 @@ fn read_name<'a>(
 }
 
 fn read_waiting(root: &mut Object<'_>, report: &mut Report) -> Option<Waiting> {
-    let mut waiting = Waiting { requests: 200, time: Span::from_secs(2) };
+    let mut waiting = Waiting { requests: 200, time: Span::from_secs(3) };
     let Some(node) = root.optional("waiting") else { return Some(waiting) };
     let mut object = node.object(report)?;
     if let Some(node) = object.optional("requests") {
@@ -533,6 +672,6 @@ impl TryFrom<&Value> for Configuration {
     type Error = Faults;
 
     fn try_from(value: &Value) -> Result<Self, Faults> {
-        Self::parse(value.to_string().as_bytes(), &Limits::DEFAULT)
+        Self::parse(value.to_string().as_bytes(), &Limits::DEFAULT, &|_| None)
     }
 }

@@ -25,5 +25,6 @@ pub mod limits;
 pub mod policy;
 pub mod quote;
 pub mod reject;
+pub mod shared;
 pub mod tally;
 pub mod time;

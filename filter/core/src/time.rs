@@ -92,6 +92,11 @@ impl Span {
         self.0.saturating_add(999).div_euclid(1000)
     }
 
+    /// This span and `other`.
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
     /// Two such spans.
     pub const fn twice(self) -> Self {
         Self(self.0.saturating_mul(2))

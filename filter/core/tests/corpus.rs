@@ -7,7 +7,7 @@
 )]
 
 use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
-use airflow_envoy_core::gate::{Gate, Permit, Verdict};
+use airflow_envoy_core::gate::{Gate, Host, Permit, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::reject::Code;
 use airflow_envoy_core::time::UnixTime;
@@ -37,7 +37,7 @@ impl Subject for Core {
     }
 
     fn configure(&mut self, configuration: &[u8]) -> Result<(), String> {
-        let gate = Gate::new(configuration, Box::new(RustCrypto));
+        let gate = Gate::new(configuration, Host::alone(Box::new(RustCrypto)));
         self.gate = Some(gate.map_err(|faults| faults.to_string())?);
         Ok(())
     }

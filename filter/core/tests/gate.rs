@@ -7,8 +7,8 @@
 )]
 
 use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
-use airflow_envoy_core::feed::{Answer, FeedId, Fetch};
-use airflow_envoy_core::gate::{Effect, Gate, Verdict};
+use airflow_envoy_core::feed::{Answer, FeedId, Fetch, Response};
+use airflow_envoy_core::gate::{Effect, Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::time::UnixTime;
 use airflow_envoy_corpus::{Credential, mint, public_key};
@@ -90,7 +90,9 @@ struct Worker {
 
 impl Worker {
     fn new(configuration: &Value) -> Self {
-        let gate = Gate::new(configuration.to_string().as_bytes(), Box::new(RustCrypto)).unwrap();
+        let gate =
+            Gate::new(configuration.to_string().as_bytes(), Host::alone(Box::new(RustCrypto)))
+                .unwrap();
         Self { gate, asked: 0, fetches: Vec::new(), decided: Vec::new() }
     }
 
@@ -127,7 +129,8 @@ impl Worker {
     }
 
     fn bring(&mut self, cluster: &str, body: &[u8], seconds: i64) {
-        let answer = Answer::Http { status: 200, etag: None, body: body.to_vec() };
+        let answer =
+            Answer::Http(Response { status: 200, body: body.to_vec(), ..Response::default() });
         let feed = self.under_way(cluster);
         let effects = self.gate.answered(feed, answer, at(seconds));
         self.take(effects);

@@ -51,7 +51,7 @@ fn the_table_of_codes_is_the_list_of_codes() {
 
 #[test]
 fn the_example_configuration_is_accepted() {
-    Configuration::parse(fenced("configuration").as_bytes(), &Limits::DEFAULT).unwrap();
+    Configuration::parse(fenced("configuration").as_bytes(), &Limits::DEFAULT, &|_| None).unwrap();
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::time::UNIX_EPOCH;
 
+use airflow_envoy_core::shared::{Refused, SharedData, Stamp};
 use airflow_envoy_core::time::UnixTime;
 use proxy_wasm::hostcalls;
-use proxy_wasm::types::{Bytes, LogLevel, MapType, MetricType};
+use proxy_wasm::types::{Bytes, LogLevel, MapType, MetricType, Status};
 
 /// The host's clock.
 pub(crate) fn now() -> UnixTime {
@@ -36,6 +37,48 @@ pub(crate) fn log(level: LogLevel, message: &str) {
 /// All headers of a map, in order, repeated ones repeated.
 pub(crate) fn headers(map: MapType) -> Vec<(String, Bytes)> {
     hostcalls::get_map_bytes(map).unwrap_or_default()
+}
+
+/// What the VMs of this Envoy process share: the store of their common `vm_id`, and a counter as the
+/// signal that there is something new in it. Reading a counter is far cheaper than reading the store,
+/// which takes a lock that all workers share. Should Envoy keep no such counter, because
+/// its `stats_config` leaves it out, what is new is found at the next tick.
+#[derive(Debug, Default)]
+pub(crate) struct HostShared {
+    published: Option<u32>,
+}
+
+impl HostShared {
+    pub(crate) fn new() -> Self {
+        let name = "airflow_envoy.documents.published";
+        Self { published: hostcalls::define_metric(MetricType::Counter, name).ok() }
+    }
+}
+
+impl SharedData for HostShared {
+    fn read(&self, key: &str) -> Option<(Vec<u8>, Stamp)> {
+        let (value, stamp) = hostcalls::get_shared_data(key).ok()?;
+        Some((value?, Stamp(stamp.unwrap_or_default())))
+    }
+
+    fn write(&self, key: &str, value: &[u8], unchanged: Option<Stamp>) -> Result<(), Refused> {
+        hostcalls::set_shared_data(key, Some(value), unchanged.map(|Stamp(stamp)| stamp)).map_err(
+            |status| match status {
+                Status::CasMismatch => Refused::Changed,
+                _ => Refused::Unsupported,
+            },
+        )
+    }
+
+    fn announced(&self) -> u64 {
+        self.published.and_then(|id| hostcalls::get_metric(id).ok()).unwrap_or_default()
+    }
+
+    fn announce(&self) {
+        if let Some(id) = self.published {
+            let _ = hostcalls::increment_metric(id, 1);
+        }
+    }
 }
 
 /// Metrics by name, defined when they are first needed. The names come from the closed list of codes

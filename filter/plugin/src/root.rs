@@ -1,19 +1,19 @@
 //! The root context: configuration, time, callouts, and the requests that waited for them.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use airflow_envoy_core::arrival::{DecisionId, StreamId};
-use airflow_envoy_core::feed::{Answer, FeedId, Fetch};
-use airflow_envoy_core::gate::{Effect, Gate, Severity};
+use airflow_envoy_core::feed::{Answer, FeedId, Fetch, Response};
+use airflow_envoy_core::gate::{Effect, Gate, Host, Severity};
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType};
 
 use crate::crypto::HostCrypto;
-use crate::host::{self, Metrics};
+use crate::host::{self, HostShared, Metrics};
 use crate::stream::{self, Stream};
 
 /// Time between ticks: how late a callout or a deadline may be.
@@ -52,6 +52,12 @@ pub(crate) struct Root {
 impl Root {
     pub(crate) fn new(id: u32) -> Self {
         Self { id, worker: None, metrics: Metrics::default(), callouts: HashMap::new(), waiting: 0 }
+    }
+
+    fn leave(&self) {
+        if let Some(worker) = &self.worker {
+            worker.borrow_mut().gate.leave(host::now());
+        }
     }
 
     fn with_gate(&self, event: impl FnOnce(&mut Gate) -> Vec<Effect>) -> Vec<Effect> {
@@ -125,6 +131,11 @@ impl Root {
 }
 
 impl Context for Root {
+    fn on_done(&mut self) -> bool {
+        self.leave();
+        true
+    }
+
     fn on_http_call_response(&mut self, token: u32, headers: usize, body: usize, _: usize) {
         let Some((feed, max_body)) = self.callouts.remove(&token) else { return };
         let answer = answer(headers, body, max_body);
@@ -138,9 +149,18 @@ impl RootContext for Root {
         let configuration = self.get_plugin_configuration().unwrap_or_default();
         let crypto = HostCrypto::probe();
         let by_host: Vec<_> = crypto.trusted().iter().map(|algorithm| algorithm.name()).collect();
-        match Gate::new(&configuration, Box::new(crypto)) {
+        // Not 0, which is no worker's name.
+        let number = host::random() | 1;
+        let host = Host {
+            verifier: Box::new(crypto),
+            shared: Rc::new(HostShared::new()),
+            worker: number,
+            environment: &|name| std::env::var(name).ok(),
+        };
+        match Gate::new(&configuration, host) {
             Ok(gate) => {
-                let worker = Worker { gate, number: host::random(), decisions: 0 };
+                self.leave();
+                let worker = Worker { gate, number, decisions: 0 };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
                 self.callouts.clear();
                 self.set_tick_period(TICK);
@@ -188,22 +208,31 @@ fn answer(headers: usize, body: usize, max_body: usize) -> Answer {
     if body > max_body {
         return Answer::TooLarge { bytes: body };
     }
-    let mut status = 0;
-    let mut etag = None;
+    let mut response = Response::default();
+    let mut seen = HashSet::new();
     for (name, value) in host::headers(MapType::HttpCallResponseHeaders) {
-        let value = String::from_utf8(value).ok();
-        match name.as_str() {
-            ":status" => status = value.and_then(|value| value.parse().ok()).unwrap_or(0),
-            "etag" => etag = value,
-            _ => {}
-        }
+        let Response { etag, cache_control, age, index, status, .. } = &mut response;
+        let Ok(value) = String::from_utf8(value) else { continue };
+        let field = match name.as_str() {
+            ":status" => {
+                *status = value.parse().unwrap_or(0);
+                continue;
+            }
+            "etag" => etag,
+            "cache-control" => cache_control,
+            "age" => age,
+            "x-consul-index" => index,
+            _ => continue,
+        };
+        // Of a header that comes twice nobody knows which one is meant.
+        *field = seen.insert(name).then_some(value);
     }
-    let body = match body {
+    response.body = match body {
         0 => Vec::new(),
         _ => hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, body)
             .ok()
             .flatten()
             .unwrap_or_default(),
     };
-    Answer::Http { status, etag, body }
+    Answer::Http(response)
 }

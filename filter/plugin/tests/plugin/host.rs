@@ -68,6 +68,8 @@ struct State {
     bytes_read: usize,
     cryptography: Cryptography,
     verified: usize,
+    shared: BTreeMap<String, (Vec<u8>, u32)>,
+    writes: u32,
 }
 
 /// What the host's foreign function `verify_signature` does.
@@ -102,6 +104,7 @@ const ROOT: u32 = 1;
 const OK: u32 = 0;
 const NOT_FOUND: u32 = 1;
 const BAD_ARGUMENT: u32 = 2;
+const CAS_MISMATCH: u32 = 8;
 const UNIMPLEMENTED: u32 = 12;
 
 /// The filter under test, configured.
@@ -587,9 +590,12 @@ unsafe extern "C" fn proxy_define_metric(
 ) -> u32 {
     let name = unsafe { text(name, name_size) };
     state(|state| {
-        assert!(state.metrics.iter().all(|(known, _)| *known != name), "{name} is defined once");
-        state.metrics.push((name, 0));
-        unsafe { *id = state.metrics.len() as u32 - 1 };
+        let known = state.metrics.iter().position(|(known, _)| *known == name);
+        let place = known.unwrap_or_else(|| {
+            state.metrics.push((name, 0));
+            state.metrics.len() - 1
+        });
+        unsafe { *id = place as u32 };
     });
     OK
 }
@@ -604,6 +610,50 @@ unsafe extern "C" fn proxy_increment_metric(id: u32, by: i64) -> u32 {
 unsafe extern "C" fn proxy_record_metric(id: u32, value: u64) -> u32 {
     state(|state| state.metrics[id as usize].1 = value);
     OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_get_metric(id: u32, value: *mut u64) -> u32 {
+    unsafe { *value = state(|state| state.metrics[id as usize].1) };
+    OK
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_get_shared_data(
+    key: *const u8,
+    key_size: usize,
+    data: *mut *mut u8,
+    size: *mut usize,
+    stamp: *mut u32,
+) -> u32 {
+    let key = unsafe { text(key, key_size) };
+    match state(|state| state.shared.get(&key).cloned()) {
+        Some((value, written)) => unsafe {
+            *stamp = written;
+            give(value, data, size)
+        },
+        None => NOT_FOUND,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_set_shared_data(
+    key: *const u8,
+    key_size: usize,
+    value: *const u8,
+    value_size: usize,
+    unchanged: u32,
+) -> u32 {
+    let (key, value) = unsafe { (text(key, key_size), bytes(value, value_size)) };
+    state(|state| {
+        let known = state.shared.get(&key);
+        if unchanged != 0 && known.is_some_and(|(_, stamp)| *stamp != unchanged) {
+            return CAS_MISMATCH;
+        }
+        state.writes += 1;
+        state.shared.insert(key, (value.to_vec(), state.writes));
+        OK
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -712,8 +762,7 @@ macro_rules! unused {
 
 unused! {
     proxy_set_buffer_bytes proxy_set_header_map_pairs proxy_add_header_map_value proxy_get_property
-    proxy_get_shared_data proxy_set_shared_data proxy_register_shared_queue
-    proxy_resolve_shared_queue proxy_dequeue_shared_queue proxy_enqueue_shared_queue
-    proxy_close_stream proxy_grpc_call proxy_grpc_stream proxy_grpc_send proxy_grpc_cancel
-    proxy_grpc_close proxy_get_status proxy_get_metric
+    proxy_register_shared_queue proxy_resolve_shared_queue proxy_dequeue_shared_queue
+    proxy_enqueue_shared_queue proxy_close_stream proxy_grpc_call proxy_grpc_stream
+    proxy_grpc_send proxy_grpc_cancel proxy_grpc_close proxy_get_status
 }

@@ -1,0 +1,781 @@
+//! A document that comes by HTTP callout and is fetched again and again: a key set or a policy.
+//!
+//! **One worker fetches, all use it.** A feed has a [`record`] in the data that the workers of one
+//! Envoy process share. Whoever holds the lease in it is the leader: it fetches, validates and
+//! publishes the bytes; the others load them when the version in the record changes. A leader that is
+//! gone is replaced when its lease is over.
+//!
+//! **The last good document stays in use** until its `max_age` is over, whatever the endpoint answers,
+//! and requests never wait for the refresh of one that is usable. An endpoint that fails is asked
+//! less and less; after [`TOLERATED`] failures in a row its breaker is open.
+//!
+//! What it is not: it does not know what it carries; the reader is an argument.
+
+mod endpoint;
+mod record;
+
+use std::fmt;
+use std::rc::Rc;
+
+use sha2::{Digest as _, Sha256};
+
+use self::endpoint::discovered;
+pub use self::endpoint::{Endpoint, Protocol, Secret, Uri};
+use self::record::{LEASE, Record, State};
+use crate::limits::Limits;
+use crate::shared::SharedData;
+use crate::time::{Span, UnixTime};
+
+/// Failures in a row after which an endpoint is asked only to see whether it is back.
+const TOLERATED: u32 = 3;
+
+/// Between two questions to a server that waits for changes: it may have something new at any time,
+/// and must not be asked as fast as it can answer.
+const PAUSE: Span = Span::from_millis(20);
+
+/// Time after which the place of the keys is looked up again, if nothing fails before.
+const REDISCOVERY: Span = Span::from_secs(3600);
+
+/// A callout to be made.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// Which feed asks; comes back with the answer.
+    pub feed: FeedId,
+    /// The Envoy cluster.
+    pub cluster: String,
+    /// `:method`, `:path`, `:scheme`, `:authority` and what else to send.
+    pub headers: Vec<(&'static str, String)>,
+    /// Time after which to give up.
+    pub timeout: Span,
+    /// Answers with a longer body must not be read.
+    pub max_body: usize,
+}
+
+/// Without header values: one may be a credential.
+impl fmt::Debug for Fetch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Fetch").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+/// Names a feed of one gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FeedId(pub(crate) usize);
+
+/// What a callout brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// No answer: refused, reset, timed out, or not even sent.
+    None,
+    /// An answer whose body is larger than [`Fetch::max_body`].
+    TooLarge {
+        /// Its size in bytes.
+        bytes: usize,
+    },
+    /// An answer.
+    Http(Response),
+}
+
+/// An HTTP answer, as far as feeds look at it. Headers that are not there exactly once, in UTF-8, are
+/// `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Response {
+    /// `:status`; 0 if there was none that is a number.
+    pub status: u16,
+    /// `etag`.
+    pub etag: Option<String>,
+    /// `cache-control`.
+    pub cache_control: Option<String>,
+    /// `age`.
+    pub age: Option<String>,
+    /// `x-consul-index`.
+    pub index: Option<String>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// What an answer, or what another worker published, meant for the feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is a new document; `notes` are things worth a warning, such as a skipped key.
+    Updated {
+        /// Lines for the log.
+        notes: Vec<String>,
+    },
+    /// The document in use is confirmed.
+    Unchanged,
+    /// The answer only says where to ask.
+    More,
+    /// Another worker published a document in the meantime.
+    Superseded,
+    /// The endpoint could not be asked, or did not answer with a document.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether it failed so the last time.
+        repeated: bool,
+    },
+    /// It answered with a document that is unfit; the last good one stays.
+    Unfit {
+        /// Why.
+        reason: String,
+        /// Whether it was so the last time.
+        repeated: bool,
+    },
+}
+
+/// A document that was read.
+#[derive(Debug)]
+pub struct Read<T> {
+    /// The document.
+    pub document: T,
+    /// Lines for the log.
+    pub notes: Vec<String>,
+    /// What the reader wants to be told when it reads the next one: one line, kept as long as the
+    /// Envoy process lives.
+    pub mark: String,
+}
+
+/// Reads a document: its bytes, and the mark of the one before if it has to follow on it.
+pub type Reader<'r, T> = &'r dyn Fn(&[u8], &str) -> Result<Read<T>, String>;
+
+/// Whether an endpoint is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breaker {
+    /// It is, whenever there is a reason.
+    Closed = 0,
+    /// It failed too often and is being asked whether it is back.
+    HalfOpen = 1,
+    /// It failed too often and is left alone for a while.
+    Open = 2,
+}
+
+/// Where feeds work.
+#[derive(Clone)]
+pub struct Site {
+    /// What the workers share.
+    pub shared: Rc<dyn SharedData>,
+    /// Names this worker among those that share it; not 0.
+    pub worker: u64,
+    /// Bounds of what is read.
+    pub limits: Limits,
+}
+
+/// Keeps one document current.
+pub struct Feed<T> {
+    current: Option<Rc<T>>,
+    remote: Option<Box<Remote>>,
+}
+
+/// Everything about a feed that fetches, but for what the document is.
+struct Remote {
+    endpoint: Endpoint,
+    limits: Limits,
+    max_body: usize,
+    worker: u64,
+    record: Record,
+    state: State,
+    /// Version of the document in use.
+    loaded: u64,
+    /// The callout of this worker that is under way.
+    asked: Option<Asked>,
+    /// Another callout follows at once.
+    more: bool,
+    /// Consul's index of what was seen last; `None` asks for an answer at once.
+    index: Option<u64>,
+    /// Where the keys are, and when that was looked up.
+    discovered: Option<(Uri, UnixTime)>,
+    /// The last time that a fetch was asked for here.
+    wanted: UnixTime,
+    random: u64,
+}
+
+struct Asked {
+    at: UnixTime,
+    until: UnixTime,
+    /// The version in the record then.
+    version: u64,
+    /// The server was asked to wait for changes.
+    blocking: bool,
+    /// Only the place of the document is asked for.
+    discovery: bool,
+}
+
+/// What an answer is, before its body is read.
+enum Received {
+    Body(Response),
+    Unchanged,
+    More,
+    /// The endpoint works, and has no document.
+    Absent(String),
+    Failed(String),
+    Unfit(String),
+}
+
+impl<T> Feed<T> {
+    /// A feed that has its document for good.
+    pub fn fixed(document: T) -> Self {
+        Self { current: Some(Rc::new(document)), remote: None }
+    }
+
+    /// A feed that has to fetch; the first fetch is due at once. `salt` says how the document is read:
+    /// feeds of different filter instances whose endpoints are the same share it if that is the same
+    /// too.
+    pub fn remote(endpoint: Endpoint, max_body: usize, salt: &str, site: &Site) -> Self {
+        let Site { shared, worker, limits } = site;
+        let (worker, limits) = (*worker, *limits);
+        let record = Record::new(Rc::clone(shared), endpoint.id(salt));
+        let remote = Remote {
+            endpoint,
+            limits,
+            max_body,
+            worker,
+            record,
+            state: State::default(),
+            loaded: 0,
+            asked: None,
+            more: false,
+            index: None,
+            discovered: None,
+            wanted: UnixTime::from_millis(i64::MIN),
+            random: worker,
+        };
+        Self { current: None, remote: Some(Box::new(remote)) }
+    }
+
+    /// The document, unless there is none or it is too old to be used. After the clock was set back
+    /// by more than `max_age` nobody knows how old it is.
+    pub fn usable(&self, now: UnixTime) -> Option<&Rc<T>> {
+        let fresh = self.remote.as_ref().is_none_or(|remote| {
+            let (as_of, max_age) = (remote.state.as_of, remote.endpoint.max_age);
+            now.since(as_of) <= max_age && as_of.since(now) <= max_age
+        });
+        self.current.as_ref().filter(|_| fresh)
+    }
+
+    /// The document, of whatever age.
+    pub fn current(&self) -> Option<&Rc<T>> {
+        self.current.as_ref()
+    }
+
+    /// The endpoint's name; `None` if the document is fixed.
+    pub fn name(&self) -> Option<&str> {
+        self.remote.as_ref().map(|remote| remote.endpoint.name.as_str())
+    }
+
+    /// Whether the document can be fetched again at all.
+    pub fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    /// When the next fetch is due.
+    pub fn next_at(&self) -> UnixTime {
+        self.remote.as_ref().map_or_else(UnixTime::default, |remote| remote.state.next_at)
+    }
+
+    /// The document is at least as new as this moment.
+    pub fn as_of(&self) -> UnixTime {
+        self.remote.as_ref().map_or_else(UnixTime::default, |remote| remote.state.as_of)
+    }
+
+    /// Least time between two fetches.
+    pub fn min_refresh(&self) -> Span {
+        self.remote.as_ref().map_or(Span::ZERO, |remote| remote.endpoint.min_interval)
+    }
+
+    /// The earliest moment at which an answer may be there; far off while the breaker is open.
+    pub fn retry_at(&self, now: UnixTime) -> UnixTime {
+        match self.breaker() {
+            Breaker::Open => self.next_at().max(now),
+            Breaker::Closed | Breaker::HalfOpen => now,
+        }
+    }
+
+    /// Whether the endpoint is asked.
+    pub fn breaker(&self) -> Breaker {
+        self.remote.as_ref().map_or(Breaker::Closed, |remote| remote.state.breaker())
+    }
+
+    /// Whether this worker fetches it for all.
+    pub fn leads(&self, now: UnixTime) -> bool {
+        self.remote.as_ref().is_some_and(|remote| remote.leads(now))
+    }
+
+    /// Name, age and breaker, if it is this worker that fetches the document.
+    pub fn observe(&self, now: UnixTime) -> Option<(&str, Option<Span>, Breaker)> {
+        let remote = self.remote.as_ref().filter(|remote| remote.leads(now))?;
+        let age = self.current.as_ref().map(|_| now.since(remote.state.as_of));
+        Some((&remote.endpoint.name, age, remote.state.breaker()))
+    }
+
+    /// Asks for a fetch as soon as may be: somebody named a key that is not in the set.
+    pub fn want(&mut self, now: UnixTime) {
+        let Some(remote) = &mut self.remote else { return };
+        // Asked already, and nothing was begun since.
+        if remote.wanted >= remote.state.asked_at && remote.wanted <= now {
+            return;
+        }
+        remote.wanted = now;
+        remote.record.want(now);
+    }
+
+    /// Lets another worker take over at once: this one ends.
+    pub fn leave(&mut self, now: UnixTime) {
+        if let Some(remote) = self.remote.as_mut().filter(|remote| remote.leads(now)) {
+            remote.refresh(now);
+            let state = State { until: now, ..remote.state.clone() };
+            remote.write(state, now);
+        }
+    }
+
+    /// Loads what another worker has published, if that is new.
+    pub fn sync(&mut self, now: UnixTime, read: Reader<'_, T>) -> Option<Outcome> {
+        let remote = self.remote.as_mut()?;
+        remote.refresh(now);
+        let body = remote.published()?;
+        match read(&body, "") {
+            Ok(Read { document, .. }) => {
+                self.current = Some(Rc::new(document));
+                // The leader has told the notes.
+                Some(Outcome::Updated { notes: Vec::new() })
+            }
+            Err(reason) => Some(Outcome::Unfit { reason, repeated: false }),
+        }
+    }
+
+    /// The fetch that is due now, if one is and it is this worker's. It counts as under way until
+    /// [`Self::answered`].
+    pub fn due(&mut self, feed: FeedId, now: UnixTime) -> Option<Fetch> {
+        self.remote.as_mut()?.due(feed, now)
+    }
+
+    /// Takes the answer of the fetch under way.
+    pub fn answered(&mut self, answer: Answer, now: UnixTime, read: Reader<'_, T>) -> Outcome {
+        let Some(remote) = &mut self.remote else { return Outcome::Superseded };
+        let Some(asked) = remote.asked.take() else { return Outcome::Superseded };
+        remote.refresh(now);
+        if remote.state.version != asked.version {
+            // What Consul's index belongs to was not loaded.
+            remote.index = None;
+            return Outcome::Superseded;
+        }
+        let response = match remote.receive(answer, &asked, now) {
+            Received::Body(response) => response,
+            Received::Unchanged => return remote.confirmed(&asked, None, now),
+            Received::More => {
+                remote.more = true;
+                return Outcome::More;
+            }
+            Received::Absent(reason) => return remote.absent(reason, &asked, now),
+            Received::Failed(reason) => {
+                let repeated = remote.failed(&reason, now);
+                return Outcome::Failed { reason, repeated };
+            }
+            Received::Unfit(reason) => {
+                let repeated = remote.failed(&reason, now);
+                return Outcome::Unfit { reason, repeated };
+            }
+        };
+        let digest = hexadecimal(&Sha256::digest(&response.body));
+        if remote.has_current() && digest == remote.state.digest {
+            return remote.confirmed(&asked, Some(&response), now);
+        }
+        match read(&response.body, &remote.state.mark) {
+            Ok(Read { document, notes, mark }) => {
+                if !remote.publish(&asked, &response, digest, mark, now) {
+                    return Outcome::Superseded;
+                }
+                self.current = Some(Rc::new(document));
+                Outcome::Updated { notes }
+            }
+            // The old tag stays: with the new one, the unfit document would be confirmed by 304.
+            Err(reason) => {
+                let repeated = remote.unfit(&reason, &asked, now);
+                Outcome::Unfit { reason, repeated }
+            }
+        }
+    }
+}
+
+impl Remote {
+    /// Takes over what the record says.
+    fn refresh(&mut self, now: UnixTime) {
+        if let Some(state) = self.record.read(now) {
+            self.state = state;
+        }
+    }
+
+    /// The published document, if it is not the one in use.
+    fn published(&mut self) -> Option<Vec<u8>> {
+        if self.state.version == self.loaded || self.record.is_alone() {
+            return None;
+        }
+        let (version, body) = self.record.document()?;
+        if version != self.state.version {
+            return None;
+        }
+        self.loaded = version;
+        Some(body)
+    }
+
+    fn has_current(&self) -> bool {
+        self.loaded > 0 && self.loaded == self.state.version
+    }
+
+    fn leads(&self, now: UnixTime) -> bool {
+        self.record.is_alone() || (self.state.leader == self.worker && self.state.is_led(now))
+    }
+
+    /// Whether this worker is the leader, if need be from now on.
+    fn lead(&mut self, now: UnixTime) -> bool {
+        if self.leads(now) {
+            let rest = self.state.until.since(now);
+            return self.record.is_alone() || rest.twice() > LEASE || self.claim(now);
+        }
+        !self.state.is_led(now) && self.claim(now)
+    }
+
+    /// Takes or renews the lease.
+    fn claim(&mut self, now: UnixTime) -> bool {
+        let leader = self.worker;
+        self.write(State { leader, until: now.plus(LEASE), ..self.state.clone() }, now)
+    }
+
+    fn write(&mut self, state: State, now: UnixTime) -> bool {
+        let written = self.record.write(&state);
+        match written {
+            true => self.state = state,
+            false => self.refresh(now),
+        }
+        written
+    }
+
+    fn due(&mut self, feed: FeedId, now: UnixTime) -> Option<Fetch> {
+        // The host answers every callout by its timeout. Should it not, waiting for ever would freeze
+        // the document; and a clock that was set back must not put the end off.
+        if self.asked.as_ref().is_some_and(|asked| (asked.at..asked.until).contains(&now)) {
+            // Whoever holds a question open stays the leader, or an answer would find another one.
+            self.lead(now);
+            return None;
+        }
+        if !self.lead(now) {
+            self.index = None;
+            self.more = false;
+            return None;
+        }
+        if now < self.due_at(now) && !self.more {
+            return None;
+        }
+        self.more = false;
+        let state = State { asked_at: now, ..self.state.clone() };
+        if !self.write(state, now) {
+            return None;
+        }
+        Some(self.fetch(feed, now))
+    }
+
+    fn due_at(&self, now: UnixTime) -> UnixTime {
+        let Self { endpoint, state, .. } = self;
+        let wanted = self.record.wanted().unwrap_or(self.wanted).max(self.wanted);
+        let next_at = match state.next_at {
+            // A clock that was set back must not put the next fetch off until it has caught up.
+            next_at if next_at.since(now) > endpoint.interval => now,
+            next_at => next_at,
+        };
+        if wanted >= state.asked_at && wanted <= now && state.breaker() == Breaker::Closed {
+            return next_at.min(state.asked_at.plus(endpoint.min_interval));
+        }
+        next_at
+    }
+
+    fn fetch(&mut self, feed: FeedId, now: UnixTime) -> Fetch {
+        let conditional = self.has_current().then(|| self.state.etag.clone()).flatten();
+        let Endpoint { protocol, timeout, .. } = &self.endpoint;
+        let mut uri = &self.endpoint.uri;
+        let mut cluster = &self.endpoint.cluster;
+        let mut path = uri.path.clone();
+        let mut more = vec![("accept", "application/json".to_owned())];
+        let mut held = None;
+        let mut discovery = false;
+        match protocol {
+            Protocol::Poll => {}
+            Protocol::LongPoll { wait } => {
+                if conditional.is_some() {
+                    let seconds = wait.as_secs_ceil();
+                    more.push(("prefer", format!("wait={seconds}")));
+                    held = Some(*wait);
+                }
+            }
+            Protocol::ConsulKv { wait, token } => {
+                if let Some(index) = self.index {
+                    path = format!("{path}&index={index}&wait={}ms", wait.as_millis());
+                    held = Some(*wait);
+                }
+                more.extend(token.iter().map(|Secret(token)| ("x-consul-token", token.clone())));
+            }
+            Protocol::Discovery { keys_cluster, .. } => {
+                let recent = |at: UnixTime| at <= now && now.since(at) <= REDISCOVERY;
+                match &self.discovered {
+                    Some((keys, at)) if recent(*at) => {
+                        (uri, cluster, path) = (keys, keys_cluster, keys.path.clone());
+                    }
+                    _ => discovery = true,
+                }
+            }
+        }
+        let mut headers = vec![
+            (":method", "GET".to_owned()),
+            (":path", path),
+            (":scheme", uri.scheme.to_owned()),
+            (":authority", uri.authority.clone()),
+        ];
+        headers.extend(more);
+        let consul = matches!(protocol, Protocol::ConsulKv { .. });
+        headers.extend(
+            conditional.filter(|_| !discovery && !consul).map(|etag| ("if-none-match", etag)),
+        );
+        // Consul adds up to a sixteenth to the time that it waits.
+        let wait = held.unwrap_or(Span::ZERO);
+        let slack = Span::from_millis(wait.as_millis().div_euclid(16));
+        let timeout = timeout.plus(wait).plus(slack);
+        self.asked = Some(Asked {
+            at: now,
+            until: now.plus(timeout.twice()),
+            version: self.state.version,
+            blocking: held.is_some(),
+            discovery,
+        });
+        Fetch { feed, cluster: cluster.clone(), headers, timeout, max_body: self.max_body }
+    }
+
+    fn receive(&mut self, answer: Answer, asked: &Asked, now: UnixTime) -> Received {
+        let response = match answer {
+            Answer::None => return self.unanswered("no answer".to_owned()),
+            Answer::TooLarge { bytes } => {
+                self.index = None;
+                return Received::Unfit(format!(
+                    "{bytes} bytes are more than the {} allowed",
+                    self.max_body
+                ));
+            }
+            Answer::Http(response) => response,
+        };
+        if let Protocol::ConsulKv { .. } = self.endpoint.protocol
+            && matches!(response.status, 200 | 404)
+        {
+            self.index = next_index(self.index, response.index.as_deref());
+            if response.status == 404 {
+                return Received::Absent("the key does not exist".to_owned());
+            }
+        }
+        match (response.status, &self.endpoint.protocol) {
+            (200, Protocol::Discovery { issuer, .. }) if asked.discovery => {
+                let scheme = self.endpoint.uri.scheme;
+                match discovered(&response.body, issuer, scheme, &self.limits) {
+                    Ok(uri) => {
+                        if self.discovered.as_ref().is_some_and(|(known, _)| *known != uri) {
+                            self.state.etag = None;
+                        }
+                        self.discovered = Some((uri, now));
+                        Received::More
+                    }
+                    Err(reason) => Received::Unfit(reason),
+                }
+            }
+            (200, _) => Received::Body(response),
+            (304, _) if self.has_current() && !asked.discovery => Received::Unchanged,
+            (status, _) => self.unanswered(format!("answered with status {status}")),
+        }
+    }
+
+    /// After any error Consul's index means nothing any more.
+    fn unanswered(&mut self, reason: String) -> Received {
+        self.index = None;
+        Received::Failed(reason)
+    }
+
+    /// The document in use is the one that the server has.
+    fn confirmed(&mut self, asked: &Asked, response: Option<&Response>, now: UnixTime) -> Outcome {
+        let mut state = self.succeeded(asked, response, false, now);
+        if let Some(response) = response {
+            state.etag.clone_from(&response.etag);
+        }
+        self.write(state, now);
+        Outcome::Unchanged
+    }
+
+    fn publish(
+        &mut self,
+        asked: &Asked,
+        response: &Response,
+        digest: String,
+        mark: String,
+        now: UnixTime,
+    ) -> bool {
+        // With the lease just taken, nobody else puts a document in between.
+        if !self.claim(now) {
+            return false;
+        }
+        let version = self.state.version.saturating_add(1);
+        self.record.put_document(version, &response.body);
+        let etag = response.etag.clone();
+        let state = self.succeeded(asked, Some(response), true, now);
+        if !self.write(State { version, digest, mark, etag, ..state }, now) {
+            return false;
+        }
+        self.loaded = version;
+        self.record.announce();
+        true
+    }
+
+    /// The state after an answer that was as it should be.
+    fn succeeded(
+        &mut self,
+        asked: &Asked,
+        response: Option<&Response>,
+        changed: bool,
+        now: UnixTime,
+    ) -> State {
+        let interval = self.endpoint.interval;
+        let etag = response.map_or(&self.state.etag, |response| &response.etag);
+        let tagged = etag.is_some();
+        let next_at = match self.ask_again(asked, tagged, changed, now) {
+            Some(at) => at,
+            None => {
+                let stated = response.and_then(max_age);
+                let least = self.endpoint.min_interval.min(interval);
+                let fresh = stated.map_or(interval, |stated| stated.clamp(least, interval));
+                now.plus(self.jittered(fresh, 10))
+            }
+        };
+        // An answer that was held back is as new as its arrival, any other one as its question.
+        let as_of = if asked.blocking { now } else { asked.at };
+        State { as_of, next_at, failures: 0, error: None, ..self.state.clone() }
+    }
+
+    /// When to ask a server again that waits for changes, if it does.
+    fn ask_again(
+        &self,
+        asked: &Asked,
+        tagged: bool,
+        changed: bool,
+        now: UnixTime,
+    ) -> Option<UnixTime> {
+        let wait = self.endpoint.protocol.wait()?;
+        let was_held = asked.blocking && now.since(asked.at).twice() >= wait;
+        let can_wait = match self.endpoint.protocol {
+            Protocol::ConsulKv { .. } => self.index.is_some(),
+            _ => tagged,
+        };
+        (can_wait && (changed || was_held || !asked.blocking))
+            .then(|| now.max(asked.at.plus(PAUSE)))
+    }
+
+    /// There is no document, and the endpoint works.
+    fn absent(&mut self, reason: String, asked: &Asked, now: UnixTime) -> Outcome {
+        let repeated = self.is_known(&reason);
+        let next_at = self
+            .ask_again(asked, false, !repeated, now)
+            .unwrap_or_else(|| now.plus(self.endpoint.interval));
+        let error = Some((now, reason.clone()));
+        self.write(State { next_at, failures: 0, error, ..self.state.clone() }, now);
+        Outcome::Failed { reason, repeated }
+    }
+
+    /// A document came that is none. A server that waits for changes is asked for the next one.
+    fn unfit(&mut self, reason: &str, asked: &Asked, now: UnixTime) -> bool {
+        let waits = matches!(self.endpoint.protocol, Protocol::ConsulKv { .. });
+        let again = if waits { self.ask_again(asked, false, true, now) } else { None };
+        let Some(next_at) = again else { return self.failed(reason, now) };
+        let repeated = self.is_known(reason);
+        let error = Some((now, reason.to_owned()));
+        self.write(State { next_at, error, ..self.state.clone() }, now);
+        repeated
+    }
+
+    /// Nothing came that could be used; returns whether it was so the last time.
+    fn failed(&mut self, reason: &str, now: UnixTime) -> bool {
+        let repeated = self.is_known(reason);
+        // The keys may have moved.
+        self.discovered = None;
+        let failures = self.state.failures;
+        let next_at = now.plus(self.jittered(back_off(failures, self.endpoint.interval), 2));
+        let error = Some((now, reason.to_owned()));
+        let failures = failures.saturating_add(1);
+        self.write(State { next_at, failures, error, ..self.state.clone() }, now);
+        repeated
+    }
+
+    fn is_known(&self, reason: &str) -> bool {
+        self.state.error.as_ref().is_some_and(|(_, known)| known == reason)
+    }
+
+    /// The span, less up to one `part`th of it: workers of many proxies must not ask in step.
+    fn jittered(&mut self, span: Span, part: i64) -> Span {
+        // SplitMix64.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        let most = span.as_millis().div_euclid(part).max(0).saturating_add(1);
+        let less = i64::try_from(mixed >> 1).unwrap_or_default().rem_euclid(most);
+        Span::from_millis(span.as_millis().saturating_sub(less))
+    }
+}
+
+impl State {
+    fn breaker(&self) -> Breaker {
+        if self.failures < TOLERATED {
+            Breaker::Closed
+        } else if self.asked_at >= self.next_at {
+            Breaker::HalfOpen
+        } else {
+            Breaker::Open
+        }
+    }
+}
+
+/// Half a second, doubled for each failure, never more than the ordinary interval or half a minute.
+fn back_off(failures: u32, interval: Span) -> Span {
+    let millis = 500_i64.saturating_mul(1_i64.checked_shl(failures.min(16)).unwrap_or(i64::MAX));
+    Span::from_millis(millis).min(interval).min(Span::from_secs(30))
+}
+
+/// The index for the next blocking query: one that is missing, not a number or lower than before
+/// means to begin anew, and 0 would not block.
+fn next_index(last: Option<u64>, header: Option<&str>) -> Option<u64> {
+    let index: u64 = header?.parse().ok()?;
+    (last.is_none_or(|last| index >= last)).then_some(index.max(1))
+}
+
+/// `max-age` of `Cache-Control` (RFC 9111 §5.2.2.1) less `Age`. An answer that must not be stored says
+/// nothing about how soon keys change.
+fn max_age(response: &Response) -> Option<Span> {
+    let directives = response.cache_control.as_deref()?.split(',').map(str::trim);
+    let seconds = |text: &str| text.parse::<u32>().ok().map(i64::from);
+    let most = directives.into_iter().find_map(|directive| {
+        let (name, value) = directive.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("max-age").then_some(())?;
+        seconds(value.trim().trim_matches('"'))
+    })?;
+    let age = response.age.as_deref().and_then(seconds).unwrap_or_default();
+    Some(Span::from_secs(most.saturating_sub(age).max(0)))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl<T> fmt::Debug for Feed<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Feed")
+            .field("name", &self.name())
+            .field("loaded", &self.current.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! What the workers of one Envoy process write down about a document for each other.
+//!
+//! The store forgets nothing and cannot be asked what is in it, so there are [`SLOTS`] places, and a
+//! document takes one of them. One that was not looked after for [`ABANDONED`] may be taken over.
+
+use std::rc::Rc;
+
+use crate::shared::{Refused, SharedData, Stamp};
+use crate::time::{Span, UnixTime};
+
+/// Documents that the filter instances of one process can share; more are fetched by each worker.
+const SLOTS: u32 = 64;
+
+/// After this time without a leader nobody uses the document any more.
+const ABANDONED: Span = Span::from_secs(600);
+
+/// How long a leader is one without renewing its lease.
+pub(super) const LEASE: Span = Span::from_secs(3);
+
+/// Bytes of an error's text that are kept.
+const ERROR_BYTES: usize = 400;
+
+/// The state of a document, as its leader wrote it last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct State {
+    /// Who fetches, and until when nobody else does.
+    pub(super) leader: u64,
+    pub(super) until: UnixTime,
+    /// Counts the documents; 0: there was none yet.
+    pub(super) version: u64,
+    /// The document is at least as new as this moment.
+    pub(super) as_of: UnixTime,
+    /// When the last fetch was begun.
+    pub(super) asked_at: UnixTime,
+    /// When the next one is due.
+    pub(super) next_at: UnixTime,
+    /// Fetches in a row that brought nothing.
+    pub(super) failures: u32,
+    /// The last such fetch, until one succeeds: when, and why.
+    pub(super) error: Option<(UnixTime, String)>,
+    /// SHA-256 of the document in hexadecimal.
+    pub(super) digest: String,
+    /// What the reader wants to be told of the last document; see [`super::Read::mark`].
+    pub(super) mark: String,
+    pub(super) etag: Option<String>,
+}
+
+impl State {
+    /// Whether there is a leader. A lease that lasts longer than leases do was taken before the clock
+    /// was set back.
+    pub(super) fn is_led(&self, now: UnixTime) -> bool {
+        now < self.until && self.until.since(now) <= LEASE
+    }
+
+    fn encode(&self, id: &str) -> Vec<u8> {
+        let (error_at, reason) = match &self.error {
+            Some((at, reason)) => (at.as_millis(), one_line(reason)),
+            None => (0, String::new()),
+        };
+        format!(
+            "{id}\n{:x}\n{}\n{}\n{}\n{}\n{}\n{}\n{error_at}\n{reason}\n{}\n{}\n{}",
+            self.leader,
+            self.until.as_millis(),
+            self.version,
+            self.as_of.as_millis(),
+            self.asked_at.as_millis(),
+            self.next_at.as_millis(),
+            self.failures,
+            self.digest,
+            one_line(&self.mark),
+            one_line(self.etag.as_deref().unwrap_or_default()),
+        )
+        .into_bytes()
+    }
+
+    /// The state and whose it is.
+    fn decode(bytes: &[u8]) -> Option<(String, Self)> {
+        let mut lines = std::str::from_utf8(bytes).ok()?.split('\n');
+        let id = lines.next()?.to_owned();
+        let leader = u64::from_str_radix(lines.next()?, 16).ok()?;
+        let mut number = || lines.next()?.parse::<i64>().ok();
+        let [until, version, as_of, asked_at, next_at, failures, error_at] =
+            [number()?, number()?, number()?, number()?, number()?, number()?, number()?];
+        let reason = lines.next()?;
+        let error =
+            (!reason.is_empty()).then(|| (UnixTime::from_millis(error_at), reason.to_owned()));
+        let digest = lines.next()?.to_owned();
+        let mark = lines.next()?.to_owned();
+        let etag = Some(lines.next()?.to_owned()).filter(|etag| !etag.is_empty());
+        let state = Self {
+            leader,
+            until: UnixTime::from_millis(until),
+            version: u64::try_from(version).ok()?,
+            as_of: UnixTime::from_millis(as_of),
+            asked_at: UnixTime::from_millis(asked_at),
+            next_at: UnixTime::from_millis(next_at),
+            failures: u32::try_from(failures).ok()?,
+            error,
+            digest,
+            mark,
+            etag,
+        };
+        Some((id, state))
+    }
+}
+
+fn one_line(text: &str) -> String {
+    let mut line = text.replace(['\n', '\r'], " ");
+    if line.len() > ERROR_BYTES {
+        let end = (0..=ERROR_BYTES).rev().find(|end| line.is_char_boundary(*end));
+        line.truncate(end.unwrap_or_default());
+        line.push('…');
+    }
+    line
+}
+
+/// A document's place in the store.
+pub(super) struct Record {
+    shared: Rc<dyn SharedData>,
+    id: String,
+    slot: Option<u32>,
+    stamp: Option<Stamp>,
+    /// There is no store, or no place in it.
+    alone: bool,
+}
+
+impl Record {
+    pub(super) fn new(shared: Rc<dyn SharedData>, id: String) -> Self {
+        Self { shared, id, slot: None, stamp: None, alone: false }
+    }
+
+    /// Whether each worker has to fetch for itself.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// What was written last; `None` if nothing was.
+    pub(super) fn read(&mut self, now: UnixTime) -> Option<State> {
+        if self.alone {
+            return None;
+        }
+        if let Some(state) = self.read_slot() {
+            return Some(state);
+        }
+        self.find(now);
+        self.read_slot()
+    }
+
+    fn read_slot(&mut self) -> Option<State> {
+        let (bytes, stamp) = self.shared.read(&key(self.slot?, "state"))?;
+        let (id, state) = State::decode(&bytes)?;
+        self.stamp = Some(stamp);
+        (id == self.id).then_some(state)
+    }
+
+    /// Looks for the document's own slot, or else for one that it may take.
+    fn find(&mut self, now: UnixTime) {
+        self.slot = None;
+        self.stamp = None;
+        for slot in 0..SLOTS {
+            let found = self.shared.read(&key(slot, "state"));
+            let known = found.as_ref().and_then(|(bytes, _)| State::decode(bytes));
+            let free = match &known {
+                Some((id, _)) if *id == self.id => {
+                    self.slot = Some(slot);
+                    return;
+                }
+                Some((_, state)) => now.since(state.until) > ABANDONED,
+                None => true,
+            };
+            if free && self.slot.is_none() {
+                self.slot = Some(slot);
+                self.stamp = found.map(|(_, stamp)| stamp);
+            }
+            if known.is_none() {
+                // Slots are taken in order: there are no more.
+                break;
+            }
+        }
+        self.alone = self.slot.is_none();
+    }
+
+    /// Writes the state, if it is still the one that was read; returns what is there then, unless
+    /// somebody else was first.
+    pub(super) fn write(&mut self, state: &State) -> bool {
+        let Some(slot) = self.slot.filter(|_| !self.alone) else { return true };
+        match self.shared.write(&key(slot, "state"), &state.encode(&self.id), self.stamp) {
+            // Where there was none yet, another worker may have been faster, or be so now.
+            Ok(()) => self.read_slot().is_some_and(|written| written.leader == state.leader),
+            Err(Refused::Changed) => false,
+            Err(Refused::Unsupported) => {
+                self.alone = true;
+                true
+            }
+        }
+    }
+
+    /// The document and its version.
+    pub(super) fn document(&self) -> Option<(u64, Vec<u8>)> {
+        let (bytes, _) = self.shared.read(&key(self.slot?, "document"))?;
+        let rest = bytes.strip_prefix(self.id.as_bytes())?;
+        let (version, body) = rest.split_first_chunk()?;
+        Some((u64::from_be_bytes(*version), body.to_vec()))
+    }
+
+    /// Puts a document where the others find it.
+    pub(super) fn put_document(&self, version: u64, body: &[u8]) {
+        let Some(slot) = self.slot.filter(|_| !self.alone) else { return };
+        let bytes = [self.id.as_bytes(), &version.to_be_bytes(), body].concat();
+        // What cannot be written is fetched by each worker, as its version is not in the state either.
+        let _ = self.shared.write(&key(slot, "document"), &bytes, None);
+    }
+
+    /// Lets the others know that there is a new version.
+    pub(super) fn announce(&self) {
+        self.shared.announce();
+    }
+
+    /// When a worker last asked for a fetch.
+    pub(super) fn wanted(&self) -> Option<UnixTime> {
+        let (bytes, _) = self.shared.read(&key(self.slot?, "wanted"))?;
+        std::str::from_utf8(&bytes).ok()?.parse().ok().map(UnixTime::from_millis)
+    }
+
+    /// Asks the leader for a fetch.
+    pub(super) fn want(&self, now: UnixTime) {
+        if let Some(slot) = self.slot {
+            let at = now.as_millis().to_string();
+            let _ = self.shared.write(&key(slot, "wanted"), at.as_bytes(), None);
+        }
+    }
+}
+
+fn key(slot: u32, part: &str) -> String {
+    format!("airflow-envoy.{slot}.{part}")
+}

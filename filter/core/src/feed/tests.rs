@@ -1,0 +1,637 @@
+//! One feed, and several workers with one store.
+
+use super::*;
+use crate::shared::Memory;
+
+const ID: FeedId = FeedId(0);
+
+fn at(seconds: i64) -> UnixTime {
+    UnixTime::from_secs(1_000_000 + seconds)
+}
+
+fn after(seconds: i64, millis: i64) -> UnixTime {
+    at(seconds).plus(Span::from_millis(millis))
+}
+
+fn endpoint(protocol: Protocol) -> Endpoint {
+    Endpoint {
+        name: "main".to_owned(),
+        cluster: "policy".to_owned(),
+        uri: Uri::parse("http://policy.internal/policy.json").unwrap(),
+        interval: Span::from_secs(10),
+        min_interval: Span::from_secs(2),
+        timeout: Span::from_secs(1),
+        max_age: Span::from_secs(60),
+        protocol,
+    }
+}
+
+fn consul() -> Protocol {
+    let token = Some(Secret("s.secret".to_owned()));
+    Protocol::ConsulKv { wait: Span::from_secs(16), token }
+}
+
+fn long_poll() -> Protocol {
+    Protocol::LongPoll { wait: Span::from_secs(16) }
+}
+
+fn read(body: &[u8], _: &str) -> Result<Read<String>, String> {
+    match std::str::from_utf8(body) {
+        Ok(text) if text.starts_with("good") => {
+            Ok(Read { document: text.to_owned(), notes: Vec::new(), mark: String::new() })
+        }
+        _ => Err("not good".to_owned()),
+    }
+}
+
+fn ok(body: &str) -> Answer {
+    http(200, Some("\"1\""), body)
+}
+
+fn http(status: u16, etag: Option<&str>, body: &str) -> Answer {
+    let etag = etag.map(str::to_owned);
+    Answer::Http(Response { status, etag, body: body.into(), ..Response::default() })
+}
+
+fn at_index(status: u16, index: &str, body: &str) -> Answer {
+    let index = Some(index.to_owned());
+    Answer::Http(Response { status, index, body: body.into(), ..Response::default() })
+}
+
+fn header<'f>(fetch: &'f Fetch, name: &str) -> Option<&'f str> {
+    fetch.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+}
+
+/// Workers of one process.
+struct Process {
+    shared: Rc<Memory>,
+    protocol: Protocol,
+    workers: Vec<Feed<String>>,
+}
+
+impl Process {
+    fn new(workers: u64, protocol: Protocol) -> Self {
+        let mut process = Self { shared: Rc::default(), protocol, workers: Vec::new() };
+        for number in 1..=workers {
+            process.start(number);
+        }
+        process
+    }
+
+    fn start(&mut self, number: u64) {
+        let site = Site {
+            shared: Rc::clone(&self.shared) as Rc<dyn SharedData>,
+            worker: number,
+            limits: Limits::DEFAULT,
+        };
+        self.workers.push(Feed::remote(endpoint(self.protocol.clone()), 100, "", &site));
+    }
+
+    /// All workers tick; the fetches that are due.
+    fn tick(&mut self, now: UnixTime) -> Vec<(usize, Fetch)> {
+        let mut due = Vec::new();
+        for (number, feed) in self.workers.iter_mut().enumerate() {
+            feed.sync(now, &read);
+            due.extend(feed.due(ID, now).map(|fetch| (number, fetch)));
+        }
+        due
+    }
+
+    /// The one worker whose fetch is due.
+    fn fetch(&mut self, now: UnixTime) -> (usize, Fetch) {
+        let mut due = self.tick(now);
+        assert_eq!(due.len(), 1, "one worker fetches: {due:?}");
+        due.remove(0)
+    }
+
+    fn answer(&mut self, worker: usize, answer: Answer, now: UnixTime) -> Outcome {
+        self.workers[worker].answered(answer, now, &read)
+    }
+
+    fn documents(&mut self, now: UnixTime) -> Vec<Option<String>> {
+        for feed in &mut self.workers {
+            feed.sync(now, &read);
+        }
+        self.workers.iter().map(|feed| feed.usable(now).map(|it| it.to_string())).collect()
+    }
+}
+
+fn alone(protocol: Protocol) -> Process {
+    Process::new(1, protocol)
+}
+
+fn loaded(protocol: Protocol) -> Process {
+    let mut process = alone(protocol);
+    let (worker, _) = process.fetch(at(0));
+    assert_eq!(process.answer(worker, ok("good 1"), at(0)), Outcome::Updated { notes: vec![] });
+    process
+}
+
+#[test]
+fn one_worker_fetches_and_all_use_it() {
+    let mut process = Process::new(5, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    assert_eq!(process.documents(at(0)), vec![None; 5]);
+    process.answer(leader, ok("good 1"), after(0, 50));
+    assert_eq!(process.documents(after(0, 51)), vec![Some("good 1".to_owned()); 5]);
+    // An hour at rest: one callout per interval, however many workers there are.
+    let mut fetches = 0;
+    for tick in 1..36_000 {
+        let now = after(0, tick * 100);
+        for (worker, fetch) in process.tick(now) {
+            assert_eq!(worker, leader, "the leader stays");
+            assert_eq!(header(&fetch, "if-none-match"), Some("\"1\""));
+            fetches += 1;
+            assert_eq!(process.answer(worker, http(304, None, ""), now), Outcome::Unchanged);
+        }
+    }
+    // Jitter takes up to a tenth off.
+    assert!((355..=402).contains(&fetches), "{fetches}");
+    let (_, values) = process.shared.size();
+    assert!(values <= 3, "{values}");
+}
+
+#[test]
+fn a_leader_that_is_gone_is_replaced_when_its_lease_is_over() {
+    let mut process = Process::new(3, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    // It dies with its question open.
+    drop(process.workers.remove(leader));
+    let mut replaced_at = None;
+    for tick in 1..100 {
+        if !process.tick(after(0, tick * 100)).is_empty() {
+            replaced_at = Some(tick);
+            break;
+        }
+    }
+    assert_eq!(replaced_at, Some(30));
+}
+
+#[test]
+fn a_leader_that_leaves_is_replaced_at_once() {
+    let mut process = Process::new(2, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    process.answer(leader, ok("good 1"), at(0));
+    process.workers[leader].leave(at(1));
+    drop(process.workers.remove(leader));
+    assert!(process.tick(at(2)).is_empty());
+    assert!(process.workers[0].leads(at(2)));
+    process.fetch(at(10));
+}
+
+#[test]
+fn a_new_worker_has_the_document_before_it_asks_anybody() {
+    let mut process = loaded(Protocol::Poll);
+    process.workers.clear();
+    process.start(9);
+    assert_eq!(process.documents(at(1)), [Some("good 1".to_owned())]);
+}
+
+#[test]
+fn what_is_configured_otherwise_is_another_document() {
+    let mut process = loaded(Protocol::Poll);
+    process.protocol = long_poll();
+    process.start(2);
+    assert_eq!(process.documents(at(1)), [Some("good 1".to_owned()), None]);
+    let (worker, _) = process.fetch(at(1));
+    process.answer(worker, ok("good 2"), at(1));
+    assert_eq!(process.documents(at(1)), [Some("good 1".into()), Some("good 2".into())]);
+}
+
+#[test]
+fn nothing_grows_over_many_configurations() {
+    let shared = Rc::new(Memory::default());
+    let mut now = at(0);
+    let mut without_a_place = 0;
+    for number in 1..500 {
+        let site = Site {
+            shared: Rc::clone(&shared) as Rc<dyn SharedData>,
+            worker: number,
+            limits: Limits::DEFAULT,
+        };
+        let mut feed = Feed::remote(endpoint(Protocol::Poll), 100, &number.to_string(), &site);
+        feed.sync(now, &read);
+        assert!(feed.due(ID, now).is_some());
+        assert!(matches!(feed.answered(ok("good"), now, &read), Outcome::Updated { .. }));
+        without_a_place += usize::from(feed.remote.as_ref().unwrap().record.is_alone());
+        now = now.plus(Span::from_secs(30));
+    }
+    assert_eq!(without_a_place, 0, "places of ten minutes ago are free again");
+    let (_, values) = shared.size();
+    assert!(values <= 64 * 2, "{values}");
+    // Many at the same time: the last ones fetch for themselves.
+    for number in 0..100 {
+        let site = Site {
+            shared: Rc::clone(&shared) as Rc<dyn SharedData>,
+            worker: number + 1000,
+            limits: Limits::DEFAULT,
+        };
+        let mut feed = Feed::remote(endpoint(Protocol::Poll), 100, &format!("x{number}"), &site);
+        feed.sync(now, &read);
+        assert!(feed.due(ID, now).is_some());
+        assert!(matches!(feed.answered(ok("good"), now, &read), Outcome::Updated { .. }));
+        assert!(feed.usable(now).is_some());
+    }
+    assert!(shared.size().1 <= 64 * 2);
+}
+
+#[test]
+fn a_host_without_a_store_lets_each_worker_fetch() {
+    struct Nothing;
+    impl SharedData for Nothing {
+        fn read(&self, _: &str) -> Option<(Vec<u8>, crate::shared::Stamp)> {
+            None
+        }
+        fn write(
+            &self,
+            _: &str,
+            _: &[u8],
+            _: Option<crate::shared::Stamp>,
+        ) -> Result<(), crate::shared::Refused> {
+            Err(crate::shared::Refused::Unsupported)
+        }
+        fn announced(&self) -> u64 {
+            0
+        }
+        fn announce(&self) {}
+    }
+    for worker in 1..3 {
+        let site = Site { shared: Rc::new(Nothing), worker, limits: Limits::DEFAULT };
+        let mut feed = Feed::remote(endpoint(Protocol::Poll), 100, "", &site);
+        feed.sync(at(0), &read);
+        assert!(feed.due(ID, at(0)).is_some());
+        feed.answered(ok("good"), at(0), &read);
+        assert!(feed.usable(at(0)).is_some());
+        assert!(feed.due(ID, at(1)).is_none());
+        assert!(feed.due(ID, at(10)).is_some());
+    }
+}
+
+#[test]
+fn of_two_that_finish_the_first_wins() {
+    let mut process = Process::new(2, Protocol::Poll);
+    let (slow, _) = process.fetch(at(0));
+    // Its lease ends while it works.
+    let other = 1 - slow;
+    let mut due = None;
+    for tick in 1..50 {
+        let now = after(0, tick * 100);
+        process.workers[other].sync(now, &read);
+        due = due.or_else(|| process.workers[other].due(ID, now));
+    }
+    assert!(due.is_some());
+    assert!(matches!(process.answer(slow, ok("good slow"), at(5)), Outcome::Updated { .. }));
+    assert_eq!(process.answer(other, ok("good other"), at(6)), Outcome::Superseded);
+    assert_eq!(process.documents(at(6)), vec![Some("good slow".to_owned()); 2]);
+}
+
+#[test]
+fn a_fetch_that_is_never_answered_is_made_again() {
+    let mut process = alone(Protocol::Poll);
+    process.fetch(at(0));
+    assert!(process.tick(after(1, 900)).is_empty());
+    process.fetch(at(2));
+}
+
+#[test]
+fn an_answer_to_nothing_changes_nothing() {
+    let mut process = loaded(Protocol::Poll);
+    assert_eq!(process.answer(0, ok("good 2"), at(1)), Outcome::Superseded);
+    assert_eq!(process.documents(at(1)), [Some("good 1".to_owned())]);
+}
+
+#[test]
+fn an_unfit_document_keeps_the_last_good_one_and_its_tag() {
+    let mut process = loaded(Protocol::Poll);
+    process.fetch(at(10));
+    let unfit = |repeated| Outcome::Unfit { reason: "not good".to_owned(), repeated };
+    assert_eq!(process.answer(0, http(200, Some("\"2\""), "bad"), at(10)), unfit(false));
+    assert_eq!(process.documents(at(10)), [Some("good 1".to_owned())]);
+    let (_, fetch) = process.fetch(at(20));
+    assert_eq!(header(&fetch, "if-none-match"), Some("\"1\""));
+    assert_eq!(process.answer(0, http(200, Some("\"2\""), "bad"), at(20)), unfit(true));
+}
+
+#[test]
+fn every_other_answer_is_a_failure_and_changes_nothing() {
+    for (answer, unfit) in [
+        (Answer::None, false),
+        (Answer::TooLarge { bytes: 101 }, true),
+        (http(500, None, "good 9"), false),
+        (http(0, None, "good 9"), false),
+        (http(204, None, ""), false),
+        (http(200, None, ""), true),
+    ] {
+        let mut process = loaded(Protocol::Poll);
+        process.fetch(at(10));
+        let outcome = process.answer(0, answer.clone(), at(10));
+        assert_eq!(matches!(outcome, Outcome::Unfit { .. }), unfit, "{answer:?}");
+        assert_eq!(matches!(outcome, Outcome::Failed { .. }), !unfit, "{answer:?}");
+        assert_eq!(process.workers[0].current().unwrap().as_str(), "good 1");
+    }
+    let mut empty = alone(Protocol::Poll);
+    empty.fetch(at(0));
+    assert!(matches!(empty.answer(0, http(304, None, ""), at(0)), Outcome::Failed { .. }));
+}
+
+#[test]
+fn failures_back_off_open_the_breaker_and_one_success_closes_it() {
+    let mut process = alone(Protocol::Poll);
+    let mut now = at(0);
+    let mut waits = Vec::new();
+    for failures in 1..=6 {
+        let (_, _) = process.fetch(now);
+        process.answer(0, Answer::None, now);
+        let feed = &process.workers[0];
+        let expected = if failures < 3 { Breaker::Closed } else { Breaker::Open };
+        assert_eq!(feed.breaker(), expected, "after {failures}");
+        waits.push(feed.next_at().since(now).as_millis());
+        now = feed.next_at();
+    }
+    for (wait, most) in waits.iter().zip([500, 1000, 2000, 4000, 8000, 10_000]) {
+        assert!((most / 2..=most).contains(wait), "{waits:?}");
+    }
+    assert!(process.workers[0].retry_at(at(0)) > at(0));
+    process.fetch(now);
+    assert_eq!(process.workers[0].breaker(), Breaker::HalfOpen);
+    process.answer(0, ok("good"), now);
+    assert_eq!(process.workers[0].breaker(), Breaker::Closed);
+    assert!(process.workers[0].usable(now).is_some());
+}
+
+#[test]
+fn a_document_that_cannot_be_confirmed_grows_too_old() {
+    let mut process = loaded(Protocol::Poll);
+    assert!(process.workers[0].usable(at(60)).is_some());
+    assert!(process.workers[0].usable(at(61)).is_none());
+    process.fetch(at(61));
+    assert_eq!(process.answer(0, http(304, None, ""), at(61)), Outcome::Unchanged);
+    assert!(process.workers[0].usable(at(61)).is_some());
+}
+
+#[test]
+fn a_clock_that_is_set_back_stops_no_refresh() {
+    let mut process = Process::new(2, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    process.answer(leader, ok("good 1"), at(0));
+    assert!(process.workers[leader].usable(at(-60)).is_some());
+    assert!(process.workers[leader].usable(at(-61)).is_none());
+    let (leader, _) = process.fetch(at(-3600));
+    process.answer(leader, http(304, None, ""), at(-3600));
+    assert!(process.documents(at(-3600)).iter().all(Option::is_some));
+    assert!(process.tick(at(-3596)).is_empty());
+}
+
+#[test]
+fn a_short_max_age_fetches_sooner_and_never_too_soon() {
+    for (cache_control, age, least, most) in [
+        (None, None, 9_000, 10_000),
+        (Some("max-age=5"), None, 4_500, 5_000),
+        (Some("public, Max-Age = \"7\", must-revalidate"), Some("2"), 4_500, 5_000),
+        (Some("max-age=0"), None, 1_800, 2_000),
+        (Some("max-age=3600"), None, 9_000, 10_000),
+        (Some("no-store"), None, 9_000, 10_000),
+        (Some("max-age=-1"), Some("x"), 9_000, 10_000),
+    ] {
+        let mut process = alone(Protocol::Poll);
+        process.fetch(at(0));
+        let response = Response {
+            status: 200,
+            cache_control: cache_control.map(str::to_owned),
+            age: age.map(str::to_owned),
+            body: b"good".to_vec(),
+            ..Response::default()
+        };
+        process.answer(0, Answer::Http(response), at(0));
+        let wait = process.workers[0].next_at().since(at(0)).as_millis();
+        assert!((least..=most).contains(&wait), "{cache_control:?}: {wait}");
+    }
+}
+
+#[test]
+fn who_wants_a_fetch_gets_one_from_the_leader_and_not_too_often() {
+    let mut process = Process::new(3, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    process.answer(leader, ok("good 1"), at(0));
+    let other = (leader + 1) % 3;
+    assert!(process.tick(at(1)).is_empty());
+    let mut fetches = 0;
+    // Requests with unknown keys, a hundred a second, for ten seconds.
+    for tick in 0..100 {
+        let now = after(1, tick * 100);
+        for _ in 0..10 {
+            process.workers[other].want(now);
+        }
+        for (worker, _) in process.tick(now) {
+            assert_eq!(worker, leader);
+            process.answer(worker, http(304, None, ""), now);
+            fetches += 1;
+        }
+    }
+    assert!((4..=6).contains(&fetches), "one per two seconds: {fetches}");
+}
+
+#[test]
+fn nobody_gets_a_fetch_from_an_endpoint_that_is_known_to_fail() {
+    let mut process = alone(Protocol::Poll);
+    let mut now = at(0);
+    for _ in 0..5 {
+        process.fetch(now);
+        process.answer(0, Answer::None, now);
+        now = process.workers[0].next_at();
+    }
+    let before = now.minus(Span::from_millis(200));
+    process.workers[0].want(before);
+    assert!(process.tick(before).is_empty());
+}
+
+#[test]
+fn a_long_poll_is_asked_again_as_soon_as_it_is_answered() {
+    let mut process = alone(long_poll());
+    let (_, fetch) = process.fetch(at(0));
+    assert_eq!(header(&fetch, "prefer"), None, "the first answer is wanted at once");
+    process.answer(0, ok("good 1"), after(0, 30));
+    let (_, fetch) = process.fetch(after(0, 30));
+    assert_eq!(header(&fetch, "prefer"), Some("wait=16"));
+    assert_eq!(header(&fetch, "if-none-match"), Some("\"1\""));
+    assert_eq!(fetch.timeout, Span::from_secs(18));
+    // It is held, and the leader stays the leader.
+    assert!(process.tick(at(4)).is_empty());
+    assert!(process.tick(at(6)).is_empty() && process.workers[0].leads(at(6)));
+    process.answer(0, http(200, Some("\"2\""), "good 2"), at(7));
+    assert_eq!(process.workers[0].as_of(), at(7));
+    assert!(process.workers[0].due(ID, at(7)).is_some());
+    // Held to the end.
+    process.answer(0, http(304, None, ""), at(23));
+    process.fetch(at(23));
+}
+
+#[test]
+fn a_server_that_does_not_wait_is_not_asked_in_a_loop() {
+    for tag in [None, Some("\"1\"")] {
+        let mut process = alone(long_poll());
+        let mut asked = 0;
+        for tick in 0..600 {
+            let now = after(0, tick * 100);
+            for (worker, _) in process.tick(now) {
+                asked += 1;
+                process.answer(worker, http(200, tag, "good"), now);
+            }
+        }
+        assert!((6..=9).contains(&asked), "in a minute, {tag:?}: {asked}");
+    }
+}
+
+#[test]
+fn consul_is_asked_with_the_index_that_it_gave() {
+    let mut process = alone(consul());
+    let (_, fetch) = process.fetch(at(0));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json"));
+    assert_eq!(header(&fetch, "x-consul-token"), Some("s.secret"));
+    assert!(!format!("{fetch:?}").contains("s.secret"));
+    process.answer(0, at_index(200, "42", "good 1"), after(0, 20));
+    let (_, fetch) = process.fetch(after(0, 20));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=42&wait=16000ms"));
+    process.answer(0, at_index(200, "50", "good 2"), at(3));
+    assert_eq!(process.documents(at(3)), [Some("good 2".to_owned())]);
+    let (_, fetch) = process.fetch(at(3));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=50&wait=16000ms"));
+    // An unfit value: the next one is waited for.
+    let unfit = process.answer(0, at_index(200, "60", "bad"), at(4));
+    assert!(matches!(unfit, Outcome::Unfit { .. }));
+    assert_eq!(process.workers[0].breaker(), Breaker::Closed);
+    let (_, fetch) = process.fetch(at(4));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=60&wait=16000ms"));
+    assert_eq!(process.documents(at(4)), [Some("good 2".to_owned())]);
+}
+
+#[test]
+fn consuls_index_starts_anew_after_anything_odd() {
+    for (answer, expected) in [
+        (Answer::None, None),
+        (at_index(500, "43", ""), None),
+        (at_index(403, "43", ""), None),
+        (at_index(200, "41", "good"), None),
+        (at_index(200, "0", "good"), None),
+        (at_index(200, "x", "good"), None),
+        (http(200, None, "good"), None),
+        (Answer::TooLarge { bytes: 1000 }, None),
+        (at_index(200, "43", "good"), Some(43)),
+        (at_index(404, "43", ""), Some(43)),
+    ] {
+        let mut process = alone(consul());
+        process.fetch(at(0));
+        process.answer(0, at_index(200, "42", "good 1"), at(0));
+        process.fetch(after(0, 100));
+        process.answer(0, answer.clone(), at(20));
+        assert_eq!(process.workers[0].remote.as_ref().unwrap().index, expected, "{answer:?}");
+    }
+    assert_eq!(next_index(None, Some("0")), Some(1));
+}
+
+#[test]
+fn a_key_that_is_not_in_consul_is_waited_for() {
+    let mut process = alone(consul());
+    process.fetch(at(0));
+    let outcome = process.answer(0, at_index(404, "7", ""), at(0));
+    let reason = "the key does not exist".to_owned();
+    assert_eq!(outcome, Outcome::Failed { reason, repeated: false });
+    let (_, fetch) = process.fetch(after(0, 100));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=7&wait=16000ms"));
+    assert_eq!(process.workers[0].breaker(), Breaker::Closed);
+    process.answer(0, at_index(200, "9", "good"), at(2));
+    assert_eq!(process.documents(at(2)), [Some("good".to_owned())]);
+}
+
+#[test]
+fn discovery_leads_to_the_keys_and_is_repeated_when_they_fail() {
+    let discovery = Protocol::Discovery {
+        issuer: "https://idp".to_owned(),
+        keys_cluster: "idp-keys".to_owned(),
+    };
+    let document = r#"{"issuer":"https://idp","jwks_uri":"http://keys/jwks"}"#;
+    let mut process = alone(discovery);
+    let (_, fetch) = process.fetch(at(0));
+    assert_eq!((fetch.cluster.as_str(), header(&fetch, ":path")), ("policy", Some("/policy.json")));
+    // Bounds are those of the keys; here the document is larger than what tests allow a body to be.
+    assert_eq!(process.answer(0, http(200, None, document), after(0, 50)), Outcome::More);
+    let keys = process.workers[0].due(ID, after(0, 50)).unwrap();
+    assert_eq!((keys.cluster.as_str(), header(&keys, ":path")), ("idp-keys", Some("/jwks")));
+    assert_eq!(header(&keys, ":authority"), Some("keys"));
+    process.answer(0, ok("good"), after(0, 90));
+    assert_eq!(process.workers[0].as_of(), after(0, 50));
+    let (_, fetch) = process.fetch(after(10, 90));
+    assert_eq!(header(&fetch, ":path"), Some("/jwks"));
+    process.answer(0, http(404, None, ""), after(10, 90));
+    let now = process.workers[0].next_at();
+    let (_, fetch) = process.fetch(now);
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json"));
+    let wrong = r#"{"issuer":"https://evil","jwks_uri":"http://keys/jwks"}"#;
+    assert!(matches!(process.answer(0, http(200, None, wrong), now), Outcome::Unfit { .. }));
+    assert_eq!(process.documents(now), [Some("good".to_owned())]);
+}
+
+#[test]
+fn keys_that_fail_behind_a_discovery_that_works_open_the_breaker() {
+    let discovery = Protocol::Discovery { issuer: "i".to_owned(), keys_cluster: "keys".to_owned() };
+    let document = r#"{"issuer":"i","jwks_uri":"http://keys/jwks"}"#;
+    let mut process = alone(discovery);
+    let mut now = at(0);
+    for _ in 0..3 {
+        process.fetch(now);
+        assert_eq!(process.answer(0, http(200, None, document), now), Outcome::More);
+        assert!(process.workers[0].due(ID, now).is_some());
+        process.answer(0, Answer::None, now);
+        now = process.workers[0].next_at();
+    }
+    assert_eq!(process.workers[0].breaker(), Breaker::Open);
+}
+
+#[test]
+fn what_the_reader_notes_is_told_to_the_next_reader_even_after_all_workers_were_replaced() {
+    let counting = |body: &[u8], last: &str| {
+        let number: u64 = std::str::from_utf8(body).unwrap().parse().unwrap();
+        if !last.is_empty() && number <= last.parse().unwrap() {
+            return Err(format!("{number} is not more than {last}"));
+        }
+        Ok(Read { document: String::new(), notes: vec![], mark: number.to_string() })
+    };
+    let mut process = alone(Protocol::Poll);
+    process.fetch(at(0));
+    let first = process.workers[0].answered(ok("7"), at(0), &counting);
+    assert!(matches!(first, Outcome::Updated { .. }));
+    process.workers.clear();
+    process.start(2);
+    process.workers[0].sync(at(20), &counting);
+    assert!(process.workers[0].due(ID, at(20)).is_some());
+    let reason = "6 is not more than 7".to_owned();
+    let second = process.workers[0].answered(ok("6"), at(20), &counting);
+    assert_eq!(second, Outcome::Unfit { reason, repeated: false });
+}
+
+#[test]
+fn the_same_bytes_again_are_no_update() {
+    let mut process = loaded(Protocol::Poll);
+    process.fetch(at(10));
+    let again = http(200, Some("\"2\""), "good 1");
+    assert_eq!(process.answer(0, again, at(10)), Outcome::Unchanged);
+    let (_, fetch) = process.fetch(at(20));
+    assert_eq!(header(&fetch, "if-none-match"), Some("\"2\""));
+}
+
+#[test]
+fn what_others_wrote_into_the_store_breaks_nothing() {
+    let junk: [&[u8]; 4] = [b"", b"\xff", b"a\nb\nc", b"\n\n\n\n\n\n\n\n\n\n\n\n\n\n"];
+    for junk in junk {
+        let mut process = Process::new(2, Protocol::Poll);
+        for slot in 0..64 {
+            for part in ["state", "document", "wanted"] {
+                let key = format!("airflow-envoy.{slot}.{part}");
+                process.shared.write(&key, junk, None).unwrap();
+            }
+        }
+        let (leader, _) = process.fetch(at(0));
+        process.answer(leader, ok("good"), at(0));
+        assert_eq!(process.documents(at(0)), vec![Some("good".to_owned()); 2]);
+    }
+}

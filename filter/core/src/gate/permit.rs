@@ -1,0 +1,99 @@
+//! What an authorized request may go on with.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::session::Session;
+use crate::arrival::{DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, Request};
+use crate::configuration::Requirement;
+use crate::policy::ShadowVerdict;
+
+/// Proof that a request was authorized, and what the upstream is to see. Only the gate makes one.
+#[derive(Debug)]
+pub struct Permit {
+    pub(super) decision_id: DecisionId,
+    pub(super) rule: Arc<str>,
+    pub(super) destination: Option<Arc<str>>,
+    pub(super) remove: Vec<Cow<'static, str>>,
+    /// The path put right, with the query as it was sent, unless it was sent so.
+    pub(super) target: Option<String>,
+    /// The authority in its normal form, unless it was sent so.
+    pub(super) authority: Option<String>,
+    pub(super) session: Rc<Session>,
+    pub(super) shadow: Vec<ShadowVerdict>,
+}
+
+/// The header by which the upstream learns the decision's name.
+pub const DECISION_HEADER: &str = "x-airflow-decision-id";
+
+impl Permit {
+    /// The decision's name.
+    pub fn decision_id(&self) -> &DecisionId {
+        &self.decision_id
+    }
+
+    /// The rule that allowed it.
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
+    /// The destination's name in the policy.
+    pub fn destination(&self) -> Option<&str> {
+        self.destination.as_deref()
+    }
+
+    /// What the shadow rules would have changed.
+    pub fn shadow(&self) -> &[ShadowVerdict] {
+        &self.shadow
+    }
+
+    /// The verified DAG, task and run, if there was an Airflow identity.
+    pub fn task(&self) -> Option<[&str; 3]> {
+        let [dag, task, run, ..] = self.session.plain.as_ref()?;
+        Some([dag, task, run])
+    }
+
+    /// Headers that the upstream must not see; each is in the request.
+    pub fn remove(&self) -> impl Iterator<Item = &str> {
+        self.remove.iter().map(AsRef::as_ref)
+    }
+
+    /// Headers that the upstream sees, whatever the caller sent. The path and the authority are among
+    /// them if they were not in their normal form: what was judged is what the router sees and what
+    /// goes on, whatever the listener normalises.
+    pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let plain = self.session.plain.iter().flatten().map(String::as_str);
+        PLAIN_HEADERS
+            .into_iter()
+            .zip(plain)
+            .chain(self.target.as_deref().map(|target| (":path", target)))
+            .chain(self.authority.as_deref().map(|authority| (":authority", authority)))
+            .chain(std::iter::once((DECISION_HEADER, self.decision_id.as_str())))
+    }
+}
+
+/// Headers that must not reach the upstream: the caller's whole Airflow family but for those that are
+/// overwritten, and the token that was verified here.
+pub(super) fn removals(
+    request: &Request<'_>,
+    session: &Session,
+    token: Requirement,
+    forward_token: bool,
+) -> Vec<Cow<'static, str>> {
+    let mut names = Vec::with_capacity(request.family.len().saturating_add(1));
+    for &name in &request.family {
+        let overwritten = name == DECISION_HEADER.as_bytes()
+            || (session.plain.is_some()
+                && PLAIN_HEADERS.iter().any(|plain| plain.as_bytes() == name));
+        if name == IDENTITY_HEADER.as_bytes() {
+            names.push(Cow::Borrowed(IDENTITY_HEADER));
+        } else if !overwritten {
+            names.push(Cow::Owned(String::from_utf8_lossy(name).into_owned()));
+        }
+    }
+    if token != Requirement::Off && !forward_token && request.authorization.is_some() {
+        names.push(Cow::Borrowed("authorization"));
+    }
+    names
+}

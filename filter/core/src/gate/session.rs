@@ -1,0 +1,214 @@
+//! A caller whose credentials were verified and found to agree.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::realm::{FromIssuer, Realm, TrustedIssuer};
+use crate::answer::Known;
+use crate::arrival::{PLAIN_HEADERS, Request};
+use crate::configuration::Requirement;
+use crate::credential::Verified;
+use crate::facts::{Caller, Fact};
+use crate::identity::{TaskIdentity, access_token_hash};
+use crate::policy::{Policy, ShadowVerdict, Standing};
+use crate::quote::quote;
+use crate::reject::{Code, Reject};
+use crate::time::UnixTime;
+
+/// A caller whose credentials were verified and found to agree.
+pub(super) struct Session {
+    /// The access token and the identity, byte for byte.
+    pub(super) token: Option<Box<[u8]>>,
+    pub(super) identity: Option<Box<[u8]>>,
+    /// Indices of their issuers.
+    pub(super) token_issuer: Option<usize>,
+    pub(super) identity_issuer: Option<usize>,
+    /// Neither before nor after is the session looked at without a fresh check.
+    pub(super) valid_from: UnixTime,
+    pub(super) valid_until: UnixTime,
+    pub(super) caller: Caller,
+    /// What the policy made of the caller; made anew when the policy changes.
+    pub(super) standing: RefCell<Option<Rc<Standing>>>,
+    /// Values of [`PLAIN_HEADERS`], if there is an identity.
+    pub(super) plain: Option<[String; 5]>,
+}
+
+/// One realm, what was presented to it, and what it verified.
+type Presenting<'a> = (&'a Realm, Option<&'a [u8]>, Option<&'a FromIssuer>);
+
+impl Session {
+    /// Puts the verified credentials together, if they agree.
+    pub(super) fn open(
+        (tokens, token, from_token): Presenting<'_>,
+        (identities, identity, from_identity): Presenting<'_>,
+    ) -> Result<Self, Reject> {
+        for (from, code) in
+            [(from_token, Code::TokenBindingUnmet), (from_identity, Code::IdentityBindingUnmet)]
+        {
+            if from.is_some_and(|from| from.verified.claims.contains_key("cnf")) {
+                let detail = "claim `cnf` binds it to a key, and no proof of one is accepted here";
+                return Err(Reject::new(code, detail));
+            }
+        }
+        let task = match from_identity {
+            Some(FromIssuer { verified, .. }) => {
+                bound(&verified.claims, token, tokens.requirement)?;
+                Some(TaskIdentity::read(&verified.claims)?)
+            }
+            None => None,
+        };
+        let mut valid = (UnixTime::from_millis(i64::MIN), UnixTime::from_millis(i64::MAX));
+        for (realm, from) in [(tokens, from_token), (identities, from_identity)] {
+            if let Some(FromIssuer { issuer, verified }) = from
+                && let Some(TrustedIssuer { rules, .. }) = realm.issuers.get(*issuer)
+            {
+                valid.1 = valid.1.min(verified.expires_at.plus(rules.clock_skew));
+                for start in [verified.not_before, verified.issued_at].into_iter().flatten() {
+                    valid.0 = valid.0.max(start.minus(rules.clock_skew));
+                }
+            }
+        }
+        Ok(Self {
+            token: token.map(Into::into),
+            identity: identity.map(Into::into),
+            token_issuer: from_token.map(|from| from.issuer),
+            identity_issuer: from_identity.map(|from| from.issuer),
+            valid_from: valid.0,
+            valid_until: valid.1,
+            plain: task.as_ref().map(TaskIdentity::plain),
+            caller: caller(
+                from_token.map(|from| &from.verified),
+                from_identity.map(|from| &from.verified),
+                task,
+            ),
+            standing: RefCell::new(None),
+        })
+    }
+
+    pub(super) fn standing(&self, policy: &Policy) -> Rc<Standing> {
+        let mut standing = self.standing.borrow_mut();
+        match standing.as_ref() {
+            Some(standing) if standing.belongs_to(policy) => Rc::clone(standing),
+            _ => Rc::clone(standing.insert(Rc::new(policy.standing(&self.caller)))),
+        }
+    }
+
+    pub(super) fn known(&self, destination: Option<Arc<str>>, shadow: Vec<ShadowVerdict>) -> Known {
+        let [dag_id, task_id, run_id, ..] = match &self.plain {
+            Some(plain) => plain.clone().map(Some),
+            None => [const { None }; 5],
+        };
+        Known { dag_id, task_id, run_id, destination, shadow }
+    }
+}
+
+/// Without the credentials.
+impl std::fmt::Debug for Session {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Session").field("plain", &self.plain).finish_non_exhaustive()
+    }
+}
+
+/// The identity's `ath` (RFC 9449 §4.2) must be the digest of the access token beside it. An identity
+/// without `ath` beside a token, or with one and no token, proves nothing about this pair.
+fn bound(
+    claims: &Map<String, Value>,
+    token: Option<&[u8]>,
+    requirement: Requirement,
+) -> Result<(), Reject> {
+    let unmet = |detail| Err(Reject::new(Code::IdentityBindingUnmet, detail));
+    match (claims.get("ath"), token) {
+        (_, None) if requirement == Requirement::Off => Ok(()),
+        (None, None) => Ok(()),
+        (Some(_), None) => unmet("claim `ath` binds it to an access token, and there is none"),
+        (None, Some(_)) => unmet("claim `ath` is missing, so it is bound to no access token"),
+        (Some(Value::String(ath)), Some(token)) if *ath == access_token_hash(token) => Ok(()),
+        (Some(_), Some(_)) => unmet("claim `ath` is not the digest of the access token"),
+    }
+}
+
+/// What the caller said about itself in plain headers must be what the identity proves.
+pub(super) fn agree(
+    request: &Request<'_>,
+    session: &Session,
+    requirement: Requirement,
+) -> Result<(), Reject> {
+    if requirement == Requirement::Off {
+        return Ok(());
+    }
+    for (index, name) in PLAIN_HEADERS.into_iter().enumerate() {
+        let Some(said) = request.plain.get(index).copied().flatten() else { continue };
+        let proven = session.plain.as_ref().and_then(|plain| plain.get(index));
+        if proven.is_some_and(|proven| proven.as_bytes() == said) {
+            continue;
+        }
+        let said = quote(&String::from_utf8_lossy(said));
+        let detail = match proven {
+            Some(proven) => {
+                format!("header `{name}` says {said}, and the identity {}", quote(proven))
+            }
+            None => format!("header `{name}` says {said}, and no identity proves it"),
+        };
+        return Err(Reject::new(Code::IdentityHeaderMismatch, detail));
+    }
+    Ok(())
+}
+
+/// Everything that is verified about the caller, under the names of the policy's selectors.
+fn caller(
+    token: Option<&Verified>,
+    identity: Option<&Verified>,
+    task: Option<TaskIdentity>,
+) -> Caller {
+    let both = || token.into_iter().chain(identity);
+    let mut caller = Caller {
+        issuers: Fact::Known(both().map(|verified| verified.issuer_name.clone()).collect()),
+        // With the issuer's name, which has no `/`: any issuer can call its keys as another one does.
+        key_ids: Fact::Known(
+            both()
+                .filter_map(|Verified { issuer_name, key_id, .. }| {
+                    Some(format!("{issuer_name}/{}", key_id.as_ref()?))
+                })
+                .collect(),
+        ),
+        ..Caller::default()
+    };
+    if let Some(Verified { claims, .. }) = token {
+        if let Some(Value::String(subject)) = claims.get("sub") {
+            caller.subjects = Fact::one(subject.as_str());
+        }
+        caller.scopes = scopes(claims);
+        caller.claims = Value::Object(claims.clone());
+    }
+    if let Some(task) = task {
+        caller.dags = Fact::one(task.dag_id);
+        caller.tasks = Fact::one(task.task_id);
+        caller.runs = Fact::one(task.run_id);
+        caller.run_types = task.run_type;
+        caller.owners = task.owners;
+        caller.tags = task.tags;
+        caller.teams = task.team;
+        caller.airflow_roles = task.roles;
+        caller.queues = task.queue;
+    }
+    caller
+}
+
+/// `scope`, space-delimited (RFC 8693 §4.2), or `scp` as some issuers write it: a list or a string.
+fn scopes(claims: &Map<String, Value>) -> Fact {
+    let words = |text: &str| text.split_ascii_whitespace().map(str::to_owned).collect();
+    match (claims.get("scope"), claims.get("scp")) {
+        (Some(Value::String(text)), _) | (None, Some(Value::String(text))) => {
+            Fact::Known(words(text))
+        }
+        (None, Some(Value::Array(elements))) => {
+            let scopes: Option<_> =
+                elements.iter().map(|element| element.as_str().map(str::to_owned)).collect();
+            scopes.map_or(Fact::Unknown, Fact::Known)
+        }
+        _ => Fact::Unknown,
+    }
+}
