@@ -597,6 +597,10 @@ async fn ready(envoy: &mut Process, admin_file: &Path) -> Result<Addresses> {
         if let Some(addresses) = addresses(admin_file).await {
             return Ok(addresses);
         }
+        // Envoy goes on without a listener that came from a file and was refused.
+        if read(envoy.log()).contains("config update rejected") {
+            return Err(envoy.failed("refuses its listeners"));
+        }
         if Instant::now() > deadline {
             return Err(envoy.failed("is not ready after half a minute"));
         }

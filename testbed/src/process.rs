@@ -54,6 +54,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Where its standard error goes.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// The first line that it writes to its standard output, which must be piped; the rest goes to the log.
     ///
     /// # Errors
