@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::policy::{Outcome, Policy, Standing};
+use airflow_envoy_core::policy::{Outcome, Policy, PolicySet, Standing};
 use airflow_envoy_core::time::UnixTime;
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Map, Value, json};
@@ -104,7 +104,7 @@ impl Shape {
     }
 
     /// A request of the caller `caller`, to be permitted by the rule `number`.
-    fn asked(self, number: usize, caller: usize, policy: &Policy) -> Asked {
+    fn asked(self, number: usize, caller: usize, policy: &PolicySet) -> Asked {
         let caller = Caller {
             dags: Fact::one(match self {
                 Self::DagPrefixes => format!("team{number}_daily"),
@@ -115,7 +115,7 @@ impl Shape {
             ..Caller::default()
         };
         Asked {
-            standing: policy.standing(&caller),
+            standing: policy.standing(&caller, None),
             caller,
             authority: match self {
                 Self::Destinations => format!("orders-{number}.internal"),
@@ -130,7 +130,11 @@ impl Shape {
     }
 }
 
-fn decide(policy: &Policy, asked: &Asked) -> bool {
+fn read(document: &Value) -> PolicySet {
+    Policy::from_value(document, &Limits::DEFAULT).unwrap().into()
+}
+
+fn decide(policy: &PolicySet, asked: &Asked) -> bool {
     let call =
         Call { authority: &asked.authority, scheme: "https", method: "GET", target: &asked.target };
     let now = UnixTime::from_secs(1_000_000_000);
@@ -141,7 +145,7 @@ fn decide(policy: &Policy, asked: &Asked) -> bool {
 fn decisions(criterion: &mut Criterion) {
     for (name, shape) in SHAPES {
         for size in SIZES {
-            let policy = Policy::from_value(&shape.document(size), &Limits::DEFAULT).unwrap();
+            let policy = read(&shape.document(size));
             for (spread, callers) in [("spread", 16), ("scattered", 4096)] {
                 let all: Vec<Asked> = (0..callers)
                     // A prime step: neighbours in the list are none in the policy. Even, because half
@@ -160,7 +164,7 @@ fn decisions(criterion: &mut Criterion) {
 
 fn denials(criterion: &mut Criterion) {
     for size in SIZES {
-        let policy = Policy::from_value(&Shape::Dags.document(size), &Limits::DEFAULT).unwrap();
+        let policy = read(&Shape::Dags.document(size));
         let asked = Shape::Dags.asked(size, 0, &policy);
         assert!(!decide(&policy, &asked), "nobody allows this");
         criterion.bench_function(&format!("no_match/{size}"), |bencher| {
@@ -171,10 +175,10 @@ fn denials(criterion: &mut Criterion) {
 
 fn standings(criterion: &mut Criterion) {
     for size in SIZES {
-        let policy = Policy::from_value(&Shape::Roles.document(size), &Limits::DEFAULT).unwrap();
+        let policy = read(&Shape::Roles.document(size));
         let asked = Shape::Roles.asked(size / 2, 0, &policy);
         criterion.bench_function(&format!("standing/{size}"), |bencher| {
-            bencher.iter(|| policy.standing(black_box(&asked.caller)));
+            bencher.iter(|| policy.standing(black_box(&asked.caller), None));
         });
     }
 }

@@ -1,56 +1,88 @@
-//! A bounded memory of what was verified, by the exact bytes that were presented.
+//! A bounded memory of what was found out, by the exact bytes that were presented.
 //!
-//! Only what verified is put in, so whoever fills it needs that many valid credentials; it cannot be
-//! flushed by sending garbage. Two generations stand in for a least-recently-used list: look-ups
+//! What verified and what did not are kept in caches of their own: whoever fills the former needs that
+//! many valid credentials, so that it cannot be flushed by sending garbage. Two generations stand in for a least-recently-used list: look-ups
 //! keep an entry young, and when the young generation is full the old one is dropped whole.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::marker::PhantomData;
 use std::rc::Rc;
 
 /// Remembers a `T` for each presented credential.
 pub struct Cache<T> {
-    young: Generation<T>,
-    old: Generation<T>,
+    generations: Generations,
+    values: PhantomData<T>,
+}
+
+/// A cache of whatever: the module has the code for maps once, not for each type of values.
+struct Generations {
+    young: Generation,
+    old: Generation,
     /// Most entries of one generation.
     entries: usize,
     /// Most bytes in one generation, by the weights of its entries.
     bytes: usize,
 }
 
-type Map<T> = HashMap<u64, Entry<T>, BuildHasherDefault<AlreadyMixed>>;
+type Map = HashMap<u64, Entry, BuildHasherDefault<AlreadyMixed>>;
 
-struct Entry<T> {
+struct Entry {
     credential: Box<[u8]>,
     weight: usize,
-    value: Rc<T>,
+    value: Rc<dyn Any>,
 }
 
-struct Generation<T> {
-    map: Map<T>,
+#[derive(Default)]
+struct Generation {
+    map: Map,
     bytes: usize,
 }
 
-impl<T> Default for Generation<T> {
-    fn default() -> Self {
-        Self { map: Map::default(), bytes: 0 }
-    }
-}
-
-impl<T> Cache<T> {
+impl<T: 'static> Cache<T> {
     /// A cache of at most `entries` credentials that weigh at most `bytes`.
     pub fn new(entries: usize, bytes: usize) -> Self {
-        Self {
+        let generations = Generations {
             young: Generation::default(),
             old: Generation::default(),
             entries: entries / 2,
             bytes: bytes / 2,
-        }
+        };
+        Self { generations, values: PhantomData }
     }
 
     /// What is remembered for exactly this `credential`.
     pub fn find(&mut self, credential: &[u8]) -> Option<Rc<T>> {
+        self.generations.find(credential)?.downcast().ok()
+    }
+
+    /// Remembers `value` for `credential`. `weight` is the number of bytes of credentials, this one and
+    /// others, that are kept with it.
+    pub fn insert(&mut self, credential: &[u8], weight: usize, value: Rc<T>) {
+        let entry = Entry { credential: credential.into(), weight, value };
+        self.generations.keep(key(credential), entry);
+    }
+
+    /// Forgets every entry that `keep` does not want.
+    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        self.generations.retain(&mut |value| value.downcast_ref().is_some_and(&mut keep));
+    }
+
+    /// Entries remembered now.
+    pub fn len(&self) -> usize {
+        self.generations.young.map.len().saturating_add(self.generations.old.map.len())
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Generations {
+    fn find(&mut self, credential: &[u8]) -> Option<Rc<dyn Any>> {
         let key = key(credential);
         if let Some(known) = self.young.map.get(&key) {
             return same(&known.credential, credential).then(|| Rc::clone(&known.value));
@@ -64,31 +96,14 @@ impl<T> Cache<T> {
         Some(value)
     }
 
-    /// Remembers `value` for `credential`, which must have been verified. `weight` is the number of
-    /// bytes of credentials, this one and others, that are kept with it.
-    pub fn insert(&mut self, credential: &[u8], weight: usize, value: Rc<T>) {
-        self.keep(key(credential), Entry { credential: credential.into(), weight, value });
-    }
-
-    /// Forgets every entry that `keep` does not want.
-    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+    fn retain(&mut self, keep: &mut dyn FnMut(&dyn Any) -> bool) {
         for generation in [&mut self.young, &mut self.old] {
-            generation.map.retain(|_, known| keep(&known.value));
+            generation.map.retain(|_, known| keep(&*known.value));
             generation.bytes = generation.map.values().map(|known| known.weight).sum();
         }
     }
 
-    /// Entries remembered now.
-    pub fn len(&self) -> usize {
-        self.young.map.len().saturating_add(self.old.map.len())
-    }
-
-    /// Whether nothing is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn keep(&mut self, key: u64, entry: Entry<T>) {
+    fn keep(&mut self, key: u64, entry: Entry) {
         let weight = entry.weight;
         if weight > self.bytes {
             return;
@@ -98,7 +113,7 @@ impl<T> Cache<T> {
         if full {
             self.old = std::mem::take(&mut self.young);
         }
-        // Two valid credentials with one key: the newer wins, the older is verified again.
+        // Two credentials with one key: the newer wins, the older is verified again.
         let replaced = self.young.map.insert(key, entry);
         let freed = replaced.map_or(0, |known| known.weight);
         self.young.bytes = self.young.bytes.saturating_add(weight).saturating_sub(freed);
@@ -106,7 +121,7 @@ impl<T> Cache<T> {
 }
 
 /// Says how much is remembered, never what: the keys are live credentials.
-impl<T> fmt::Debug for Cache<T> {
+impl<T: 'static> fmt::Debug for Cache<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Cache").field("len", &self.len()).finish_non_exhaustive()
     }

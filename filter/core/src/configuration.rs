@@ -13,7 +13,7 @@ use crate::feed::{Endpoint, Protocol, Secret, Uri};
 use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
-use crate::policy::Policy;
+use crate::policy::{Policy, Trust};
 use crate::quote::quote;
 use crate::time::Span;
 
@@ -34,6 +34,29 @@ pub struct Configuration {
     pub forward_token: bool,
     /// Bounds of the requests that wait for keys or policy.
     pub waiting: Waiting,
+    /// Whether decisions are carried out.
+    pub mode: Mode,
+    /// The path at which the filter itself answers how it is; `None`: nowhere.
+    pub status_path: Option<String>,
+}
+
+/// Whether decisions are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// What is not permitted is refused.
+    Enforce,
+    /// Everything is decided, counted and recorded, and nothing is refused.
+    Shadow,
+}
+
+impl Mode {
+    /// Its name in the configuration and the status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Shadow => "shadow",
+        }
+    }
 }
 
 /// Whether a request must carry a credential.
@@ -70,6 +93,8 @@ pub enum KeySource {
 pub struct Policies {
     /// Names and places.
     pub sources: Vec<(String, PolicySource)>,
+    /// Who may sign what is fetched, and whether somebody must.
+    pub trust: Trust,
 }
 
 /// Where a policy comes from.
@@ -136,6 +161,9 @@ struct Defaults {
     max_lifetime: Option<Span>,
 }
 
+const MODES: [(&str, Mode); 2] =
+    [(Mode::Enforce.name(), Mode::Enforce), (Mode::Shadow.name(), Mode::Shadow)];
+
 const REQUIREMENTS: [(&str, Requirement); 3] = [
     ("required", Requirement::Required),
     ("optional", Requirement::Optional),
@@ -190,6 +218,9 @@ fn read(
     let forward_token =
         root.optional("forward_token").map_or(Some(false), |node| node.boolean(report));
     let waiting = read_waiting(&mut root, report);
+    let mode =
+        root.optional("mode").map_or(Some(Mode::Enforce), |node| node.choice(report, &MODES));
+    let status_path = read_status_path(&mut root, report);
     root.finish(report);
 
     Some(Configuration {
@@ -200,6 +231,8 @@ fn read(
         policy: policy?,
         forward_token: forward_token?,
         waiting: waiting?,
+        mode: mode?,
+        status_path: status_path?,
     })
 }
 
@@ -414,13 +447,17 @@ fn read_policies(
         Some(node) => positive_span(&node, report),
         None => Some(POLICY_MAX_AGE),
     };
+    let trust = match object.optional("trust") {
+        Some(node) => Trust::read(&node, report, limits),
+        None => Some(Trust::default()),
+    };
     let sources = object.required(report, "sources").and_then(|node| node.nonempty_array(report));
     object.finish(report);
     let read: Vec<_> = sources?
         .iter()
         .map(|node| read_policy(node, report, limits, environment, max_age, names))
         .collect();
-    Some(Policies { sources: read.into_iter().collect::<Option<_>>()? })
+    Some(Policies { sources: read.into_iter().collect::<Option<_>>()?, trust: trust? })
 }
 
 fn read_policy(
@@ -641,7 +678,7 @@ fn read_name<'a>(
 }
 
 fn read_waiting(root: &mut Object<'_>, report: &mut Report) -> Option<Waiting> {
-    let mut waiting = Waiting { requests: 200, time: Span::from_secs(3) };
+    let mut waiting = Waiting { requests: 1000, time: Span::from_secs(3) };
     let Some(node) = root.optional("waiting") else { return Some(waiting) };
     let mut object = node.object(report)?;
     if let Some(node) = object.optional("requests") {
@@ -652,6 +689,24 @@ fn read_waiting(root: &mut Object<'_>, report: &mut Report) -> Option<Waiting> {
     }
     object.finish(report);
     Some(waiting)
+}
+
+/// The path of the status answer, if there is to be one. It is compared with requests byte for byte.
+fn read_status_path(root: &mut Object<'_>, report: &mut Report) -> Option<Option<String>> {
+    let Some(node) = root.optional("status") else { return Some(None) };
+    let mut object = node.object(report)?;
+    let node = object.required(report, "path");
+    object.finish(report);
+    let node = node?;
+    let path = node.string(report)?;
+    let plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+    if !plain || path.len() < 2 || !path.starts_with('/') {
+        let problem =
+            format!("{} is not a path: `/` and more, without query and fragment", quote(path));
+        node.fault(report, problem);
+        return None;
+    }
+    Some(Some(path.to_owned()))
 }
 
 fn positive_span(node: &Node<'_>, report: &mut Report) -> Option<Span> {

@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::jose::{Algorithm, Jws, KeySet, ParseError, SignatureVerifier, VerifyError};
+use crate::jose::{Algorithm, Jws, KeySet, ParseError, SignatureVerifier, VerifyError, bare_type};
 use crate::json;
 use crate::limits::Limits;
 use crate::quote::{quote, quote_list};
@@ -38,7 +38,7 @@ pub struct IssuerRules {
 impl IssuerRules {
     /// Whether a credential of this issuer could pass for one of `other`, by its issuer and type.
     pub fn overlaps(&self, other: &Self) -> bool {
-        let name = |accepted: &str| without_application(accepted).to_ascii_lowercase();
+        let name = |accepted: &str| bare_type(accepted).to_ascii_lowercase();
         let common =
             |accepted: &String| other.token_types.iter().any(|known| name(known) == name(accepted));
         self.issuer == other.issuer
@@ -179,6 +179,22 @@ impl Presented {
         }
     }
 
+    /// Whether newer keys could help a credential that [`Self::check_key`] refused: its key is not among
+    /// `keys`, rather than unsuitable or ambiguous, and by its own words, which nobody vouches for yet,
+    /// it would pass. What is false here must not make anybody fetch keys; to lie helps no sender.
+    pub fn needs_newer_keys(&self, rules: &IssuerRules, keys: &KeySet, now: UnixTime) -> bool {
+        let Ok(algorithm) = self.check_rules(rules) else { return false };
+        let missing = matches!(
+            keys.select(self.key_id(), algorithm),
+            Err(VerifyError::KeyUnknown { .. } | VerifyError::KeyIdNeeded { fitting: 0, .. })
+        );
+        let expires_at = || numeric_date(self.credential, &self.claims.0, "exp").ok().flatten();
+        missing
+            && expires_at().is_some_and(|expires_at| now < expires_at.plus(rules.clock_skew))
+            && self.check_type(rules).is_ok()
+            && self.check_audience(rules).is_ok()
+    }
+
     /// Verifies the credential by `rules` with `keys` at `now`.
     ///
     /// The order: issuer, algorithm, key, signature; and only then what the signature covers:
@@ -224,15 +240,11 @@ impl Presented {
         if rules.token_types.is_empty() {
             return Ok(());
         }
-        let found = self.jws.header().token_type.as_deref();
-        let is_found = |accepted: &String| {
-            found.is_some_and(|found| {
-                without_application(found).eq_ignore_ascii_case(without_application(accepted))
-            })
-        };
-        if rules.token_types.iter().any(is_found) {
+        let header = self.jws.header();
+        if rules.token_types.iter().any(|accepted| header.is_of_type(accepted)) {
             return Ok(());
         }
+        let found = header.token_type.as_deref();
         let accepted = quote_list(rules.token_types.iter().map(String::as_str));
         let found = found.map_or_else(|| "missing".to_owned(), quote);
         let problem = format!("`typ` is {found}, accepted: {accepted}");
@@ -382,15 +394,6 @@ impl Fault {
                 Self::LifetimeTooLong => Code::IdentityLifetimeTooLong,
             },
         }
-    }
-}
-
-/// RFC 7515 §4.1.9: `application/` may be left out of a media type without another slash.
-fn without_application(token_type: &str) -> &str {
-    const PREFIX: &str = "application/";
-    match token_type.split_at_checked(PREFIX.len()) {
-        Some((prefix, rest)) if prefix.eq_ignore_ascii_case(PREFIX) && !rest.contains('/') => rest,
-        _ => token_type,
     }
 }
 

@@ -323,13 +323,19 @@ impl<'a> Node<'a> {
 
     /// The value as one of `choices`.
     pub fn choice<T: Copy>(&self, report: &mut Report, choices: &[(&'static str, T)]) -> Option<T> {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        let index = self.index_in(report, &names)?;
+        choices.get(index).map(|(_, choice)| *choice)
+    }
+
+    fn index_in(&self, report: &mut Report, names: &[&str]) -> Option<usize> {
         let text = self.string(report)?;
-        if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == text) {
-            return Some(*choice);
+        let found = names.iter().position(|name| *name == text);
+        if found.is_none() {
+            let problem = format!("{} is none of `{}`", quote(text), names.join("`, `"));
+            self.fault(report, problem);
         }
-        let names: Vec<_> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
-        self.fault(report, format!("{} is none of {}", quote(text), names.join(", ")));
-        None
+        found
     }
 }
 

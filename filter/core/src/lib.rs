@@ -26,5 +26,6 @@ pub mod policy;
 pub mod quote;
 pub mod reject;
 pub mod shared;
+pub mod status;
 pub mod tally;
 pub mod time;

@@ -7,7 +7,7 @@
 )]
 
 use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
-use airflow_envoy_core::gate::{Gate, Host, Permit, Verdict};
+use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::reject::Code;
 use airflow_envoy_core::time::UnixTime;
@@ -56,7 +56,11 @@ impl Subject for Core {
         match verdict {
             Verdict::Permit(permit) => Ok(Answer::Permit {
                 rule: Some(permit.rule().to_owned()),
-                headers: edited(headers, &permit),
+                headers: edited(headers, permit.remove(), permit.set().collect()),
+            }),
+            Verdict::Pass(pass) => Ok(Answer::Permit {
+                rule: None,
+                headers: edited(headers, pass.remove(), pass.set().collect()),
             }),
             Verdict::Reject(rejection) => Ok(Answer::Reject {
                 status: rejection.status(),
@@ -65,19 +69,23 @@ impl Subject for Core {
                 nearest: rejection.reject.nearest,
                 detail: rejection.reject.detail,
             }),
+            Verdict::Status(_) => Err("is told how the filter is".to_owned()),
             Verdict::Wait => Err("waits, though nothing has to be fetched".to_owned()),
         }
     }
 }
 
 /// The headers that the upstream sees.
-fn edited(headers: &[(Vec<u8>, Vec<u8>)], permit: &Permit) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let replaced: Vec<_> = permit.remove().chain(permit.set().map(|(name, _)| name)).collect();
+fn edited<'a>(
+    headers: &[(Vec<u8>, Vec<u8>)],
+    remove: impl Iterator<Item = &'a str>,
+    set: Vec<(&'static str, &'a str)>,
+) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let replaced: Vec<_> = remove.chain(set.iter().map(|(name, _)| *name)).collect();
     let kept = headers.iter().filter(|(name, _)| {
         !replaced.iter().any(|replaced| replaced.as_bytes().eq_ignore_ascii_case(name))
     });
-    let set =
-        permit.set().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+    let set = set.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
     kept.cloned().chain(set).collect()
 }
 

@@ -1,6 +1,8 @@
 //! What the gate remembers and for how long: sessions, key sets, the policy, waiting requests.
 #![expect(
     clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
     clippy::string_slice,
     clippy::unwrap_used,
     reason = "a test may panic"
@@ -18,6 +20,13 @@ const NOW: i64 = 1_795_262_400;
 
 fn at(seconds: i64) -> UnixTime {
     UnixTime::from_secs(NOW + seconds)
+}
+
+/// With five seconds to wait, in a room for `requests`.
+fn patient(requests: usize) -> Value {
+    let mut configuration = configuration();
+    configuration["waiting"] = json!({ "requests": requests, "time": "5s" });
+    configuration
 }
 
 fn configuration() -> Value {
@@ -98,7 +107,11 @@ impl Worker {
 
     /// With keys `t1`, `a1` and a policy for the DAG `etl`.
     fn ready() -> Self {
-        let mut worker = Self::new(&configuration());
+        Self::ready_with(&configuration())
+    }
+
+    fn ready_with(configuration: &Value) -> Self {
+        let mut worker = Self::new(configuration);
         worker.tick(0);
         worker.bring("idp", &keys(&["t1-p256"]), 0);
         worker.bring("airflow", &keys(&["a1-p256"]), 0);
@@ -136,22 +149,49 @@ impl Worker {
         self.take(effects);
     }
 
+    fn fail(&mut self, cluster: &str, seconds: i64) {
+        let feed = self.under_way(cluster);
+        let effects = self.gate.answered(feed, Answer::None, at(seconds));
+        self.take(effects);
+    }
+
     fn ask(&mut self, credentials: &(String, String), seconds: i64) -> String {
-        let (token, identity) = credentials;
+        code(&self.verdict(credentials, &[], seconds))
+    }
+
+    fn verdict(
+        &mut self,
+        (token, identity): &(String, String),
+        more: &[(&str, &str)],
+        seconds: i64,
+    ) -> Verdict {
         let bearer = format!("Bearer {token}");
+        let mut headers = vec![
+            (":method", "GET"),
+            (":authority", "orders.internal"),
+            (":path", "/v1"),
+            ("authorization", bearer.as_str()),
+            ("x-airflow-identity", identity),
+        ];
+        headers.extend(more);
+        self.send(&headers, seconds)
+    }
+
+    fn send(&mut self, headers: &[(&str, &str)], seconds: i64) -> Verdict {
         self.asked += 1;
-        code(&self.gate.request(&Arrival {
+        let headers: Vec<_> =
+            headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        self.gate.request(&Arrival {
             stream: StreamId(self.asked),
-            headers: &[
-                (b":method", b"GET"),
-                (b":authority", b"orders.internal"),
-                (b":path", b"/v1"),
-                (b"authorization", bearer.as_bytes()),
-                (b"x-airflow-identity", identity.as_bytes()),
-            ],
+            headers: &headers,
             now: at(seconds),
             decision_id: DecisionId::new(1, self.asked.into()),
-        }))
+        })
+    }
+
+    /// Fetches under way to a cluster.
+    fn fetching(&self, cluster: &str) -> usize {
+        self.fetches.iter().filter(|fetch| fetch.cluster == cluster).count()
     }
 }
 
@@ -159,6 +199,8 @@ fn code(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Permit(_) => "permit".to_owned(),
         Verdict::Reject(rejection) => rejection.reject.code.name().to_owned(),
+        Verdict::Pass(pass) => format!("pass:{}", pass.rejection().reject.code),
+        Verdict::Status(reply) => format!("status:{}", reply.status),
         Verdict::Wait => "wait".to_owned(),
     }
 }
@@ -221,15 +263,21 @@ fn a_withdrawn_key_stops_its_tokens_and_its_identities_at_once() {
         ("idp", "t1-p256", "t2-p256", "token_key_unknown"),
         ("airflow", "a1-p256", "a2-p256", "identity_key_unknown"),
     ] {
-        let mut worker = Worker::ready();
+        let mut configuration = configuration();
+        configuration["issuers"][0]["jwks"]["refresh"] = json!("10s");
+        configuration["airflow"]["issuers"][0]["jwks"]["refresh"] = json!("10s");
+        let mut worker = Worker::ready_with(&configuration);
         let pair = credentials("t1-p256", "a1-p256", "etl");
         assert_eq!(worker.ask(&pair, 1), "permit");
-        worker.tick(301);
-        worker.bring(cluster, &keys(&[old, new]), 2);
-        assert_eq!(worker.ask(&pair, 2), "permit", "both keys are good while they rotate");
-        worker.tick(700);
-        worker.bring(cluster, &keys(&[new]), 3);
-        assert_eq!(worker.ask(&pair, 3), refused);
+        worker.tick(10);
+        worker.bring(cluster, &keys(&[old, new]), 10);
+        assert_eq!(worker.ask(&pair, 10), "permit", "both keys are good while they rotate");
+        worker.tick(20);
+        worker.bring(cluster, &keys(&[new]), 20);
+        assert_eq!(worker.ask(&pair, 21), "wait", "it might have come back");
+        worker.tick(22);
+        worker.bring(cluster, &keys(&[new]), 22);
+        assert_eq!(worker.decided, [(3, refused.to_owned())]);
     }
 }
 
@@ -379,4 +427,385 @@ fn an_answer_that_nobody_asked_for_changes_nothing() {
         worker.gate.answered(feed, answer, at(5));
         assert_eq!(worker.ask(&pair, 5), "permit");
     }
+}
+
+/// Credentials whose access token names a key of the issuer, signed by it or not.
+fn naming(key: &str) -> (String, String) {
+    credentials(key, "a1-p256", "etl")
+}
+
+#[test]
+fn a_key_that_is_new_is_fetched_and_the_request_is_permitted() {
+    let mut worker = Worker::ready_with(&patient(8));
+    assert_eq!(worker.ask(&naming("t2-p256"), 10), "wait");
+    worker.tick(10);
+    worker.bring("idp", &keys(&["t1-p256", "t2-p256"]), 10);
+    assert_eq!(worker.decided, [(1, "permit".to_owned())]);
+
+    let new_identity_key = credentials("t1-p256", "a2-p256", "etl");
+    assert_eq!(worker.ask(&new_identity_key, 10), "wait");
+    worker.tick(10);
+    worker.bring("airflow", &keys(&["a2-p256"]), 10);
+    assert_eq!(worker.decided[1], (2, "permit".to_owned()));
+}
+
+#[test]
+fn a_key_that_newer_keys_do_not_have_either_is_refused_for_a_while_without_asking_again() {
+    let mut worker = Worker::ready_with(&patient(8));
+    let pair = naming("t2-p256");
+    assert_eq!(worker.ask(&pair, 10), "wait");
+    worker.tick(10);
+    worker.bring("idp", &keys(&["t1-p256"]), 10);
+    assert_eq!(worker.decided, [(1, "token_key_unknown".to_owned())]);
+    assert_eq!(worker.ask(&pair, 11), "token_key_unknown");
+    worker.tick(11);
+    assert_eq!(worker.fetching("idp"), 0);
+    assert_eq!(worker.ask(&pair, 12), "wait", "the keys may be fetched again");
+    worker.tick(12);
+    assert_eq!(worker.fetching("idp"), 1);
+}
+
+#[test]
+fn keys_that_were_fetched_before_a_request_came_do_not_decide_it() {
+    let mut worker = Worker::ready_with(&patient(8));
+    assert_eq!(worker.ask(&naming("t2-p256"), 10), "wait");
+    worker.tick(10);
+    assert_eq!(worker.ask(&naming("t3-p256"), 11), "wait");
+    worker.bring("idp", &keys(&["t1-p256"]), 12);
+    assert_eq!(worker.decided, [(1, "token_key_unknown".to_owned())]);
+    worker.tick(12);
+    worker.bring("idp", &keys(&["t1-p256", "t3-p256"]), 12);
+    assert_eq!(worker.decided[1..], [(2, "permit".to_owned())]);
+}
+
+#[test]
+fn a_new_key_set_clears_what_was_unknown() {
+    let mut worker = Worker::ready_with(&patient(8));
+    assert_eq!(worker.ask(&naming("t2-p256"), 10), "wait");
+    worker.tick(10);
+    worker.bring("idp", &keys(&["t1-p256"]), 10);
+    assert_eq!(worker.ask(&naming("t2-p256"), 11), "token_key_unknown");
+    assert_eq!(worker.ask(&naming("t3-p256"), 11), "wait");
+    worker.tick(12);
+    worker.bring("idp", &keys(&["t2-p256", "t3-p256"]), 12);
+    assert_eq!(worker.ask(&naming("t2-p256"), 12), "permit");
+}
+
+#[test]
+fn a_key_that_cannot_be_looked_for_is_answered_by_the_deadline_with_a_time_to_retry() {
+    let mut worker = Worker::ready_with(&patient(8));
+    assert_eq!(worker.ask(&naming("t2-p256"), 10), "wait");
+    worker.tick(10);
+    worker.fail("idp", 10);
+    worker.tick(14);
+    assert_eq!(worker.decided, []);
+    worker.tick(15);
+    assert_eq!(worker.decided, [(1, "keys_unavailable".to_owned())]);
+}
+
+#[test]
+fn nobody_waits_for_an_endpoint_that_will_not_be_asked_in_time() {
+    let mut configuration = patient(100);
+    configuration["issuers"][0]["jwks"]["refresh"] = json!("10s");
+    let mut worker = Worker::ready_with(&configuration);
+    // Until the pauses between its failures are longer than anybody waits.
+    let given_up = (20..290).find(|&second| {
+        worker.tick(second);
+        if worker.fetching("idp") > 0 {
+            worker.fail("idp", second);
+        }
+        let code = worker.ask(&naming("t2-p256"), second);
+        assert!(["wait", "keys_unavailable"].contains(&code.as_str()), "{code}");
+        code == "keys_unavailable"
+    });
+    assert!(given_up.is_some());
+}
+
+#[test]
+fn unknown_keys_take_half_of_the_waiting_room() {
+    let mut worker = Worker::new(&patient(4));
+    worker.tick(0);
+    worker.bring("idp", &keys(&["t1-p256"]), 0);
+    worker.bring("airflow", &keys(&["a1-p256"]), 0);
+    assert_eq!(worker.ask(&naming("t7-p256"), 1), "wait");
+    assert_eq!(worker.ask(&naming("t8-p256"), 1), "wait");
+    assert_eq!(worker.ask(&naming("t9-p256"), 1), "waiting_room_full");
+    for expected in ["wait", "wait", "waiting_room_full"] {
+        assert_eq!(worker.ask(&naming("t1-p256"), 1), expected, "it waits for the policy");
+    }
+}
+
+#[test]
+fn what_no_key_could_help_makes_nobody_fetch() {
+    let mut two_algorithms = patient(8);
+    two_algorithms["issuers"][0]["algorithms"] = json!(["ES256", "EdDSA"]);
+    let mut worker = Worker::ready_with(&two_algorithms);
+    let claims = |exp: &str, audience: &str| json!({ "iss": "https://idp.example", "aud": audience, "sub": "x", "exp": exp });
+    let (_, identity) = naming("t1-p256");
+    let mut ask = |token: Value, second: i64| {
+        let token = mint(&credential(token), NOW, None).unwrap();
+        let answer = worker.ask(&(token, identity.clone()), second);
+        worker.tick(second);
+        (answer, worker.fetching("idp"))
+    };
+    let unknown = |claims: Value, header: Value| {
+        json!({
+            "algorithm": "ES256", "key": "t9-p256", "header": header, "claims": claims
+        })
+    };
+    let typ = || json!({ "typ": "at+jwt" });
+    let refused = || ("token_key_unknown".to_owned(), 0);
+    assert_eq!(ask(unknown(claims("+9", "orders"), typ()), 9), refused(), "it has expired");
+    assert_eq!(ask(unknown(claims("+99", "others"), typ()), 10), refused(), "it is for others");
+    assert_eq!(ask(unknown(claims("+99", "orders"), json!({ "typ": "id+jwt" })), 11), refused());
+    let unsuitable = json!({
+        "algorithm": "EdDSA", "key": "t1-ed25519", "claims": claims("+99", "orders"),
+        "header": { "typ": "at+jwt", "kid": "t1-p256" }
+    });
+    assert_eq!(ask(unsuitable, 12), ("token_key_unsuitable".to_owned(), 0));
+    let mut nameless = json!({
+        "algorithm": "EdDSA", "key": "t1-ed25519", "header_without": ["kid"],
+        "header": typ(), "claims": claims("+99", "orders")
+    });
+    assert_eq!(ask(nameless.clone(), 13), ("wait".to_owned(), 1), "no key fits");
+
+    let mut worker = Worker::new(&two_algorithms);
+    worker.tick(0);
+    worker.bring("idp", &keys(&["t1-p256", "t2-p256"]), 0);
+    nameless["algorithm"] = json!("ES256");
+    nameless["key"] = json!("t1-p256");
+    let token = mint(&credential(nameless), NOW, None).unwrap();
+    assert_eq!(worker.ask(&(token, identity), 10), "token_key_unknown", "two keys fit");
+    worker.tick(10);
+    assert_eq!(worker.fetching("idp"), 0);
+}
+
+#[test]
+fn keys_that_cannot_be_fetched_again_are_all_there_are() {
+    let mut configuration = patient(8);
+    configuration["issuers"][0]["jwks"] =
+        json!({ "inline": serde_json::from_slice::<Value>(&keys(&["t1-p256"])).unwrap() });
+    let mut worker = Worker::new(&configuration);
+    assert_eq!(worker.ask(&naming("t2-p256"), 10), "token_key_unknown");
+}
+
+#[test]
+fn parked_requests_are_decided_in_order_and_not_all_at_once() {
+    let mut worker = Worker::new(&patient(100));
+    worker.tick(0);
+    worker.bring("idp", &keys(&["t1-p256"]), 0);
+    worker.bring("airflow", &keys(&["a1-p256"]), 0);
+    let pair = naming("t1-p256");
+    for _ in 0..80 {
+        assert_eq!(worker.ask(&pair, 1), "wait");
+    }
+    worker.bring("policy", &policy("etl"), 1);
+    assert_eq!(worker.decided.len(), 32);
+    worker.tick(2);
+    assert_eq!(worker.decided.len(), 64);
+    worker.tick(2);
+    assert_eq!(worker.gate.waiting(), 0);
+    let expected: Vec<_> = (1..=80).map(|stream| (stream, "permit".to_owned())).collect();
+    assert_eq!(worker.decided, expected);
+}
+
+#[test]
+fn a_forged_token_is_verified_once_for_each_key_set() {
+    let mut configuration = patient(8);
+    configuration["issuers"][0]["jwks"]["refresh"] = json!("10s");
+    let mut worker = Worker::ready_with(&configuration);
+    let forged = json!({
+        "algorithm": "ES256", "key": "t9-p256", "header": { "typ": "at+jwt", "kid": "t1-p256" },
+        "claims": { "iss": "https://idp.example", "aud": "orders", "sub": "x", "exp": "+99" }
+    });
+    let pair = (mint(&credential(forged), NOW, None).unwrap(), naming("t1-p256").1);
+    for _ in 0..5 {
+        assert_eq!(worker.ask(&pair, 1), "token_signature_invalid");
+    }
+    let tally = worker.gate.take_tally();
+    assert_eq!((tally.verifications, tally.refused_hits), (1, 4));
+    worker.tick(10);
+    worker.bring("idp", &keys(&["t1-p256", "t2-p256"]), 10);
+    assert_eq!(worker.ask(&pair, 11), "token_signature_invalid");
+    let tally = worker.gate.take_tally();
+    assert_eq!((tally.verifications, tally.refused_hits), (1, 0), "the keys may be other ones");
+}
+
+#[test]
+fn claims_are_judged_anew_each_time() {
+    let mut worker = Worker::ready();
+    let early = json!({
+        "algorithm": "ES256", "key": "t1-p256", "header": { "typ": "at+jwt" },
+        "claims": { "iss": "https://idp.example", "aud": "orders", "nbf": "+5", "exp": "+99" }
+    });
+    let pair = (mint(&credential(early), NOW, None).unwrap(), naming("t1-p256").1);
+    assert_eq!(worker.ask(&pair, 1), "token_not_yet_valid");
+    assert_eq!(worker.ask(&pair, 5), "identity_binding_unmet", "the token is good now");
+}
+
+fn shadow() -> Value {
+    let mut configuration = configuration();
+    configuration["mode"] = json!("shadow");
+    configuration
+}
+
+/// What the upstream gets of headers of these names after a pass.
+fn passed(verdict: &Verdict) -> (Vec<String>, Vec<(String, String)>) {
+    let Verdict::Pass(pass) = verdict else { panic!("{verdict:?}") };
+    let set = pass.set().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    (pass.remove().map(str::to_owned).collect(), set.collect())
+}
+
+#[test]
+fn in_shadow_nobody_waits_and_nobody_is_refused() {
+    let mut worker = Worker::new(&shadow());
+    let pair = naming("t1-p256");
+    assert_eq!(worker.ask(&pair, 0), "pass:keys_unavailable");
+    worker.tick(0);
+    worker.bring("idp", &keys(&["t1-p256"]), 0);
+    worker.bring("airflow", &keys(&["a1-p256"]), 0);
+    assert_eq!(worker.ask(&pair, 1), "pass:policy_unavailable");
+    worker.bring("policy", &policy("etl"), 1);
+    assert_eq!(worker.ask(&pair, 1), "permit");
+    assert_eq!(worker.ask(&credentials("t1-p256", "a1-p256", "other"), 1), "pass:policy_no_match");
+    assert_eq!(worker.ask(&("x".to_owned(), "y".to_owned()), 1), "pass:token_malformed");
+    assert_eq!(code(&worker.send(&[], 1)), "pass:request_malformed");
+    assert_eq!((worker.gate.waiting(), worker.decided.len()), (0, 0));
+    let tally = worker.gate.take_tally();
+    let counted: Vec<_> =
+        tally.counters().filter(|(group, ..)| group.ends_with("decisions")).collect();
+    assert_eq!(
+        counted,
+        [
+            ("decisions", "permit", 1),
+            ("shadow_decisions", "request_malformed", 1),
+            ("shadow_decisions", "token_malformed", 1),
+            ("shadow_decisions", "policy_no_match", 1),
+            ("shadow_decisions", "keys_unavailable", 1),
+            ("shadow_decisions", "policy_unavailable", 1),
+        ]
+    );
+}
+
+#[test]
+fn in_shadow_an_unknown_key_is_told_as_such_once_that_is_certain() {
+    let mut worker = Worker::ready_with(&shadow());
+    let pair = naming("t2-p256");
+    assert_eq!(worker.ask(&pair, 10), "pass:keys_unavailable");
+    worker.tick(10);
+    worker.bring("idp", &keys(&["t1-p256"]), 10);
+    assert_eq!(worker.ask(&pair, 11), "pass:token_key_unknown");
+}
+
+#[test]
+fn in_shadow_the_upstream_sees_what_is_verified_and_not_what_the_caller_says() {
+    let mut worker = Worker::ready_with(&shadow());
+    let forged = [
+        ("x-airflow-dag-id", "other"),
+        ("x-airflow-shadow", "permit"),
+        ("X_Airflow_Team", "forged"),
+    ];
+    let denied = credentials("t1-p256", "a1-p256", "other");
+    let (remove, set) = passed(&worker.verdict(&denied, &forged, 1));
+    assert_eq!(remove, ["x-airflow-identity", "x-airflow-shadow", "X_Airflow_Team"]);
+    let decision_id = format!("{:016x}{:016x}", 1, 1);
+    let expected = [
+        ("x-airflow-dag-id", "other"),
+        ("x-airflow-task-id", "load"),
+        ("x-airflow-run-id", "r"),
+        ("x-airflow-try-number", "1"),
+        ("x-airflow-map-index", "-1"),
+        ("x-airflow-decision-id", &decision_id),
+        ("x-airflow-shadow", "reject"),
+    ];
+    assert_eq!(set, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+
+    let nobody = ("not.a.token".to_owned(), denied.1.clone());
+    let (remove, set) = passed(&worker.verdict(&nobody, &forged, 1));
+    let gone = ["x-airflow-identity", "x-airflow-dag-id", "x-airflow-shadow", "X_Airflow_Team"];
+    assert_eq!(remove, gone);
+    assert_eq!(set.len(), 2, "{set:?}");
+
+    let Verdict::Permit(permit) = worker.verdict(&naming("t1-p256"), &forged[1..], 1) else {
+        panic!("it is allowed")
+    };
+    let remove: Vec<_> = permit.remove().collect();
+    assert_eq!(remove, ["x-airflow-identity", "x-airflow-shadow", "X_Airflow_Team"]);
+    assert!(permit.set().all(|(name, _)| name != "x-airflow-shadow"));
+}
+
+const STATUS: [(&str, &str); 3] =
+    [(":method", "GET"), (":authority", "10.0.0.1:10000"), (":path", "/airflow-envoy/status?x")];
+
+fn with_status() -> Value {
+    let mut configuration = configuration();
+    configuration["status"] = json!({ "path": "/airflow-envoy/status" });
+    configuration
+}
+
+#[test]
+fn the_status_is_told_to_anybody_and_is_no_decision() {
+    let mut worker = Worker::new(&with_status());
+    assert_eq!(code(&worker.send(&STATUS, 0)), "status:503");
+    worker.tick(0);
+    worker.bring("idp", &keys(&["t1-p256"]), 0);
+    worker.bring("airflow", &keys(&["a1-p256"]), 0);
+    assert_eq!(code(&worker.send(&STATUS, 0)), "status:503");
+    worker.bring("policy", &policy("etl"), 0);
+    let Verdict::Status(reply) = worker.send(&STATUS, 0) else { panic!("no status") };
+    assert_eq!(reply.status, 200);
+    let body: Value = serde_json::from_str(&reply.body).unwrap();
+    let told: Vec<_> = body["sources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|source| {
+            (
+                source["name"].as_str().unwrap(),
+                source["kind"].as_str().unwrap(),
+                source["count"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(told, [("main", "policy", 1), ("idp", "keys", 1), ("airflow", "keys", 1)]);
+    assert_eq!((&body["ready"], &body["mode"]), (&json!(true), &json!("enforce")));
+    assert_eq!(worker.gate.take_tally().counters().count(), 0);
+    assert_eq!(code(&worker.send(&STATUS, 601)), "status:503", "the policy is too old");
+}
+
+#[test]
+fn only_an_unambiguous_request_for_exactly_that_path_asks_for_the_status() {
+    let mut worker = Worker::ready_with(&with_status());
+    let to = |path: &'static str| [(":method", "HEAD"), (":authority", "a"), (":path", path)];
+    assert_eq!(code(&worker.send(&to("/airflow-envoy/status"), 1)), "status:200");
+    for path in [
+        "/airflow-envoy/status/",
+        "/airflow-envoy/statuses",
+        "/airflow-envoy",
+        "/Airflow-envoy/status",
+    ] {
+        assert_eq!(code(&worker.send(&to(path), 1)), "token_missing", "{path}");
+    }
+    let twice = [&STATUS[..], &[(":path", "/v1")]].concat();
+    assert_eq!(code(&worker.send(&twice, 1)), "header_repeated");
+    assert_eq!(code(&worker.send(&STATUS[1..], 1)), "request_malformed");
+    let post = [(":method", "POST"), STATUS[1], STATUS[2]];
+    assert_eq!(code(&worker.send(&post, 1)), "status:405");
+    assert_eq!(code(&Worker::ready().send(&STATUS, 1)), "token_missing", "not configured");
+}
+
+#[test]
+fn a_status_path_that_could_not_be_asked_for_is_refused() {
+    for path in ["", "/", "status", "/status?x", "/status#x", "/a b", "/\u{e9}"] {
+        let mut configuration = configuration();
+        configuration["status"] = json!({ "path": path });
+        let faults =
+            Gate::new(configuration.to_string().as_bytes(), Host::alone(Box::new(RustCrypto)));
+        let faults = faults.unwrap_err().to_string();
+        assert!(faults.contains("status.path: "), "{path}: {faults}");
+    }
+    let mut configuration = configuration();
+    configuration["mode"] = json!("off");
+    let faults = Gate::new(configuration.to_string().as_bytes(), Host::alone(Box::new(RustCrypto)));
+    assert!(faults.unwrap_err().to_string().contains("mode: `off` is none of `enforce`, `shadow`"));
 }

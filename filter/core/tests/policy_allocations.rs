@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::policy::{Outcome, Policy};
+use airflow_envoy_core::policy::{Outcome, Policy, PolicySet};
 use airflow_envoy_core::time::UnixTime;
 use serde_json::{Value, json};
 
@@ -45,13 +45,13 @@ fn only_a_path_that_had_to_be_changed_is_allocated() {
         "version": 1, "roles": {"ds": {"any": [{"teams": ["data-science"]}]}},
         "destinations": {"orders": {"hosts": ["orders.internal", "*.orders.internal:8443"]}}, "rules": rules,
     });
-    let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+    let policy = PolicySet::from(Policy::from_value(&document, &Limits::DEFAULT).unwrap());
     let caller = Caller {
         dags: Fact::one("team42_daily"),
         teams: Fact::one("data-science"),
         ..Caller::default()
     };
-    let standing = policy.standing(&caller);
+    let standing = policy.standing(&caller, None);
     for (authority, target, expected) in [
         ("orders.internal", "/v1/orders/7?page=1", false),
         ("a.orders.internal:8443", "/v1/orders/a:b", false),

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::policy::{Decision, Outcome, Policy};
+use airflow_envoy_core::policy::{Decision, Outcome, Policy, PolicySet};
 use airflow_envoy_core::reject::{Code, Reject};
 use airflow_envoy_core::time::UnixTime;
 use serde_json::{Value, json};
@@ -50,6 +50,10 @@ fn document() -> Value {
     })
 }
 
+fn policy(document: &Value) -> PolicySet {
+    Policy::from_value(document, &Limits::DEFAULT).unwrap().into()
+}
+
 fn caller() -> Caller {
     Caller {
         dags: Fact::one("ds_daily"),
@@ -68,9 +72,9 @@ const CALL: Call<'static> = Call {
 };
 
 fn decide_at<'c>(caller: &Caller, call: Call<'c>, now: &str) -> Decision<'c> {
-    let policy = Policy::from_value(&document(), &Limits::DEFAULT).unwrap();
+    let policy = policy(&document());
     let now = UnixTime::from_rfc3339(now).unwrap();
-    policy.decide(caller, &policy.standing(caller), &call, now, &Limits::DEFAULT)
+    policy.decide(caller, &policy.standing(caller, None), &call, now, &Limits::DEFAULT)
 }
 
 fn decide<'c>(caller: &Caller, call: Call<'c>) -> Decision<'c> {
@@ -256,12 +260,10 @@ fn shadow_rules_are_reported_and_not_enforced() {
 
 #[test]
 fn a_standing_under_another_policy_is_not_used() {
-    let read = || Policy::from_value(&document(), &Limits::DEFAULT).unwrap();
-    let (one, other) = (read(), read());
-    let standing = one.standing(&caller());
-    assert!(standing.belongs_to(&one) && !standing.belongs_to(&other));
-    assert_eq!(standing.roles().iter().map(AsRef::as_ref).collect::<Vec<_>>(), ["data-science"]);
-    let stale = one.standing(&Caller::default());
+    let (one, other) = (policy(&document()), policy(&document()));
+    let standing = one.standing(&caller(), None);
+    assert_eq!(standing.roles().collect::<Vec<_>>(), ["data-science"]);
+    let stale = one.standing(&Caller::default(), None);
     let now = UnixTime::from_rfc3339(NOW).unwrap();
     let decision = other.decide(&caller(), &stale, &CALL, now, &Limits::DEFAULT);
     assert!(matches!(decision.outcome, Outcome::Permit { .. }));
@@ -271,11 +273,12 @@ fn a_standing_under_another_policy_is_not_used() {
 fn a_policy_without_rules_refuses_everything() {
     let document = json!({"version": 1, "destinations": {"orders": {"hosts": ["orders.internal"]}}, "rules": []});
     let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
-    let standing = policy.standing(&caller());
+    assert_eq!((policy.revision(), policy.rule_count()), (None, 0));
+    let policy = PolicySet::from(policy);
+    let standing = policy.standing(&caller(), None);
     let decision =
         policy.decide(&caller(), &standing, &CALL, UnixTime::default(), &Limits::DEFAULT);
     assert_eq!(refusal(decision).code, Code::PolicyNoMatch);
-    assert_eq!((policy.revision(), policy.rule_count()), (None, 0));
 }
 
 #[test]
@@ -291,9 +294,9 @@ fn the_search_for_the_nearest_rule_is_bounded_and_prefers_the_path_and_the_calle
     let document = json!({
         "version": 1, "destinations": {"orders": {"hosts": ["orders.internal"]}}, "rules": rules,
     });
-    let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+    let policy = policy(&document);
     let caller = Caller { dags: Fact::one("ds_4321"), ..Caller::default() };
-    let standing = policy.standing(&caller);
+    let standing = policy.standing(&caller, None);
     let limits = Limits { nearest_rules: 3, ..Limits::DEFAULT };
     let call = Call { target: "/v1/orders", ..CALL };
     let reject = refusal(policy.decide(&caller, &standing, &call, UnixTime::default(), &limits));
@@ -315,9 +318,9 @@ fn parameters_help_past_no_deny_rule_enforced_or_not() {
                 {"id": "no-admin", "effect": "deny", "mode": mode, "to": ["orders"], "paths": ["/admin/**"]},
             ],
         });
-        let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+        let policy = policy(&document);
         let caller = caller();
-        let standing = policy.standing(&caller);
+        let standing = policy.standing(&caller, None);
         for target in ["/admin/users", "/admin;x/users", "/admin;/users", "/;x/admin", "/admin;"] {
             let call = Call { target, ..CALL };
             let now = UnixTime::default();

@@ -8,10 +8,12 @@
 )]
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::policy::{Outcome, Policy, path};
+use airflow_envoy_core::policy::{Decision, Outcome, Policy, PolicySet, path};
 use airflow_envoy_core::reject::Code;
 use airflow_envoy_core::time::UnixTime;
 use serde_json::{Map, Value, json};
@@ -26,9 +28,10 @@ fn the_index_changes_no_decision() {
         let text = document.to_string();
         let policy = Policy::parse(text.as_bytes(), &Limits::DEFAULT)
             .unwrap_or_else(|faults| panic!("{faults} in {document}"));
+        let policy = PolicySet::from(policy);
         for _ in 0..25 {
             let caller = random.caller();
-            let standing = policy.standing(&caller);
+            let standing = policy.standing(&caller, None);
             let request = random.request();
             let call = Call {
                 authority: &request.authority,
@@ -40,24 +43,8 @@ fn the_index_changes_no_decision() {
             // More than the policy has rules: the evaluator without an index looks at all of them.
             let limits = Limits { nearest_rules: 256, ..Limits::DEFAULT };
             let decision = policy.decide(&caller, &standing, &call, now, &limits);
-            let found = Found {
-                outcome: match &decision.outcome {
-                    Outcome::Permit { rule } => format!("permit by {rule}"),
-                    Outcome::Refuse(reject) => match reject.code {
-                        Code::PolicyDenied => {
-                            format!("denied by {}", reject.rule.as_deref().unwrap())
-                        }
-                        Code::PolicyNoMatch => format!("no match, nearest {:?}", reject.nearest),
-                        code => code.to_string(),
-                    },
-                },
-                shadow: decision
-                    .shadow
-                    .iter()
-                    .map(|verdict| (verdict.rule.to_string(), verdict.permits))
-                    .collect(),
-                roles: standing.roles().iter().map(ToString::to_string).collect(),
-            };
+            let roles = standing.roles().map(ToString::to_string).collect();
+            let found = Found { roles, ..Found::from(&decision) };
             let reference = Reference { document: &document, caller: &caller, now };
             let expected = reference.decide(&call);
             assert_eq!(found, expected, "{document} for {caller:?} and {request:?} at {now}");
@@ -91,12 +78,12 @@ fn the_order_of_rules_never_matters() {
     let mut random = Random { state: 7, crowded: false };
     for _ in 0..200 {
         let mut document = random.document(30);
-        let one = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+        let one = PolicySet::from(Policy::from_value(&document, &Limits::DEFAULT).unwrap());
         let rules = document["rules"].as_array_mut().unwrap();
         for index in (1..rules.len()).rev() {
             rules.swap(index, random.below(index + 1));
         }
-        let other = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+        let other = PolicySet::from(Policy::from_value(&document, &Limits::DEFAULT).unwrap());
         for _ in 0..20 {
             let (caller, request) = (random.caller(), random.request());
             let call = Call {
@@ -106,11 +93,75 @@ fn the_order_of_rules_never_matters() {
                 target: &request.target,
             };
             let now = UnixTime::from_secs(150);
-            let decide = |policy: &Policy| {
-                policy.decide(&caller, &policy.standing(&caller), &call, now, &Limits::DEFAULT)
+            let decide = |policy: &PolicySet| {
+                let standing = policy.standing(&caller, None);
+                policy.decide(&caller, &standing, &call, now, &Limits::DEFAULT)
             };
             assert_eq!(decide(&one), decide(&other), "{document}");
         }
+    }
+}
+
+#[test]
+fn several_sources_decide_as_one_document_of_all_their_rules() {
+    let mut random = Random { state: 11, crowded: false };
+    let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
+    for round in 0..300 {
+        let document = random.document([3, 12, 40, 120][round % 4]);
+        let whole = PolicySet::from(Policy::from_value(&document, &Limits::DEFAULT).unwrap());
+        let (sources, source_of) = random.split(&document);
+        let set = PolicySet::new(sources.clone());
+        let named = |id: &str| format!("{}/{id}", source_of[id]);
+        for _ in 0..25 {
+            let (caller, request) = (random.caller(), random.request());
+            let call = Call {
+                authority: &request.authority,
+                scheme: request.scheme,
+                method: request.method,
+                target: &request.target,
+            };
+            let now = UnixTime::from_secs(random.below(5) as i64 * 100);
+            let limits = Limits { nearest_rules: 256, ..Limits::DEFAULT };
+            let decide = |set: &PolicySet| {
+                set.decide(&caller, &set.standing(&caller, None), &call, now, &limits)
+            };
+            let (one, mut several) = (decide(&whole), decide(&set));
+            let mut expected = one.clone();
+            match &mut expected.outcome {
+                Outcome::Permit { rule } => *rule = named(rule).into(),
+                Outcome::Refuse(reject) => {
+                    reject.rule = reject.rule.as_deref().map(named);
+                    reject.nearest = reject.nearest.as_deref().map(named);
+                }
+            }
+            for verdict in &mut expected.shadow {
+                verdict.rule = named(&verdict.rule).into();
+            }
+            // What a sentence tells of roles are those of its own document.
+            if let (Outcome::Refuse(one), Outcome::Refuse(several)) =
+                (&mut expected.outcome, &mut several.outcome)
+            {
+                one.detail.clear();
+                several.detail.clear();
+            }
+            assert_eq!(several, expected, "{document} split as {source_of:?} for {request:?}");
+            let kind = Found::from(&one).outcome;
+            let kind = kind.split(' ').take(2).collect::<Vec<_>>().join(" ");
+            *outcomes.entry(kind).or_default() += 1;
+            *outcomes.entry("shadow".to_owned()).or_default() +=
+                usize::from(!one.shadow.is_empty());
+
+            let mut turned = sources.clone();
+            turned.reverse();
+            assert_eq!(decide(&set), decide(&PolicySet::new(turned)), "the order matters");
+        }
+    }
+    println!("{outcomes:?}");
+    for kind in ["permit by", "denied by", "no match,", "destination_unknown", "shadow"] {
+        assert!(
+            outcomes.get(kind).is_some_and(|count| *count > 50),
+            "{kind} is too rare: {outcomes:?}"
+        );
     }
 }
 
@@ -121,12 +172,31 @@ struct Found {
     roles: Vec<String>,
 }
 
+impl From<&Decision<'_>> for Found {
+    fn from(decision: &Decision<'_>) -> Self {
+        let outcome = match &decision.outcome {
+            Outcome::Permit { rule } => format!("permit by {rule}"),
+            Outcome::Refuse(reject) => match reject.code {
+                Code::PolicyDenied => format!("denied by {}", reject.rule.as_deref().unwrap()),
+                Code::PolicyNoMatch => format!("no match, nearest {:?}", reject.nearest),
+                code => code.to_string(),
+            },
+        };
+        let shadow = decision.shadow.iter();
+        let shadow = shadow.map(|verdict| (verdict.rule.to_string(), verdict.permits)).collect();
+        Self { outcome, shadow, roles: Vec::new() }
+    }
+}
+
 /// The evaluator without an index.
 struct Reference<'a> {
     document: &'a Value,
     caller: &'a Caller,
     now: UnixTime,
 }
+
+/// As a [`PolicySet`] is made of.
+type Sources = Vec<(Arc<str>, Rc<Policy>)>;
 
 /// `None` is unknown.
 type Truth = Option<bool>;
@@ -363,6 +433,17 @@ fn fact<'c>(caller: &'c Caller, name: &str) -> &'c Fact {
     }
 }
 
+/// Destinations whose hosts overlap go together: who wins is decided within a document.
+fn give_destination(part: &mut Value, document: &Value, name: &str) {
+    for name in match name {
+        "one" => &["one"][..],
+        "two" | "three" => &["two", "three"],
+        _ => &[],
+    } {
+        part["destinations"][name] = document["destinations"][name].clone();
+    }
+}
+
 /// xorshift64: the same policies and calls on every run.
 struct Random {
     state: u64,
@@ -432,6 +513,35 @@ impl Random {
             },
             "rules": rules,
         })
+    }
+
+    /// The rules of a document over two or three sources, each with the roles and the destinations
+    /// that its rules name, and the source of each rule.
+    fn split(&mut self, document: &Value) -> (Sources, BTreeMap<String, String>) {
+        let mut source_of = BTreeMap::new();
+        let mut parts: Vec<_> = (0..2 + self.below(2))
+            .map(|_| json!({"version": 1, "roles": {}, "destinations": {}, "rules": []}))
+            .collect();
+        for rule in document["rules"].as_array().unwrap() {
+            let source = self.below(parts.len());
+            source_of.insert(rule["id"].as_str().unwrap().to_owned(), format!("s{source}"));
+            let part = &mut parts[source];
+            for role in rule["from"]["roles"].as_array().into_iter().flatten() {
+                let role = role.as_str().unwrap();
+                part["roles"][role] = document["roles"][role].clone();
+            }
+            for name in rule["to"].as_array().unwrap() {
+                give_destination(part, document, name.as_str().unwrap());
+            }
+            part["rules"].as_array_mut().unwrap().push(rule.clone());
+        }
+        for name in ["one", "two"] {
+            let source = self.below(parts.len());
+            give_destination(&mut parts[source], document, name);
+        }
+        let read = |part: &Value| Rc::new(Policy::from_value(part, &Limits::DEFAULT).unwrap());
+        let named = |(number, part)| (format!("s{number}").into(), read(part));
+        (parts.iter().enumerate().map(named).collect(), source_of)
     }
 
     fn role(&mut self) -> Value {

@@ -34,7 +34,7 @@ const BASES: &str = include_str!("../cases/bases.json");
 /// The names and texts of all case files.
 pub const fn files() -> &'static [(&'static str, &'static str)] {
     embedded! {
-        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "paths" "authorities" "configuration"
+        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "paths" "authorities" "configuration" "shadow"
     }
 }
 
@@ -66,6 +66,12 @@ pub enum Expectation {
         rule: String,
         /// Header names and their only value, in which `${token}` is the access token; `None` if the upstream
         /// must not see the header.
+        upstream: BTreeMap<String, Option<String>>,
+    },
+    /// The request is not permitted and goes on all the same, because the mode is shadow. The upstream is told
+    /// so, and sees these headers as after a permit.
+    Pass {
+        /// As after a permit.
         upstream: BTreeMap<String, Option<String>>,
     },
     /// The request is refused.
@@ -204,6 +210,8 @@ struct Entry {
 #[derive(Debug, Clone, Default, Deserialize)]
 struct Answer {
     permit: Option<String>,
+    #[serde(default)]
+    pass: bool,
     reject: Option<String>,
     unusable: Option<Vec<String>>,
     rule: Option<String>,
@@ -311,6 +319,12 @@ impl Answer {
         upstream: &BTreeMap<String, Option<String>>,
     ) -> Result<Expectation, String> {
         match (&self.permit, &self.reject, &self.unusable) {
+            (None, None, None) if self.pass => {
+                let told = ("x-airflow-shadow".to_owned(), Some("reject".to_owned()));
+                let upstream = self.upstream.clone().into_iter().chain([told]).collect();
+                Ok(Expectation::Pass { upstream })
+            }
+            _ if self.pass => Err("needs nothing beside `pass`".to_owned()),
             (Some(rule), None, None) => {
                 let mut upstream = upstream.clone();
                 upstream.extend(self.upstream.clone());
@@ -325,7 +339,7 @@ impl Answer {
             (None, None, Some(fragments)) if !fragments.is_empty() => {
                 Ok(Expectation::Unusable(fragments.clone()))
             }
-            _ => Err("needs exactly one of `permit`, `reject` and `unusable`".to_owned()),
+            _ => Err("needs exactly one of `permit`, `pass`, `reject` and `unusable`".to_owned()),
         }
     }
 }

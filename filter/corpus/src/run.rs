@@ -43,7 +43,7 @@ pub trait Subject {
 pub enum Answer {
     /// It goes on.
     Permit {
-        /// The rule that allowed it, if the subject can tell.
+        /// The rule that allowed it, if one did and the subject can tell.
         rule: Option<String>,
         /// The headers that the upstream sees, names in lower case.
         headers: Vec<(Vec<u8>, Vec<u8>)>,
@@ -95,7 +95,7 @@ pub fn run(subject: &mut dyn Subject, now: i64) -> Report {
         }
         report.ran = report.ran.saturating_add(1);
         let count = match case.expected {
-            Expectation::Permit { .. } => &mut report.permits,
+            Expectation::Permit { .. } | Expectation::Pass { .. } => &mut report.permits,
             Expectation::Reject { .. } => &mut report.rejects,
             Expectation::Unusable(_) => &mut report.unusable,
         };
@@ -220,11 +220,13 @@ fn compare(expected: &Expectation, answer: &Answer, exchange: &Exchange) -> Resu
             if rule.as_ref().is_some_and(|rule| rule != expected) {
                 return Err(format!("allowed by {rule:?}, not by `{expected}`"));
             }
-            let token = exchange.token.as_deref().unwrap_or_default();
-            upstream.iter().try_for_each(|(name, value)| {
-                let value = value.as_ref().map(|value| value.replace("${token}", token));
-                header(headers, name, value.as_deref())
-            })
+            sees(headers, upstream, exchange)
+        }
+        (Expectation::Pass { .. }, Answer::Permit { rule: Some(rule), .. }) => {
+            Err(format!("was permitted, by `{rule}`"))
+        }
+        (Expectation::Pass { upstream }, Answer::Permit { rule: None, headers }) => {
+            sees(headers, upstream, exchange)
         }
         (
             Expectation::Reject { code: expected, rule, nearest, detail },
@@ -252,6 +254,18 @@ fn compare(expected: &Expectation, answer: &Answer, exchange: &Exchange) -> Resu
             Err(format!("was rejected with `{code}`: {detail}"))
         }
     }
+}
+
+fn sees(
+    headers: &[(Vec<u8>, Vec<u8>)],
+    upstream: &BTreeMap<String, Option<String>>,
+    exchange: &Exchange,
+) -> Result<(), String> {
+    let token = exchange.token.as_deref().unwrap_or_default();
+    upstream.iter().try_for_each(|(name, value)| {
+        let value = value.as_ref().map(|value| value.replace("${token}", token));
+        header(headers, name, value.as_deref())
+    })
 }
 
 fn header(

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use airflow_envoy_core::arrival::{DecisionId, StreamId};
+use airflow_envoy_core::configuration::Mode;
 use airflow_envoy_core::feed::{Answer, FeedId, Fetch, Response};
 use airflow_envoy_core::gate::{Effect, Gate, Host, Severity};
 use proxy_wasm::hostcalls;
@@ -160,6 +161,7 @@ impl RootContext for Root {
         match Gate::new(&configuration, host) {
             Ok(gate) => {
                 self.leave();
+                let mode = gate.mode();
                 let worker = Worker { gate, number, decisions: 0 };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
                 self.callouts.clear();
@@ -173,6 +175,10 @@ impl RootContext for Root {
                         if by_host.is_empty() { "nothing".to_owned() } else { by_host.join(", ") },
                     ),
                 );
+                if mode == Mode::Shadow {
+                    let line = "mode `shadow`: requests are judged and nothing is enforced";
+                    host::log(LogLevel::Info, line);
+                }
                 true
             }
             Err(faults) => {

@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use airflow_envoy_core::answer::{Known, Rejection};
 use airflow_envoy_core::arrival::{Arrival, StreamId, is_family};
-use airflow_envoy_core::gate::{Permit, Verdict};
+use airflow_envoy_core::gate::{Pass, Permit, Verdict};
 use airflow_envoy_core::policy::ShadowVerdict;
+use airflow_envoy_core::status::Reply;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
@@ -25,14 +26,14 @@ pub(crate) struct Stream {
 /// The first answer to a request's headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
-    Refused,
+    Answered,
     Waits,
-    Permitted,
+    GoesOn,
 }
 
 impl Stream {
     pub(crate) fn new(id: StreamId, worker: Option<Rc<RefCell<Worker>>>) -> Self {
-        Self { id, worker, first: First::Refused }
+        Self { id, worker, first: First::Answered }
     }
 
     /// What becomes of a body or of trailers. Envoy holds them back itself while the headers are, but not
@@ -40,9 +41,9 @@ impl Stream {
     fn after_headers(&self) -> Action {
         let waits = |worker: &Rc<RefCell<Worker>>| worker.borrow().gate.waits(self.id);
         match self.first {
-            First::Permitted => Action::Continue,
+            First::GoesOn => Action::Continue,
             First::Waits if !self.worker.as_ref().is_none_or(waits) => Action::Continue,
-            First::Waits | First::Refused => Action::Pause,
+            First::Waits | First::Answered => Action::Pause,
         }
     }
 }
@@ -78,12 +79,21 @@ impl HttpContext for Stream {
         };
         match &verdict {
             Verdict::Permit(permit) => {
-                self.first = First::Permitted;
+                self.first = First::GoesOn;
                 forward(permit);
+                Action::Continue
+            }
+            Verdict::Pass(pass) => {
+                self.first = First::GoesOn;
+                let_by(pass);
                 Action::Continue
             }
             Verdict::Reject(rejection) => {
                 reply(rejection);
+                Action::Pause
+            }
+            Verdict::Status(status) => {
+                tell(status);
                 Action::Pause
             }
             Verdict::Wait => {
@@ -117,19 +127,13 @@ pub(crate) fn resume(verdict: &Verdict) {
         }
         Verdict::Reject(rejection) => reply(rejection),
         // The gate never concludes so; a request that stays parked is answered by its deadline.
-        Verdict::Wait => {}
+        Verdict::Wait | Verdict::Pass(_) | Verdict::Status(_) => {}
     }
 }
 
 /// Lets the upstream see what was verified, and nothing that the caller made up.
 fn forward(permit: &Permit) {
-    for name in permit.remove() {
-        let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
-    }
-    for (name, value) in permit.set() {
-        let value = Some(value.as_bytes());
-        let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value);
-    }
+    edit(permit.remove(), permit.set());
     state("decision", "permit");
     state("decision_id", permit.decision_id().as_str());
     state("rule", permit.rule());
@@ -142,29 +146,62 @@ fn forward(permit: &Permit) {
     state_shadow(permit.shadow());
 }
 
+/// Lets go on what would have been refused, with what the upstream can rely on.
+fn let_by(pass: &Pass) {
+    edit(pass.remove(), pass.set());
+    state("decision", "permit");
+    state("shadow_decision", "reject");
+    state_rejection(pass.rejection(), "shadow_code", "shadow_rule");
+}
+
 /// Answers the request here.
 fn reply(rejection: &Rejection) {
-    let Known { dag_id, task_id, run_id, destination, shadow } = &rejection.known;
     state("decision", "reject");
-    state("code", rejection.reject.code.name());
-    state("decision_id", rejection.decision_id.as_str());
-    state_if("rule", rejection.reject.rule.as_deref());
-    state_if("destination", destination.as_deref());
-    for (name, value) in [("dag_id", dag_id), ("task_id", task_id), ("run_id", run_id)] {
-        state_if(name, value.as_deref());
-    }
-    state_shadow(shadow);
+    state_rejection(rejection, "code", "rule");
     let headers = rejection.headers();
     if rejection.grpc {
         let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
         let status = grpc_status(rejection.grpc_status());
         let _ = hostcalls::send_grpc_response(status, Some(&rejection.grpc_message()), metadata);
     } else {
-        let headers = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let status = u32::from(rejection.status());
-        let body = rejection.body();
-        let _ = hostcalls::send_http_response(status, headers, Some(body.as_bytes()));
+        send(rejection.status(), &headers, &rejection.body());
     }
+}
+
+/// Answers a question about the filter itself; there is no decision to record.
+fn tell(status: &Reply) {
+    send(status.status, &status.headers, &status.body);
+}
+
+fn send(status: u16, headers: &[(&'static str, String)], body: &str) {
+    let headers = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let _ = hostcalls::send_http_response(status.into(), headers, Some(body.as_bytes()));
+}
+
+fn edit<'a>(
+    remove: impl Iterator<Item = &'a str>,
+    set: impl Iterator<Item = (&'static str, &'a str)>,
+) {
+    for name in remove {
+        let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
+    }
+    for (name, value) in set {
+        let value = Some(value.as_bytes());
+        let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value);
+    }
+}
+
+/// Why a request was refused, or would have been; the names say which.
+fn state_rejection(rejection: &Rejection, code: &str, rule: &str) {
+    let Known { dag_id, task_id, run_id, destination, shadow } = &rejection.known;
+    state(code, rejection.reject.code.name());
+    state("decision_id", rejection.decision_id.as_str());
+    state_if(rule, rejection.reject.rule.as_deref());
+    state_if("destination", destination.as_deref());
+    for (name, value) in [("dag_id", dag_id), ("task_id", task_id), ("run_id", run_id)] {
+        state_if(name, value.as_deref());
+    }
+    state_shadow(shadow);
 }
 
 fn grpc_status(number: u32) -> GrpcStatusCode {

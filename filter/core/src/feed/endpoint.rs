@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::json;
 use crate::limits::Limits;
 use crate::quote::quote;
+use crate::status::Origin;
 use crate::time::Span;
 
 /// A document that is fetched by HTTP callout, again and again.
@@ -110,30 +111,39 @@ impl Protocol {
     }
 
     /// The word for it in the status answer.
-    pub(super) fn word(&self) -> &'static str {
+    pub(super) fn origin(&self) -> Origin {
         match self {
-            Self::Poll => "http",
-            Self::LongPoll { .. } => "long_poll",
-            Self::ConsulKv { .. } => "consul_kv",
-            Self::Discovery { .. } => "discovery",
+            Self::Poll => Origin::Http,
+            Self::LongPoll { .. } => Origin::LongPoll,
+            Self::ConsulKv { .. } => Origin::ConsulKv,
+            Self::Discovery { .. } => Origin::Discovery,
         }
     }
 }
 
 impl Endpoint {
     /// Names the document among those of all filter instances: two that are configured alike, down
-    /// to `salt`, which says how it is read, share one fetcher.
+    /// to `salt`, which says how it is read, share one fetcher. The first half names the
+    /// place that it comes from, whatever else is configured.
     pub(super) fn id(&self, salt: &str) -> String {
-        let mut hash = Sha256::new();
+        let Self { cluster, uri, protocol, .. } = self;
         // `Debug` shows everything but secrets, and is the same for all VMs of one build.
-        hash.update(format!("{salt}\n{self:?}"));
-        if let Protocol::ConsulKv { token: Some(Secret(token)), .. } = &self.protocol {
-            hash.update(token);
+        let place = Sha256::digest(format!("{cluster} {uri:?}"));
+        let mut whole = Sha256::new_with_prefix(format!("{salt}\n{self:?}"));
+        if let Protocol::ConsulKv { token: Some(Secret(token)), .. } = protocol {
+            whole.update(token);
         }
-        let digest = hash.finalize();
-        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        let whole = whole.finalize();
+        let half = |digest: &[u8]| {
+            let bytes = digest.iter().take(PLACE_DIGITS / 2);
+            bytes.map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        half(&place) + &half(&whole)
     }
 }
+
+/// Digits of an [`Endpoint::id`] that name the place.
+pub(super) const PLACE_DIGITS: usize = 16;
 
 /// Where the keys are, by the document of OpenID Connect Discovery 1.0 §4.2. A document that was
 /// fetched by TLS must not lead to keys that are not.
@@ -214,14 +224,19 @@ mod tests {
 
     #[test]
     fn what_differs_in_anything_has_another_id_and_no_secret_is_shown() {
-        let consul = |token: &str| {
-            let token = Some(Secret(token.to_owned()));
-            endpoint(Protocol::ConsulKv { wait: Span::from_secs(55), token })
+        let consul_with = |token: &str| Protocol::ConsulKv {
+            wait: Span::from_secs(55),
+            token: Some(Secret(token.to_owned())),
         };
+        let consul = |token: &str| endpoint(consul_with(token));
         assert_eq!(consul("a").id(""), consul("a").id(""));
         assert_ne!(consul("a").id(""), consul("b").id(""));
         assert_ne!(consul("a").id(""), consul("a").id("x"));
         assert_ne!(endpoint(Protocol::Poll).id(""), consul("a").id(""));
+        let place = |protocol, salt: &str| {
+            endpoint(protocol).id(salt).get(..PLACE_DIGITS).map(str::to_owned)
+        };
+        assert_eq!(place(Protocol::Poll, ""), place(consul_with("a"), "x"));
         assert!(!format!("{:?}", consul("hush")).contains("hush"));
     }
 

@@ -24,6 +24,7 @@ pub use self::endpoint::{Endpoint, Protocol, Secret, Uri};
 use self::record::{LEASE, Record, State};
 use crate::limits::Limits;
 use crate::shared::SharedData;
+use crate::status::{Failure, Source};
 use crate::time::{Span, UnixTime};
 
 /// Failures in a row after which an endpoint is asked only to see whether it is back.
@@ -140,9 +141,10 @@ pub struct Read<T> {
 pub type Reader<'r, T> = &'r dyn Fn(&[u8], &str) -> Result<Read<T>, String>;
 
 /// Whether an endpoint is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Breaker {
     /// It is, whenever there is a reason.
+    #[default]
     Closed = 0,
     /// It failed too often and is being asked whether it is back.
     HalfOpen = 1,
@@ -159,6 +161,17 @@ pub struct Site {
     pub worker: u64,
     /// Bounds of what is read.
     pub limits: Limits,
+}
+
+impl Breaker {
+    /// Its name in the status answer.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
 }
 
 /// Keeps one document current.
@@ -301,6 +314,33 @@ impl<T> Feed<T> {
         self.remote.as_ref().is_some_and(|remote| remote.leads(now))
     }
 
+    /// How it is; what only the document's kind knows is filled in by the gate.
+    pub fn status(&self, now: UnixTime) -> Source {
+        let Some(remote) = &self.remote else {
+            return Source { ready: self.current.is_some(), ..Source::default() };
+        };
+        let Remote { endpoint, state, loaded, .. } = &**remote;
+        let failure = |(at, reason): &(UnixTime, String)| Failure {
+            age: now.since(*at),
+            reason: reason.clone(),
+        };
+        Source {
+            name: endpoint.name.clone(),
+            from: endpoint.protocol.origin(),
+            ready: self.usable(now).is_some(),
+            version: *loaded,
+            digest: Some(state.digest.clone()).filter(|digest| !digest.is_empty()),
+            age: self.current.as_ref().map(|_| now.since(state.as_of)),
+            max_age: Some(endpoint.max_age),
+            next_fetch: Some(state.next_at.since(now)),
+            breaker: state.breaker(),
+            leader: state.is_led(now).then_some(state.leader),
+            leads: remote.leads(now),
+            error: state.error.as_ref().map(failure),
+            ..Source::default()
+        }
+    }
+
     /// Name, age and breaker, if it is this worker that fetches the document.
     pub fn observe(&self, now: UnixTime) -> Option<(&str, Option<Span>, Breaker)> {
         let remote = self.remote.as_ref().filter(|remote| remote.leads(now))?;
@@ -400,8 +440,10 @@ impl<T> Feed<T> {
 impl Remote {
     /// Takes over what the record says.
     fn refresh(&mut self, now: UnixTime) {
-        if let Some(state) = self.record.read(now) {
-            self.state = state;
+        match self.record.read(now) {
+            Some(state) => self.state = state,
+            None if self.state.mark.is_empty() => self.state.mark = self.record.inherited(),
+            None => {}
         }
     }
 

@@ -1,10 +1,12 @@
 //! What the workers of one Envoy process write down about a document for each other.
 //!
 //! The store forgets nothing and cannot be asked what is in it, so there are [`SLOTS`] places, and a
-//! document takes one of them. One that was not looked after for [`ABANDONED`] may be taken over.
+//! document takes one of them. When there is none left, the one that has been without a leader the
+//! longest is taken over, if that is more than [`ABANDONED`].
 
 use std::rc::Rc;
 
+use super::endpoint::PLACE_DIGITS;
 use crate::shared::{Refused, SharedData, Stamp};
 use crate::time::{Span, UnixTime};
 
@@ -122,11 +124,19 @@ pub(super) struct Record {
     stamp: Option<Stamp>,
     /// There is no store, or no place in it.
     alone: bool,
+    /// The mark of the same place under another configuration.
+    inherited: String,
 }
 
 impl Record {
     pub(super) fn new(shared: Rc<dyn SharedData>, id: String) -> Self {
-        Self { shared, id, slot: None, stamp: None, alone: false }
+        Self { shared, id, slot: None, stamp: None, alone: false, inherited: String::new() }
+    }
+
+    /// The mark to begin with: what was accepted from a place holds also after its
+    /// configuration has changed.
+    pub(super) fn inherited(&mut self) -> String {
+        std::mem::take(&mut self.inherited)
     }
 
     /// Whether each worker has to fetch for itself.
@@ -157,24 +167,30 @@ impl Record {
     fn find(&mut self, now: UnixTime) {
         self.slot = None;
         self.stamp = None;
+        let mut last = UnixTime::from_millis(i64::MIN);
+        let mut oldest = now.minus(ABANDONED);
         for slot in 0..SLOTS {
             let found = self.shared.read(&key(slot, "state"));
             let known = found.as_ref().and_then(|(bytes, _)| State::decode(bytes));
-            let free = match &known {
-                Some((id, _)) if *id == self.id => {
-                    self.slot = Some(slot);
-                    return;
-                }
-                Some((_, state)) => now.since(state.until) > ABANDONED,
-                None => true,
-            };
-            if free && self.slot.is_none() {
-                self.slot = Some(slot);
-                self.stamp = found.map(|(_, stamp)| stamp);
-            }
-            if known.is_none() {
-                // Slots are taken in order: there are no more.
+            let stamp = found.map(|(_, stamp)| stamp);
+            let Some((id, state)) = known else {
+                // Slots are taken in order, and of those that were never taken there is none beyond.
+                (self.slot, self.stamp) = (Some(slot), stamp);
                 break;
+            };
+            if id == self.id {
+                self.inherited.clear();
+                (self.slot, self.stamp) = (Some(slot), stamp);
+                break;
+            }
+            let same_place = id.get(..PLACE_DIGITS) == self.id.get(..PLACE_DIGITS);
+            if same_place && !state.mark.is_empty() && state.until > last {
+                last = state.until;
+                self.inherited = state.mark;
+            }
+            if state.until < oldest {
+                oldest = state.until;
+                (self.slot, self.stamp) = (Some(slot), stamp);
             }
         }
         self.alone = self.slot.is_none();

@@ -610,6 +610,30 @@ fn what_the_reader_notes_is_told_to_the_next_reader_even_after_all_workers_were_
 }
 
 #[test]
+fn what_the_reader_notes_outlives_a_change_of_the_configuration() {
+    let noting = |_: &[u8], last: &str| {
+        let mark = "noted".to_owned();
+        if last.is_empty() {
+            return Ok(Read { document: String::new(), notes: vec![], mark });
+        }
+        Err(format!("after {last}"))
+    };
+    let mut process = alone(Protocol::Poll);
+    process.fetch(at(0));
+    process.workers[0].answered(ok("7"), at(0), &noting);
+    for (number, protocol) in [(2, long_poll()), (3, consul())] {
+        process.protocol = protocol;
+        process.start(number);
+        let feed = process.workers.last_mut().unwrap();
+        feed.sync(at(1), &noting);
+        assert!(feed.due(ID, at(1)).is_some());
+        let reason = "after noted".to_owned();
+        let outcome = feed.answered(ok("7"), at(1), &noting);
+        assert_eq!(outcome, Outcome::Unfit { reason, repeated: false });
+    }
+}
+
+#[test]
 fn the_same_bytes_again_are_no_update() {
     let mut process = loaded(Protocol::Poll);
     process.fetch(at(10));

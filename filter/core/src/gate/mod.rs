@@ -12,22 +12,24 @@ mod session;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use self::permit::removals;
-pub use self::permit::{DECISION_HEADER, Permit};
+pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
 use self::realm::{Realm, bearer, read_keys};
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, Request, StreamId};
 use crate::cache::Cache;
-use crate::configuration::{Configuration, Environment, PolicySource, Waiting};
+use crate::configuration::{Configuration, Environment, Mode, Policies, PolicySource, Waiting};
 use crate::document::Faults;
 use crate::feed::{Answer, Feed, FeedId, Fetch, Outcome as FeedOutcome, Read, Reader, Site};
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
-use crate::policy::{Outcome, Policy, path};
+use crate::policy::{Accepted, Admitted, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
+use crate::status::{Kind, Reply, Source, Status};
 use crate::tally::Tally;
 use crate::time::{Span, UnixTime};
 
@@ -38,6 +40,10 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Time between two looks at the age of keys and policies for the metrics.
 const OBSERVATION: Span = Span::from_secs(1);
 
+/// Parked requests that are decided at one event or tick. Each may cost two signatures, and a worker that
+/// verifies the forged ones of a whole waiting room serves nobody else.
+const DECISIONS_AT_ONCE: usize = 32;
+
 /// One worker's state of one filter instance.
 pub struct Gate {
     limits: Limits,
@@ -45,8 +51,11 @@ pub struct Gate {
     tokens: Realm,
     identities: Realm,
     sessions: Cache<Session>,
-    /// In the order of the configuration.
-    policies: Vec<Feed<Policy>>,
+    /// By the names of their sources, in the order of the configuration.
+    policies: Vec<(Arc<str>, Feed<Policy>)>,
+    /// Those that are here, to decide together.
+    policy: PolicySet,
+    trust: Trust,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
     heard: Option<u64>,
@@ -54,9 +63,15 @@ pub struct Gate {
     outbox: Vec<Effect>,
     /// Something was loaded that requests may have waited for.
     stirred: bool,
+    /// What [`Self::confirmed`] was when the feeds were last looked after.
+    seen: i64,
     observed_at: UnixTime,
     forward_token: bool,
     waiting: Waiting,
+    mode: Mode,
+    status_path: Option<String>,
+    /// The worker's random number.
+    worker: u64,
     parked: VecDeque<Parked>,
     tally: Tally,
 }
@@ -68,6 +83,11 @@ pub enum Verdict {
     Permit(Permit),
     /// It is answered here.
     Reject(Box<Rejection>),
+    /// It would be answered here if the mode were to enforce; so it goes on, with the header edits of the
+    /// pass.
+    Pass(Box<Pass>),
+    /// It asks the filter how it is, and is answered here; nothing was decided.
+    Status(Box<Reply>),
     /// It has to wait; an [`Effect::Decide`] follows, by its deadline at the latest.
     Wait,
 }
@@ -77,7 +97,7 @@ pub enum Verdict {
 pub enum Effect {
     /// Make a callout and hand its answer to [`Gate::answered`].
     Fetch(Fetch),
-    /// Carry out the verdict on a parked request; never [`Verdict::Wait`].
+    /// Carry out the verdict on a parked request: a permit or a reject.
     Decide(StreamId, Verdict),
     /// Write a line to the log.
     Log(Severity, String),
@@ -100,20 +120,93 @@ pub enum Severity {
 struct Parked {
     stream: StreamId,
     headers: Vec<(Vec<u8>, Vec<u8>)>,
+    arrived: UnixTime,
     deadline: UnixTime,
     decision_id: DecisionId,
+    lacks: Lack,
+    /// Something has arrived since it was last tried.
+    due: bool,
+}
+
+/// When a request came, and when it is judged.
+#[derive(Clone, Copy)]
+struct Times {
+    arrived: UnixTime,
+    now: UnixTime,
 }
 
 /// Why a request cannot be permitted now.
 enum Halt {
-    Refuse(Box<(Reject, Known)>),
-    /// Something has not arrived yet; the code is the one to refuse with if it never does.
-    Missing(Box<Reject>, UnixTime),
+    Refuse(Box<Refusal>),
+    Missing(Box<Missing>),
+}
+
+/// Why a request is not permitted, and who sent it, so far as that was verified.
+struct Refusal {
+    reject: Reject,
+    known: Known,
+    session: Option<Rc<Session>>,
+    /// When trying again makes sense.
+    retry_after: Option<Span>,
+}
+
+/// Something has not arrived yet.
+struct Missing {
+    /// If it never does.
+    refusal: Refusal,
+    /// When it can be there at the earliest.
+    retry_at: UnixTime,
+    lacks: Lack,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// Keys or policy that are not here.
+    Document,
+    /// A key that is not in a set that is here.
+    Key,
+}
+
+impl Refusal {
+    fn of(reject: Reject, session: &Rc<Session>) -> Self {
+        let known = session.known(None, Vec::new());
+        Self { reject, known, session: Some(Rc::clone(session)), retry_after: None }
+    }
+}
+
+impl Missing {
+    fn new(reject: Reject, retry_at: UnixTime, lacks: Lack) -> Self {
+        Self { refusal: reject.into(), retry_at, lacks }
+    }
+
+    /// If nobody waits for it any longer.
+    fn refused(self, now: UnixTime) -> Refusal {
+        Refusal { retry_after: Some(self.retry_at.since(now)), ..self.refusal }
+    }
+}
+
+impl From<Reject> for Refusal {
+    fn from(reject: Reject) -> Self {
+        Self { reject, known: Known::default(), session: None, retry_after: None }
+    }
+}
+
+impl From<Refusal> for Halt {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refuse(Box::new(refusal))
+    }
 }
 
 impl From<Reject> for Halt {
     fn from(reject: Reject) -> Self {
-        Self::Refuse(Box::new((reject, Known::default())))
+        Refusal::from(reject).into()
+    }
+}
+
+impl From<Missing> for Halt {
+    fn from(missing: Missing) -> Self {
+        Self::Missing(Box::new(missing))
     }
 }
 
@@ -147,25 +240,36 @@ impl Gate {
         let configuration = Configuration::parse(configuration, &limits, environment)?;
         let Configuration { token, issuers, identity, airflow_issuers, .. } = configuration;
         let site = Site { shared: Rc::clone(&shared), worker, limits };
-        let policies = configuration.policy.sources.into_iter().map(|(_, source)| match source {
+        let Policies { sources, trust } = configuration.policy;
+        let salt = format!("policy {}", trust.id());
+        let read = |source| match source {
             PolicySource::Inline(policy) => Feed::fixed(*policy),
             PolicySource::Remote(endpoint) => {
-                Feed::remote(endpoint, limits.policy_bytes, "policy", &site)
+                Feed::remote(endpoint, trust.document_bytes(&limits), &salt, &site)
             }
-        });
+        };
+        let policies: Vec<_> =
+            sources.into_iter().map(|(name, source)| (name.into(), read(source))).collect();
         Ok(Self {
             verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
-            policies: policies.collect(),
+            policy: policy_set(&policies),
+            policies,
+            trust,
             shared,
             heard: None,
             outbox: Vec::new(),
             stirred: false,
+            seen: 0,
             observed_at: UnixTime::default(),
-            forward_token: configuration.forward_token,
+            // What only watches must not take away what the upstream lives on today.
+            forward_token: configuration.forward_token || configuration.mode == Mode::Shadow,
             waiting: configuration.waiting,
+            mode: configuration.mode,
+            status_path: configuration.status_path,
+            worker,
             parked: VecDeque::new(),
             tally: Tally::default(),
             limits,
@@ -177,27 +281,46 @@ impl Gate {
         if self.heard != Some(self.shared.announced()) {
             self.sync(arrival.now);
         }
-        let verdict = match self.authorize(arrival.headers, arrival.now, arrival.decision_id) {
+        if let Some(reply) = self.status_reply(arrival) {
+            return Verdict::Status(Box::new(reply));
+        }
+        let times = Times { arrived: arrival.now, now: arrival.now };
+        let verdict = match self.authorize(arrival.headers, times, arrival.decision_id) {
             Ok(permit) => Verdict::Permit(permit),
-            Err(Halt::Missing(..)) if self.may_wait() => {
-                self.park(arrival);
-                Verdict::Wait
-            }
-            Err(Halt::Missing(..)) if !self.parked.is_empty() => {
-                let detail = format!("{} requests wait already", self.parked.len());
-                let reject = Reject::new(Code::WaitingRoomFull, detail);
-                refuse(arrival, reject, Known::default(), Some(Span::from_secs(1)))
-            }
-            Err(Halt::Missing(reject, retry_at)) => {
-                refuse(arrival, *reject, Known::default(), Some(retry_at.since(arrival.now)))
-            }
-            Err(Halt::Refuse(refusal)) => {
-                let (reject, known) = *refusal;
-                refuse(arrival, reject, known, None)
-            }
+            Err(Halt::Refuse(refusal)) => self.refuse(arrival, *refusal),
+            Err(Halt::Missing(missing)) => self.wait(arrival, *missing),
         };
         self.tally.verdict(&verdict);
         verdict
+    }
+
+    /// Whether decisions are carried out.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// How the gate and its sources are.
+    pub fn status(&self, now: UnixTime) -> Status {
+        let mut sources = Vec::new();
+        for (name, feed) in &self.policies {
+            let policy = feed.current();
+            sources.push(Source {
+                name: name.to_string(),
+                kind: Kind::Policy,
+                revision: policy.and_then(|policy| policy.revision()),
+                count: policy.map_or(0, |policy| policy.rule_count()),
+                ..feed.status(now)
+            });
+        }
+        for issuer in self.tokens.issuers.iter().chain(&self.identities.issuers) {
+            sources.push(Source {
+                name: issuer.rules.name.clone(),
+                kind: Kind::Keys,
+                count: issuer.keys.current().map_or(0, |keys| keys.len()),
+                ..issuer.keys.status(now)
+            });
+        }
+        Status { worker: self.worker, mode: self.mode, sources }
     }
 
     /// Time has passed: what is due now.
@@ -212,17 +335,9 @@ impl Gate {
             self.observe(now, &mut effects);
         }
         if std::mem::take(&mut self.stirred) {
-            effects.extend(self.reconsider(now));
+            self.reconsider();
         }
-        // A deadline farther off than the waiting time was set before the clock was set back.
-        let longest = self.waiting.time;
-        let is_over =
-            |parked: &Parked| parked.deadline <= now || parked.deadline.since(now) > longest;
-        while self.parked.front().is_some_and(is_over) {
-            if let Some(parked) = self.parked.pop_front() {
-                effects.push(self.decide(&parked, now));
-            }
-        }
+        effects.extend(self.settle(now));
         effects
     }
 
@@ -238,7 +353,9 @@ impl Gate {
         // The next question of a conversation, before what may take long.
         effects.extend(self.due(id, now));
         if settled {
-            effects.extend(self.reconsider(now));
+            self.seen = self.confirmed();
+            self.reconsider();
+            effects.extend(self.settle(now));
         }
         effects
     }
@@ -251,15 +368,26 @@ impl Gate {
         for id in self.feed_ids() {
             if let Some((name, outcome)) = self.feed_event(id, Event::Sync, now) {
                 self.tell(id, &name, outcome, &mut effects);
-                self.stirred = true;
             }
         }
         self.outbox = effects;
+        // Also a document that another worker found unchanged may be what requests wait for.
+        let confirmed = self.confirmed();
+        self.stirred |= confirmed != self.seen;
+        self.seen = confirmed;
+    }
+
+    /// Differs from what it was when any document was replaced or confirmed.
+    fn confirmed(&self) -> i64 {
+        let policies = self.policies.iter().map(|(_, feed)| feed.as_of());
+        let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
+        let all = policies.chain(issuers.map(|issuer| issuer.keys.as_of()));
+        all.fold(0, |sum, as_of| sum.wrapping_mul(31).wrapping_add(as_of.as_millis()))
     }
 
     /// The age of each document and the breaker of its endpoint, from whoever fetches it.
     fn observe(&self, now: UnixTime, effects: &mut Vec<Effect>) {
-        let observed = self.policies.iter().map(|feed| ("policy", feed.observe(now)));
+        let observed = self.policies.iter().map(|(_, feed)| ("policy", feed.observe(now)));
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
         for (what, observation) in observed {
@@ -289,21 +417,20 @@ impl Gate {
         event: Event,
         now: UnixTime,
     ) -> Option<(String, FeedOutcome)> {
-        let limits = self.limits;
-        match self.feed_mut(id) {
-            AnyFeed::Policy(feed) => {
-                let read = |body: &[u8], _: &str| {
-                    let document =
-                        Policy::parse(body, &limits).map_err(|faults| faults.to_string())?;
-                    Ok(Read { document, notes: Vec::new(), mark: String::new() })
-                };
-                event.put_to(feed, now, &read)
-            }
-            AnyFeed::Keys(feed) => {
-                event.put_to(feed, now, &|body: &[u8], _: &str| read_keys(body, &limits))
-            }
-            AnyFeed::None => None,
+        let Self { limits, trust, verifier, policies, .. } = self;
+        if let Some((_, feed)) = policies.get_mut(id.0) {
+            let read = |body: &[u8], last: &str| {
+                let last = Accepted::from_text(last);
+                let Admitted { policy, accepted, .. } =
+                    trust.admit(body, last.as_ref(), limits, verifier.as_ref())?;
+                let mark = accepted.map(|accepted| accepted.to_string()).unwrap_or_default();
+                Ok(Read { document: policy, notes: Vec::new(), mark })
+            };
+            return event.put_to(feed, now, &read);
         }
+        let limits = self.limits;
+        let AnyFeed::Keys(feed) = self.feed_mut(id) else { return None };
+        event.put_to(feed, now, &|body: &[u8], _: &str| read_keys(body, &limits))
     }
 
     /// What the operator learns of an outcome, and what it means for what is remembered.
@@ -369,8 +496,9 @@ impl Gate {
     fn updated(&mut self, id: FeedId, name: &str, effects: &mut Vec<Effect>) -> String {
         let policies = self.policies.len();
         let tokens = self.tokens.issuers.len();
-        if let Some(feed) = self.policies.get(id.0) {
+        if let Some((_, feed)) = self.policies.get(id.0) {
             let Some(policy) = feed.current() else { return String::new() };
+            self.policy = policy_set(&self.policies);
             let rules = policy.rule_count();
             let revision = policy.revision();
             effects.push(Effect::Gauge(format!("policy.{name}.rules"), rules as u64));
@@ -404,17 +532,64 @@ impl Gate {
 
     fn feed_mut(&mut self, id: FeedId) -> AnyFeed<'_> {
         let Some(index) = id.0.checked_sub(self.policies.len()) else {
-            return self.policies.get_mut(id.0).map_or(AnyFeed::None, AnyFeed::Policy);
+            return self
+                .policies
+                .get_mut(id.0)
+                .map_or(AnyFeed::None, |(_, feed)| AnyFeed::Policy(feed));
         };
         let mut issuers = self.tokens.issuers.iter_mut().chain(&mut self.identities.issuers);
         issuers.nth(index).map_or(AnyFeed::None, |issuer| AnyFeed::Keys(&mut issuer.keys))
     }
 
-    fn may_wait(&self) -> bool {
-        self.waiting.time > Span::ZERO && self.parked.len() < self.waiting.requests
+    /// The answer to a request for the status. Whatever cannot be read without doubt is no such request.
+    fn status_reply(&self, arrival: &Arrival<'_>) -> Option<Reply> {
+        let path = self.status_path.as_ref()?.as_bytes();
+        let asks = |target: &[u8]| match target.strip_prefix(path) {
+            Some(rest) => matches!(rest.first(), None | Some(b'?')),
+            None => false,
+        };
+        if !arrival.headers.iter().any(|(name, value)| *name == b":path" && asks(value)) {
+            return None;
+        }
+        let request = Request::read(arrival.headers).ok()?;
+        Some(self.status(arrival.now).reply(request.method))
     }
 
-    fn park(&mut self, arrival: &Arrival<'_>) {
+    /// What becomes of a request that cannot be decided yet.
+    fn wait(&mut self, arrival: &Arrival<'_>, missing: Missing) -> Verdict {
+        let retry_after = missing.retry_at.since(arrival.now);
+        // To wait for what cannot come in time helps nobody, and nobody waits in shadow.
+        let may_wait = self.mode == Mode::Enforce
+            && self.waiting.requests > 0
+            && self.waiting.time > Span::ZERO
+            && retry_after <= self.waiting.time;
+        if !may_wait {
+            return self.refuse(arrival, missing.refused(arrival.now));
+        }
+        if let Some(full) = self.no_room(missing.lacks) {
+            return self.refuse(arrival, full);
+        }
+        self.park(arrival, missing.lacks);
+        Verdict::Wait
+    }
+
+    /// Why not one more may wait. Those who name unknown keys get half of the room, so that inventing
+    /// keys keeps nobody out who waits for what everybody needs.
+    fn no_room(&self, lacks: Lack) -> Option<Refusal> {
+        let (all, most) = (self.parked.len(), self.waiting.requests);
+        let for_keys = || self.parked.iter().filter(|parked| parked.lacks == Lack::Key).count();
+        let detail = if all >= most {
+            format!("{all} requests wait already")
+        } else if lacks == Lack::Key && for_keys() >= most.div_ceil(2) {
+            "half of the requests that may wait are waiting for unknown keys already".to_owned()
+        } else {
+            return None;
+        };
+        let reject = Reject::new(Code::WaitingRoomFull, detail);
+        Some(Refusal { retry_after: Some(Span::from_secs(1)), ..reject.into() })
+    }
+
+    fn park(&mut self, arrival: &Arrival<'_>, lacks: Lack) {
         self.parked.push_back(Parked {
             stream: arrival.stream,
             headers: arrival
@@ -422,32 +597,65 @@ impl Gate {
                 .iter()
                 .map(|(name, value)| (name.to_vec(), value.to_vec()))
                 .collect(),
+            arrived: arrival.now,
             deadline: arrival.now.plus(self.waiting.time),
             decision_id: arrival.decision_id,
+            lacks,
+            due: false,
         });
     }
 
-    /// Decides every parked request that can be decided now.
-    fn reconsider(&mut self, now: UnixTime) -> Vec<Effect> {
+    /// Something new has arrived, or what is here was confirmed: parked requests may be decided by it.
+    fn reconsider(&mut self) {
+        for parked in &mut self.parked {
+            parked.due = true;
+        }
+    }
+
+    /// Decides parked requests in the order in which they came: those whose time is over, and those for
+    /// which something has arrived, as many as at once is allowed. The others are due at the next ticks.
+    fn settle(&mut self, now: UnixTime) -> Vec<Effect> {
         let mut effects = Vec::new();
-        for parked in std::mem::take(&mut self.parked) {
-            match self.try_parked(&parked, now) {
-                Err(Halt::Missing(..)) if now < parked.deadline => self.parked.push_back(parked),
-                outcome => effects.push(self.conclude(&parked, outcome, now)),
+        // A deadline farther off than the waiting time was set before the clock was set back.
+        let longest = self.waiting.time;
+        let is_over =
+            |parked: &Parked| parked.deadline <= now || parked.deadline.since(now) > longest;
+        if !self.parked.iter().any(|parked| parked.due || is_over(parked)) {
+            return effects;
+        }
+        let mut budget = DECISIONS_AT_ONCE;
+        for mut parked in std::mem::take(&mut self.parked) {
+            let over = is_over(&parked);
+            // One for which nothing has arrived costs no signature.
+            let leave = if parked.due { budget == 0 } else { !over };
+            if leave {
+                self.parked.push_back(parked);
+                continue;
             }
+            budget = budget.saturating_sub(parked.due.into());
+            parked.due = false;
+            let outcome = match self.try_parked(&parked, now) {
+                Err(Halt::Missing(missing)) if !over && missing.retry_at <= parked.deadline => {
+                    match self.no_room(missing.lacks) {
+                        None => {
+                            parked.lacks = missing.lacks;
+                            self.parked.push_back(parked);
+                            continue;
+                        }
+                        Some(full) => Err(full.into()),
+                    }
+                }
+                outcome => outcome,
+            };
+            effects.push(self.conclude(&parked, outcome, now));
         }
         effects
     }
 
-    /// Decides a parked request whose time is over.
-    fn decide(&mut self, parked: &Parked, now: UnixTime) -> Effect {
-        let outcome = self.try_parked(parked, now);
-        self.conclude(parked, outcome, now)
-    }
-
     fn try_parked(&mut self, parked: &Parked, now: UnixTime) -> Result<Permit, Halt> {
         let headers = borrow(&parked.headers);
-        self.authorize(&headers, now, parked.decision_id)
+        let times = Times { arrived: parked.arrived, now };
+        self.authorize(&headers, times, parked.decision_id)
     }
 
     fn conclude(
@@ -465,29 +673,44 @@ impl Gate {
         };
         let verdict = match outcome {
             Ok(permit) => Verdict::Permit(permit),
-            Err(Halt::Refuse(refusal)) => {
-                let (reject, known) = *refusal;
-                refuse(&arrival, reject, known, None)
-            }
-            Err(Halt::Missing(reject, retry_at)) => {
-                refuse(&arrival, *reject, Known::default(), Some(retry_at.since(now)))
-            }
+            Err(Halt::Refuse(refusal)) => self.refuse(&arrival, *refusal),
+            Err(Halt::Missing(missing)) => self.refuse(&arrival, missing.refused(now)),
         };
         self.tally.verdict(&verdict);
         Effect::Decide(parked.stream, verdict)
     }
 
+    fn refuse(
+        &self,
+        arrival: &Arrival<'_>,
+        Refusal { reject, known, session, retry_after }: Refusal,
+    ) -> Verdict {
+        let rejection = Rejection {
+            reject,
+            decision_id: arrival.decision_id,
+            retry_after,
+            grpc: Request::speaks_grpc(arrival.headers),
+            known,
+        };
+        match self.mode {
+            Mode::Enforce => Verdict::Reject(Box::new(rejection)),
+            Mode::Shadow => Verdict::Pass(Box::new(Pass::new(rejection, arrival.headers, session))),
+        }
+    }
+
     fn authorize(
         &mut self,
         headers: &[(&[u8], &[u8])],
-        now: UnixTime,
+        times: Times,
         decision_id: DecisionId,
     ) -> Result<Permit, Halt> {
+        let now = times.now;
         let request = Request::read(headers)?;
-        let session = self.session(&request, now)?;
-        agree(&request, &session, self.identities.requirement)?;
+        let session = self.session(&request, times)?;
+        agree(&request, &session, self.identities.requirement)
+            .map_err(|reject| Refusal::of(reject, &session))?;
 
-        let policy = self.usable_policy(now)?;
+        let policy = self.usable_policy(&session, now)?;
         let standing = session.standing(policy);
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
@@ -507,33 +730,29 @@ impl Gate {
             }),
             Outcome::Refuse(reject) => {
                 let known = session.known(decision.destination, decision.shadow);
-                Err(Halt::Refuse(Box::new((reject, known))))
+                Err(Refusal { known, ..Refusal::of(reject, &session) }.into())
             }
         }
     }
 
     /// The policy. With one source missing nobody knows what it would deny, so all are needed.
-    fn usable_policy(&self, now: UnixTime) -> Result<&Policy, Halt> {
-        let mut usable = None;
-        for feed in &self.policies {
-            let Some(policy) = feed.usable(now) else {
-                let name = feed.name().unwrap_or_default();
-                let detail = match feed.current() {
-                    None => format!("policy `{name}` was not fetched yet"),
-                    Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
-                };
-                let reject = Reject::new(Code::PolicyUnavailable, detail);
-                return Err(Halt::Missing(Box::new(reject), feed.next_at()));
-            };
-            usable = usable.or(Some(policy));
-        }
-        usable
-            .map(AsRef::as_ref)
-            .ok_or_else(|| Halt::from(Reject::new(Code::PolicyUnavailable, "there is no policy")))
+    fn usable_policy(&self, session: &Rc<Session>, now: UnixTime) -> Result<&PolicySet, Halt> {
+        let mut feeds = self.policies.iter();
+        let Some((name, feed)) = feeds.find(|(_, feed)| feed.usable(now).is_none()) else {
+            return Ok(&self.policy);
+        };
+        let detail = match feed.current() {
+            None => format!("policy `{name}` was not fetched yet"),
+            Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
+        };
+        let refusal = Refusal::of(Reject::new(Code::PolicyUnavailable, detail), session);
+        let retry_at = feed.retry_at(now);
+        Err(Missing { refusal, retry_at, lacks: Lack::Document }.into())
     }
 
     /// The caller, by both credentials.
-    fn session(&mut self, request: &Request<'_>, now: UnixTime) -> Result<Rc<Session>, Halt> {
+    fn session(&mut self, request: &Request<'_>, times: Times) -> Result<Rc<Session>, Halt> {
+        let now = times.now;
         let token = self.tokens.requirement.wants(|| bearer(request))?.flatten();
         let identity = self.identities.requirement.wants(|| Ok(request.identity))?.flatten();
         let primary = identity.or(token);
@@ -549,7 +768,7 @@ impl Gate {
 
         let verifier = self.verifier.as_ref();
         let (limits, tally) = (&self.limits, &mut self.tally);
-        let from_token = self.tokens.verify(token, limits, verifier, now, tally, || {
+        let from_token = self.tokens.verify(token, limits, verifier, times, tally, &|| {
             let marker = if request.marker {
                 "; the Airflow connection is marked for credentials, so the plugin on Airflow's \
                  side is not active"
@@ -559,7 +778,7 @@ impl Gate {
             Reject::new(Code::TokenMissing, format!("header `authorization` is missing{marker}"))
         })?;
         let from_identity =
-            self.identities.verify(identity, limits, verifier, now, tally, || {
+            self.identities.verify(identity, limits, verifier, times, tally, &|| {
                 let detail = format!("header `{IDENTITY_HEADER}` is missing");
                 Reject::new(Code::IdentityMissing, detail)
             })?;
@@ -624,6 +843,14 @@ fn outcome_count(name: &str, outcome: &FeedOutcome) -> Option<Effect> {
     Some(Effect::Count(format!("callouts.{name}.{word}")))
 }
 
+fn policy_set(policies: &[(Arc<str>, Feed<Policy>)]) -> PolicySet {
+    let here = policies.iter();
+    PolicySet::new(
+        here.filter_map(|(name, feed)| Some((Arc::clone(name), Rc::clone(feed.current()?))))
+            .collect(),
+    )
+}
+
 enum AnyFeed<'a> {
     Policy(&'a mut Feed<Policy>),
     Keys(&'a mut Feed<KeySet>),
@@ -639,19 +866,4 @@ impl std::fmt::Debug for Gate {
 
 fn borrow(headers: &[(Vec<u8>, Vec<u8>)]) -> Vec<(&[u8], &[u8])> {
     headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect()
-}
-
-fn refuse(
-    arrival: &Arrival<'_>,
-    reject: Reject,
-    known: Known,
-    retry_after: Option<Span>,
-) -> Verdict {
-    Verdict::Reject(Box::new(Rejection {
-        reject,
-        decision_id: arrival.decision_id,
-        retry_after,
-        grpc: Request::speaks_grpc(arrival.headers),
-        known,
-    }))
 }

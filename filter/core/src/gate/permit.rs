@@ -1,11 +1,12 @@
-//! What an authorized request may go on with.
+//! What a request goes on with: one that was authorized, and one that nobody stops.
 
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::session::Session;
-use crate::arrival::{DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, Request};
+use crate::answer::Rejection;
+use crate::arrival::{DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, Request, is_family};
 use crate::configuration::Requirement;
 use crate::policy::ShadowVerdict;
 
@@ -24,8 +25,20 @@ pub struct Permit {
     pub(super) shadow: Vec<ShadowVerdict>,
 }
 
+/// A request that would have been rejected, had the mode been to enforce. It goes on all the same, and
+/// proves nothing.
+#[derive(Debug)]
+pub struct Pass {
+    rejection: Rejection,
+    remove: Vec<Cow<'static, str>>,
+    session: Option<Rc<Session>>,
+}
+
 /// The header by which the upstream learns the decision's name.
 pub const DECISION_HEADER: &str = "x-airflow-decision-id";
+
+/// The header by which the upstream learns that the request would have been rejected: `reject`.
+pub const SHADOW_HEADER: &str = "x-airflow-shadow";
 
 impl Permit {
     /// The decision's name.
@@ -63,14 +76,50 @@ impl Permit {
     /// them if they were not in their normal form: what was judged is what the router sees and what
     /// goes on, whatever the listener normalises.
     pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let plain = self.session.plain.iter().flatten().map(String::as_str);
-        PLAIN_HEADERS
-            .into_iter()
-            .zip(plain)
+        plain(Some(&self.session))
             .chain(self.target.as_deref().map(|target| (":path", target)))
             .chain(self.authority.as_deref().map(|authority| (":authority", authority)))
             .chain(std::iter::once((DECISION_HEADER, self.decision_id.as_str())))
     }
+}
+
+impl Pass {
+    /// `session` is the caller, if the credentials verified and only the rest was refused.
+    pub(super) fn new(
+        rejection: Rejection,
+        headers: &[(&[u8], &[u8])],
+        session: Option<Rc<Session>>,
+    ) -> Self {
+        // Not from a `Request`: the headers may be what was refused.
+        let family = headers.iter().map(|(name, _)| *name).filter(|name| is_family(name));
+        let remove = family_removals(family, session.as_deref());
+        Self { rejection, remove, session }
+    }
+
+    /// How it would have been refused.
+    pub fn rejection(&self) -> &Rejection {
+        &self.rejection
+    }
+
+    /// Headers that the upstream must not see; each is in the request.
+    pub fn remove(&self) -> impl Iterator<Item = &str> {
+        self.remove.iter().map(AsRef::as_ref)
+    }
+
+    /// Headers that the upstream sees, whatever the caller sent. Path, authority and `authorization`
+    /// stay as they came.
+    pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        plain(self.session.as_deref()).chain([
+            (DECISION_HEADER, self.rejection.decision_id.as_str()),
+            (SHADOW_HEADER, "reject"),
+        ])
+    }
+}
+
+/// The plain headers of a verified identity.
+fn plain(session: Option<&Session>) -> impl Iterator<Item = (&'static str, &str)> {
+    let values = session.and_then(|session| session.plain.as_ref());
+    PLAIN_HEADERS.into_iter().zip(values.into_iter().flatten().map(String::as_str))
 }
 
 /// Headers that must not reach the upstream: the caller's whole Airflow family but for those that are
@@ -81,19 +130,27 @@ pub(super) fn removals(
     token: Requirement,
     forward_token: bool,
 ) -> Vec<Cow<'static, str>> {
-    let mut names = Vec::with_capacity(request.family.len().saturating_add(1));
-    for &name in &request.family {
+    let mut names = family_removals(request.family.iter().copied(), Some(session));
+    if token != Requirement::Off && !forward_token && request.authorization.is_some() {
+        names.push(Cow::Borrowed("authorization"));
+    }
+    names
+}
+
+fn family_removals<'a>(
+    family: impl Iterator<Item = &'a [u8]>,
+    session: Option<&Session>,
+) -> Vec<Cow<'static, str>> {
+    let mut names = Vec::new();
+    for name in family {
         let overwritten = name == DECISION_HEADER.as_bytes()
-            || (session.plain.is_some()
+            || (session.is_some_and(|session| session.plain.is_some())
                 && PLAIN_HEADERS.iter().any(|plain| plain.as_bytes() == name));
         if name == IDENTITY_HEADER.as_bytes() {
             names.push(Cow::Borrowed(IDENTITY_HEADER));
         } else if !overwritten {
             names.push(Cow::Owned(String::from_utf8_lossy(name).into_owned()));
         }
-    }
-    if token != Requirement::Off && !forward_token && request.authorization.is_some() {
-        names.push(Cow::Borrowed("authorization"));
     }
     names
 }

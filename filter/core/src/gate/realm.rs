@@ -1,8 +1,8 @@
-//! One kind of credential: who issues it, their keys, and what was verified by them.
+//! One kind of credential: who issues it, their keys, and what they verified and what not.
 
 use std::rc::Rc;
 
-use super::{CACHE_BYTES, CACHE_ENTRIES, Halt};
+use super::{CACHE_BYTES, CACHE_ENTRIES, Halt, Lack, Missing, Times};
 use crate::arrival::Request;
 use crate::cache::Cache;
 use crate::configuration::{Issuer, KeySource, Requirement};
@@ -10,6 +10,7 @@ use crate::credential::{IssuerRules, Presented, Verified, issuer_unknown};
 use crate::feed::{Feed, Read, Site};
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
+use crate::quote::quote;
 use crate::reject::{Code, Credential, Reject};
 use crate::tally::Tally;
 use crate::time::UnixTime;
@@ -20,7 +21,20 @@ pub(super) struct Realm {
     pub(super) requirement: Requirement,
     pub(super) issuers: Vec<TrustedIssuer>,
     pub(super) verified: Cache<FromIssuer>,
+    /// Credentials whose signature is invalid by the keys that there are: nothing about time or claims,
+    /// which may be judged otherwise later.
+    refused: Cache<Refused>,
+    /// Keys that were not in their issuer's set when somebody named them.
+    unknown: Cache<Asked>,
 }
+
+/// What anybody can fill has a smaller room, so that it costs little.
+const REFUSED_ENTRIES: usize = 4096;
+const REFUSED_BYTES: usize = 4 * 1024 * 1024;
+const UNKNOWN_ENTRIES: usize = 4096;
+const UNKNOWN_BYTES: usize = 1024 * 1024;
+/// What an entry costs beside its key, near enough.
+const ENTRY_BYTES: usize = 64;
 
 pub(super) struct TrustedIssuer {
     pub(super) rules: IssuerRules,
@@ -31,6 +45,19 @@ pub(super) struct TrustedIssuer {
 pub(super) struct FromIssuer {
     pub(super) issuer: usize,
     pub(super) verified: Verified,
+}
+
+/// A credential whose signature is invalid, and the index of its issuer.
+struct Refused {
+    issuer: usize,
+    reject: Reject,
+}
+
+/// When a key was asked for that was not there. A set that is as new as that and does not have it either
+/// says that there is no such key, to everybody who asks until keys may be fetched again.
+struct Asked {
+    issuer: usize,
+    at: UnixTime,
 }
 
 impl Requirement {
@@ -66,12 +93,16 @@ impl Realm {
             })
             .collect();
         let verified = Cache::new(CACHE_ENTRIES, CACHE_BYTES);
-        Self { credential, requirement, issuers, verified }
+        let refused = Cache::new(REFUSED_ENTRIES, REFUSED_BYTES);
+        let unknown = Cache::new(UNKNOWN_ENTRIES, UNKNOWN_BYTES);
+        Self { credential, requirement, issuers, verified, refused, unknown }
     }
 
-    /// Drops what the issuer's old keys vouched for; returns how many keys it has now.
+    /// Drops what the issuer's old keys said, for and against; returns how many keys it has now.
     pub(super) fn forget(&mut self, issuer: usize) -> usize {
         self.verified.retain(|from| from.issuer != issuer);
+        self.refused.retain(|refused| refused.issuer != issuer);
+        self.unknown.retain(|asked| asked.issuer != issuer);
         let keys = self.issuers.get(issuer).and_then(|issuer| issuer.keys.current());
         keys.map_or(0, |keys| keys.len())
     }
@@ -81,9 +112,9 @@ impl Realm {
         text: Option<&[u8]>,
         limits: &Limits,
         verifier: &dyn SignatureVerifier,
-        now: UnixTime,
+        times: Times,
         tally: &mut Tally,
-        missing: impl FnOnce() -> Reject,
+        missing: &dyn Fn() -> Reject,
     ) -> Result<Option<Rc<FromIssuer>>, Halt> {
         let Some(text) = text else {
             return match self.requirement {
@@ -91,42 +122,104 @@ impl Realm {
                 Requirement::Optional | Requirement::Off => Ok(None),
             };
         };
+        let now = times.now;
+        let usable = |issuer: &&TrustedIssuer| issuer.keys.usable(now).is_some();
         if let Some(known) = self.verified.find(text)
-            && let Some(issuer) = self.issuers.get(known.issuer)
-            && issuer.keys.usable(now).is_some()
+            && let Some(issuer) = self.issuers.get(known.issuer).filter(usable)
         {
             known.verified.check_time(&issuer.rules, now)?;
             tally.credential_hits = tally.credential_hits.saturating_add(1);
             return Ok(Some(known));
         }
+        if let Some(refused) = self.refused.find(text)
+            && self.issuers.get(refused.issuer).is_some_and(|issuer| usable(&issuer))
+        {
+            tally.refused_hits = tally.refused_hits.saturating_add(1);
+            return Err(refused.reject.clone().into());
+        }
         let presented = Presented::parse(text, self.credential, limits)?;
-        let (index, issuer) = self.issuer(&presented)?;
+        let mut issuers = self.issuers.iter_mut().enumerate();
+        let found = issuers.find(|(_, issuer)| issuer.rules.issuer == presented.issuer());
+        let Some((index, issuer)) = found else {
+            let trusted = self.issuers.iter().map(|known| known.rules.issuer.as_str());
+            return Err(issuer_unknown(self.credential, presented.issuer(), trusted).into());
+        };
         // What no key could help is refused before anything is waited for.
         presented.check_rules(&issuer.rules)?;
-        let Some(keys) = issuer.keys.usable(now) else {
+        let Some(keys) = issuer.keys.usable(now).map(Rc::clone) else {
             let name = &issuer.rules.name;
             let detail = match issuer.keys.current() {
                 None => format!("keys of issuer `{name}` were not fetched yet"),
                 Some(_) => format!("keys of issuer `{name}` are too old"),
             };
             let reject = Reject::new(Code::KeysUnavailable, detail);
-            return Err(Halt::Missing(Box::new(reject), issuer.keys.next_at()));
+            return Err(Missing::new(reject, issuer.keys.retry_at(now), Lack::Document).into());
         };
+        if let Err(reject) = presented.check_key(&issuer.rules, &keys) {
+            let helps = presented.needs_newer_keys(&issuer.rules, &keys, now);
+            return Err(if helps && issuer.keys.is_remote() {
+                ask_for_key(&mut self.unknown, (index, issuer), &presented, reject, times)
+            } else {
+                reject.into()
+            });
+        }
         tally.verifications = tally.verifications.saturating_add(1);
-        let verified = presented.verify(&issuer.rules, keys, verifier, now)?;
-        let from = Rc::new(FromIssuer { issuer: index, verified });
-        self.verified.insert(text, text.len(), Rc::clone(&from));
-        Ok(Some(from))
+        match presented.verify(&issuer.rules, &keys, verifier, now) {
+            Ok(verified) => {
+                let from = Rc::new(FromIssuer { issuer: index, verified });
+                self.verified.insert(text, text.len(), Rc::clone(&from));
+                Ok(Some(from))
+            }
+            Err(reject) => {
+                if let Code::TokenSignatureInvalid | Code::IdentitySignatureInvalid = reject.code {
+                    let refused = Refused { issuer: index, reject: reject.clone() };
+                    let weight = text.len().saturating_add(reject.detail.len());
+                    self.refused.insert(text, weight, Rc::new(refused));
+                }
+                Err(reject.into())
+            }
+        }
     }
+}
 
-    fn issuer(&self, presented: &Presented) -> Result<(usize, &TrustedIssuer), Reject> {
-        let mut issuers = self.issuers.iter().enumerate();
-        let found = issuers.find(|(_, issuer)| issuer.rules.issuer == presented.issuer());
-        found.ok_or_else(|| {
-            let trusted = self.issuers.iter().map(|known| known.rules.issuer.as_str());
-            issuer_unknown(self.credential, presented.issuer(), trusted)
-        })
+/// What becomes of a credential whose key is not in the set: it is refused with `reject` if the set is
+/// as new as the request, or as somebody who asked for the same key a moment ago. Otherwise newer keys
+/// are wanted, and the request lacks them.
+fn ask_for_key(
+    unknown: &mut Cache<Asked>,
+    (index, issuer): (usize, &mut TrustedIssuer),
+    presented: &Presented,
+    reject: Reject,
+    Times { arrived, now }: Times,
+) -> Halt {
+    let name = &issuer.rules.name;
+    // With a mark, so that no `kid` can pass for none.
+    let mut key = index.to_le_bytes().to_vec();
+    key.push(presented.key_id().is_some().into());
+    key.extend_from_slice(presented.key_id().unwrap_or_default().as_bytes());
+
+    let as_of = issuer.keys.as_of();
+    // A set from the future was fetched before the clock was set back, nobody knows how long ago.
+    let confirmed = |asked: UnixTime| (asked..=now).contains(&as_of);
+    let asked = unknown.find(&key).filter(|asked| asked.at <= now);
+    let recent = now.since(as_of) < issuer.keys.min_refresh();
+    let pending = asked.as_ref().is_some_and(|asked| !confirmed(asked.at));
+    let known = recent && asked.as_ref().is_some_and(|asked| confirmed(asked.at));
+    if !known && !pending {
+        let asked = Asked { issuer: index, at: arrived };
+        unknown.insert(&key, key.len().saturating_add(ENTRY_BYTES), Rc::new(asked));
     }
+    if known || confirmed(arrived) {
+        return reject.into();
+    }
+    issuer.keys.want(now);
+    let what = match presented.key_id() {
+        Some(key_id) => format!("key {} of issuer `{name}` is unknown here", quote(key_id)),
+        None => format!("issuer `{name}` has no key here that fits"),
+    };
+    let detail = format!("{what} and the keys could not be fetched again");
+    let reject = Reject::new(Code::KeysUnavailable, detail);
+    Missing::new(reject, issuer.keys.retry_at(now), Lack::Key).into()
 }
 
 /// Reads a key set; one without a usable key is none.

@@ -1,7 +1,6 @@
 //! A caller whose credentials were verified and found to agree.
 
 use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -13,7 +12,7 @@ use crate::configuration::Requirement;
 use crate::credential::Verified;
 use crate::facts::{Caller, Fact};
 use crate::identity::{TaskIdentity, access_token_hash};
-use crate::policy::{Policy, ShadowVerdict, Standing};
+use crate::policy::{PolicySet, ShadowVerdict, Standing};
 use crate::quote::quote;
 use crate::reject::{Code, Reject};
 use crate::time::UnixTime;
@@ -31,7 +30,7 @@ pub(super) struct Session {
     pub(super) valid_until: UnixTime,
     pub(super) caller: Caller,
     /// What the policy made of the caller; made anew when the policy changes.
-    pub(super) standing: RefCell<Option<Rc<Standing>>>,
+    pub(super) standing: RefCell<Option<Standing>>,
     /// Values of [`PLAIN_HEADERS`], if there is an identity.
     pub(super) plain: Option<[String; 5]>,
 }
@@ -88,12 +87,11 @@ impl Session {
         })
     }
 
-    pub(super) fn standing(&self, policy: &Policy) -> Rc<Standing> {
-        let mut standing = self.standing.borrow_mut();
-        match standing.as_ref() {
-            Some(standing) if standing.belongs_to(policy) => Rc::clone(standing),
-            _ => Rc::clone(standing.insert(Rc::new(policy.standing(&self.caller)))),
-        }
+    pub(super) fn standing(&self, policy: &PolicySet) -> Standing {
+        let mut known = self.standing.borrow_mut();
+        let standing = policy.standing(&self.caller, known.as_ref());
+        *known = Some(standing.clone());
+        standing
     }
 
     pub(super) fn known(&self, destination: Option<Arc<str>>, shadow: Vec<ShadowVerdict>) -> Known {

@@ -171,6 +171,11 @@ impl Jws {
         &self.payload
     }
 
+    /// The payload, not verified, by itself.
+    pub fn into_payload(self) -> Vec<u8> {
+        self.payload
+    }
+
     /// Verifies the signature with a key of `keys` by an algorithm of `allowed`, and says by which.
     ///
     /// The algorithm is checked before a key is looked for, the key before the signature: what
@@ -228,6 +233,13 @@ impl Header {
         Ok(Self { algorithm, key_id, token_type: parameter(&header, "typ")? })
     }
 
+    /// Whether `typ` is `accepted` (RFC 8725 §3.11), compared without case and with or without
+    /// `application/` (RFC 7515 §4.1.9). A missing one is none.
+    pub fn is_of_type(&self, accepted: &str) -> bool {
+        let found = self.token_type.as_deref();
+        found.is_some_and(|found| bare_type(found).eq_ignore_ascii_case(bare_type(accepted)))
+    }
+
     /// The algorithm, if `allowed` has it (RFC 8725 §3.1).
     ///
     /// # Errors
@@ -239,6 +251,16 @@ impl Header {
                 algorithm: self.algorithm.clone(),
                 allowed: allowed.to_vec(),
             })
+    }
+}
+
+/// A `typ` (RFC 7515 §4.1.9) to compare without case: `application/` may be left out of a media type
+/// without another slash.
+pub(crate) fn bare_type(token_type: &str) -> &str {
+    const PREFIX: &str = "application/";
+    match token_type.split_at_checked(PREFIX.len()) {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case(PREFIX) && !rest.contains('/') => rest,
+        _ => token_type,
     }
 }
 

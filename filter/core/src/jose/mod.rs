@@ -6,7 +6,7 @@
 //! operator's key sets only. Symmetric algorithms and `none` do not exist here.
 
 mod algorithm;
-mod base64url;
+pub(crate) mod base64url;
 mod compact;
 mod der;
 mod key;
@@ -14,6 +14,7 @@ mod key_set;
 mod verifier;
 
 pub use algorithm::Algorithm;
+pub(crate) use compact::bare_type;
 pub use compact::{Header, Jws, ParseError, VerifyError};
 pub use der::ecdsa_signature_der;
 pub use key::{Curve, KeyFault, Material, Misfit, PublicKey};

@@ -113,8 +113,9 @@ impl Index {
         }
     }
 
-    fn roots_of(&self, destination: u32) -> impl Iterator<Item = u32> {
-        self.roots.get(destination as usize).copied().flatten().into_iter().chain(self.any)
+    fn roots_of(&self, destination: Option<u32>) -> impl Iterator<Item = u32> {
+        let own = destination.and_then(|number| *self.roots.get(number as usize)?);
+        own.into_iter().chain(self.any)
     }
 
     fn node(&self, number: u32) -> Option<&Node> {

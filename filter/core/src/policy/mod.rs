@@ -5,10 +5,10 @@
 //! an allow rule with such a condition does not match, a deny rule with one does. The same holds for
 //! roles: whether a role is held may be unknown.
 //!
-//! What the caller looks like is settled before ([`Caller`]); what is asked for is normalised here,
-//! because what rules compare must have one form only: the authority, and the path ([`path`]).
-//! Deciding depends on nothing but its arguments, cannot fail and, for a permit, allocates nothing
-//! unless the path or the authority was not in its normal form.
+//! What the caller looks like is settled before ([`crate::facts::Caller`]); what is asked for is
+//! normalised here, because what rules compare must have one form only: the authority, and the path
+//! ([`path`]). Deciding depends on nothing but its arguments, cannot fail and, for a permit by the only
+//! source, allocates nothing unless the path or the authority was not in its normal form.
 //!
 //! How the values of a document compare, each to the whole of a fact and case-sensitively: `*` is any
 //! run of characters, also none, and cannot be escaped. A claim is named as it is in the token, or by
@@ -17,8 +17,11 @@
 //! without a port means the default port of the request's scheme; `*.example.com` is every name below
 //! `example.com`, and an exact host, then the longer domain, comes first.
 //!
-//! What it is not: it verifies no credential, fetches no document, and knows neither signatures nor
-//! Consul's intentions, which are a layer of their own.
+//! Several sources decide together as a [`PolicySet`]; a signed document is opened by a [`Trust`]
+//! before it is read.
+//!
+//! What it is not: it verifies no credential, fetches no document, and does not know Consul's
+//! intentions, which are a layer of their own.
 
 mod authority;
 mod glob;
@@ -27,8 +30,9 @@ pub mod path;
 mod read;
 mod rule;
 mod selector;
+mod set;
+mod signed;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
@@ -40,12 +44,11 @@ use self::read::Role;
 use self::rule::{Effect, Question, Rule};
 use self::selector::{Condition, Subject, Truth, Who};
 use crate::document::{Fault, Faults};
-use crate::facts::{Call, Caller};
 use crate::json;
 use crate::limits::Limits;
-use crate::quote::quote;
-use crate::reject::{Code, Reject};
-use crate::time::UnixTime;
+
+pub use self::set::{Decision, Outcome, PolicySet, ShadowVerdict, Standing};
+pub use self::signed::{Accepted, Admitted, Opened, Signer, Trust};
 
 /// Shadow rules reported for one decision; the rest is dropped.
 const MOST_SHADOW_VERDICTS: usize = 16;
@@ -65,53 +68,6 @@ pub struct Policy {
     deny: Index,
     /// Shadow rules, allowing and denying.
     shadow: Index,
-}
-
-/// What a policy says about a caller whatever it asks for: the roles that it holds.
-///
-/// Compute it once per verified caller and keep it beside; it is good for one policy only.
-#[derive(Debug, Clone)]
-pub struct Standing {
-    mark: Arc<()>,
-    held: Box<[Arc<str>]>,
-    /// Only roles that deny rules ask for: for the others unknown is as good as not held.
-    perhaps_held: Box<[Arc<str>]>,
-}
-
-/// What the policy says about one call, and what it understood the call to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision<'c> {
-    /// Permit or refuse.
-    pub outcome: Outcome,
-    /// The name of the destination, if the authority is that of one.
-    pub destination: Option<Arc<str>>,
-    /// The path in its normal form, if it has one; [`Cow::Borrowed`] if it was sent in that form.
-    pub path: Option<Cow<'c, str>>,
-    /// The authority in its normal form, if it was not sent in that form.
-    pub authority: Option<String>,
-    /// Shadow rules that would have changed the outcome, each by itself, in the order of their ids.
-    pub shadow: Vec<ShadowVerdict>,
-}
-
-/// Permit or refuse.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The call is allowed.
-    Permit {
-        /// The rule that allows it; with several the first by id.
-        rule: Arc<str>,
-    },
-    /// The call is refused.
-    Refuse(Reject),
-}
-
-/// What a shadow rule would have made of a decision.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShadowVerdict {
-    /// The id of the rule.
-    pub rule: Arc<str>,
-    /// It would have permitted what was refused; otherwise it would have refused what was permitted.
-    pub permits: bool,
 }
 
 impl Policy {
@@ -164,75 +120,15 @@ impl Policy {
         self.rules.len()
     }
 
-    /// What the policy says about `caller` whatever it asks for.
-    pub fn standing(&self, caller: &Caller) -> Standing {
-        let who = Who { caller, held: &[], perhaps_held: &[] };
-        Standing {
-            mark: Arc::clone(&self.mark),
-            held: self.roles.find(&who, Truth::Yes),
-            perhaps_held: self.roles.find(&who, Truth::Unknown),
-        }
+    /// The number of the destination that has `authority`, and its name.
+    fn destination(&self, authority: &Authority<'_>) -> Option<(u32, &Arc<str>)> {
+        let number = self.hosts.find(authority)?;
+        Some((number, self.destinations.get(number as usize)?))
     }
 
-    /// Decides a call at `now`. A `standing` under another policy is computed anew.
-    pub fn decide<'c>(
-        &self,
-        caller: &Caller,
-        standing: &Standing,
-        call: &Call<'c>,
-        now: UnixTime,
-        limits: &Limits,
-    ) -> Decision<'c> {
-        let renewed;
-        let standing = if standing.belongs_to(self) {
-            standing
-        } else {
-            renewed = self.standing(caller);
-            &renewed
-        };
-        let path = path::normalise(call.target, limits);
-        let authority = Authority::parse(call.authority, call.scheme);
-        let destination = authority.as_ref().ok().and_then(|authority| self.hosts.find(authority));
-        let name = destination.and_then(|number| self.destinations.get(number as usize));
-        let (outcome, shadow) = match (&authority, &path, destination) {
-            (Err(problem), _, _) => {
-                let detail = format!("the authority {} {problem}", quote(host_of(call.authority)));
-                (Outcome::Refuse(Reject::new(Code::AuthorityInvalid, detail)), Vec::new())
-            }
-            (_, Err(problem), _) => {
-                let detail = format!("the path {} {problem}", quote(path_of(call.target)));
-                (Outcome::Refuse(Reject::new(Code::PathInvalid, detail)), Vec::new())
-            }
-            (_, _, None) => {
-                let detail = format!(
-                    "no destination of the policy has the authority {}",
-                    quote(host_of(call.authority))
-                );
-                (Outcome::Refuse(Reject::new(Code::DestinationUnknown, detail)), Vec::new())
-            }
-            (Ok(_), Ok(path), Some(destination)) => {
-                let who =
-                    Who { caller, held: &standing.held, perhaps_held: &standing.perhaps_held };
-                let question = Question { who, destination, method: call.method, path, now };
-                let outcome = self.judge(&question, limits);
-                let shadow = self.shadow_verdicts(&question, &outcome);
-                (outcome, shadow)
-            }
-        };
-        let authority = authority.ok().and_then(|authority| authority.normal);
-        Decision { outcome, destination: name.cloned(), path: path.ok(), authority, shadow }
-    }
-
-    fn judge(&self, question: &Question<'_>, limits: &Limits) -> Outcome {
-        if let Some(rule) = self.denying(question) {
-            let detail = rule.explain_denial(question);
-            let rule = Some(rule.id.to_string());
-            return Outcome::Refuse(Reject { rule, ..Reject::new(Code::PolicyDenied, detail) });
-        }
-        match self.first(&self.allow, Search::Certain, question) {
-            Some(rule) => Outcome::Permit { rule: Arc::clone(&rule.id) },
-            None => Outcome::Refuse(self.no_match(question, limits)),
-        }
+    /// The first allow rule by id that applies.
+    fn allowing(&self, question: &Question<'_>) -> Option<&Rule> {
+        self.first(&self.allow, Search::Certain, question)
     }
 
     /// The first deny rule that applies to the path as it is, or else as servers read it that cut the
@@ -260,8 +156,8 @@ impl Policy {
         first.map(|(_, rule)| rule)
     }
 
-    /// The denial by default, with the allow rule that has the fewest misses.
-    fn no_match(&self, question: &Question<'_>, limits: &Limits) -> Reject {
+    /// The allow rule that has the fewest misses, of several the first by id, and how many.
+    fn nearest(&self, question: &Question<'_>, limits: &Limits) -> Option<(usize, &Rule)> {
         let mut seen = Vec::new();
         let mut looks = 0_usize;
         let mut nearest: Option<(usize, u32)> = None;
@@ -283,23 +179,11 @@ impl Policy {
             }
             true
         });
-        let nearest = nearest.and_then(|(_, number)| self.rule(number));
-        let miss = nearest.and_then(|rule| Some((rule, rule.misses(question).next()?)));
-        match miss {
-            Some((rule, miss)) => Reject {
-                nearest: Some(rule.id.to_string()),
-                ..Reject::new(Code::PolicyNoMatch, rule.explain_miss(miss, question))
-            },
-            None => Reject::new(Code::PolicyNoMatch, "no rule allows anything at this destination"),
-        }
+        nearest.and_then(|(misses, number)| Some((misses, self.rule(number)?)))
     }
 
-    fn shadow_verdicts(&self, question: &Question<'_>, outcome: &Outcome) -> Vec<ShadowVerdict> {
-        let changing = match outcome {
-            Outcome::Permit { .. } => Effect::Deny,
-            Outcome::Refuse(reject) if reject.code == Code::PolicyNoMatch => Effect::Allow,
-            Outcome::Refuse(_) => return Vec::new(),
-        };
+    /// The first shadow rules by id that have the effect `changing` and apply.
+    fn shadowing(&self, question: &Question<'_>, changing: Effect) -> Vec<&Rule> {
         // The first ones, ascending.
         let mut numbers: Vec<u32> = Vec::new();
         let mut collect = |question: &Question<'_>| {
@@ -325,40 +209,12 @@ impl Policy {
         {
             collect(&Question { path: &path, ..*question });
         }
-        let rules = numbers.into_iter().filter_map(|number| self.rule(number));
-        rules
-            .map(|rule| ShadowVerdict {
-                rule: Arc::clone(&rule.id),
-                permits: changing == Effect::Allow,
-            })
-            .collect()
+        numbers.into_iter().filter_map(|number| self.rule(number)).collect()
     }
 
     fn rule(&self, number: u32) -> Option<&Rule> {
         self.rules.get(number as usize)
     }
-}
-
-impl Standing {
-    /// Whether it was computed under `policy`.
-    pub fn belongs_to(&self, policy: &Policy) -> bool {
-        Arc::ptr_eq(&self.mark, &policy.mark)
-    }
-
-    /// The names of the roles held, sorted.
-    pub fn roles(&self) -> &[Arc<str>] {
-        &self.held
-    }
-}
-
-/// What a sentence may show of an authority: there may be a password before the `@`.
-fn host_of(authority: &str) -> &str {
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
-}
-
-/// What a sentence may show of a target: there may be a secret in the query.
-fn path_of(target: &str) -> &str {
-    target.split_once('?').map_or(target, |(path, _)| path)
 }
 
 /// The name of a role and one of its selectors.

@@ -26,7 +26,7 @@ pub(super) struct Rule {
     pub(super) shadow: bool,
     /// What it asks of the caller, roles first; empty for any caller.
     pub(super) from: Box<[Arc<Condition>]>,
-    /// Numbers of destinations, sorted; `None` for any of the document.
+    /// Numbers of destinations, sorted; `None` for any that a document has.
     pub(super) to: Option<Arc<[u32]>>,
     /// `None` for any method.
     pub(super) methods: Option<Arc<[Box<str>]>>,
@@ -47,7 +47,8 @@ pub(super) struct Validity {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Question<'a> {
     pub(super) who: Who<'a>,
-    pub(super) destination: u32,
+    /// `None` if only other policies have the authority: rules for any destination are about it too.
+    pub(super) destination: Option<u32>,
     pub(super) method: &'a str,
     /// In its normal form.
     pub(super) path: &'a str,
@@ -98,9 +99,14 @@ impl Rule {
         path.into_iter().chain(method).chain(caller).chain(early).chain(late)
     }
 
-    /// Why the rule does not allow a call that has `miss` as its first miss.
-    pub(super) fn explain_miss(&self, miss: Miss<'_>, question: &Question<'_>) -> String {
-        let id = quote(&self.id);
+    /// Why the rule, called `name`, does not allow a call that has `miss` as its first miss.
+    pub(super) fn explain_miss(
+        &self,
+        name: &str,
+        miss: Miss<'_>,
+        question: &Question<'_>,
+    ) -> String {
+        let id = quote(name);
         match miss {
             Miss::Path => {
                 let paths = self.paths.iter().flat_map(|paths| paths.texts());
@@ -131,9 +137,9 @@ impl Rule {
         }
     }
 
-    /// Why the rule denies a call.
-    pub(super) fn explain_denial(&self, question: &Question<'_>) -> String {
-        let id = quote(&self.id);
+    /// Why the rule, called `name`, denies a call.
+    pub(super) fn explain_denial(&self, name: &str, question: &Question<'_>) -> String {
+        let id = quote(name);
         let unknown = self.misses(question).find_map(|miss| match miss {
             Miss::Caller(condition) => Some(condition.explain(&question.who)),
             _ => None,
@@ -148,8 +154,9 @@ impl Rule {
         }
     }
 
-    fn is_for(&self, destination: u32) -> bool {
-        self.to.as_ref().is_none_or(|to| to.binary_search(&destination).is_ok())
+    fn is_for(&self, destination: Option<u32>) -> bool {
+        let known = |to: &Arc<[u32]>| destination.is_some_and(|one| to.binary_search(&one).is_ok());
+        self.to.as_ref().is_none_or(known)
     }
 
     fn has_method(&self, method: &str) -> bool {

@@ -363,7 +363,12 @@ fn no_bytes_in_a_request_can_stop_the_filter() {
         b"application/grpc",
         b"\xff\x00\r\n",
     ];
-    for _ in 0..20_000 {
+    let mut shadow = inline("/v1/**");
+    shadow["mode"] = json!("shadow");
+    for round in 0..20_000 {
+        if round == 15_000 {
+            filter.configure(shadow.to_string().as_bytes()).unwrap();
+        }
         let headers: Vec<(&str, Vec<u8>)> = (0..next(9))
             .map(|_| {
                 let mut value = seeds[next(seeds.len())].to_vec();
@@ -376,6 +381,7 @@ fn no_bytes_in_a_request_can_stop_the_filter() {
             .collect();
         let (stream, goes_on) = filter.request(&headers);
         assert_ne!(goes_on, host::seen(stream).reply.is_some(), "answered or permitted");
+        assert!(goes_on || round < 15_000, "in shadow nothing is answered: {headers:?}");
         filter.end(stream);
     }
 }
@@ -389,4 +395,89 @@ fn only_the_host_calls_that_envoy_is_known_to_answer_are_made() {
     filter.end(stream);
     let log = host::log();
     assert!(!log.iter().any(|line| line.ends_with("was called")), "{log:?}");
+}
+
+#[test]
+fn in_shadow_what_would_be_refused_goes_on_and_is_recorded() {
+    let mut configuration = inline("/v1/**");
+    configuration["mode"] = json!("shadow");
+    let mut filter = start(&configuration);
+    let log = host::log().join("\n");
+    assert!(log.contains("mode `shadow`: requests are judged and nothing is enforced"), "{log}");
+    let sent = [
+        ("x-airflow-dag-id", "forged"),
+        ("x-airflow-shadow", "forged"),
+        ("authorization", "Basic eDp5"),
+    ];
+    let (stream, goes_on) = filter.request(&with(&sent));
+    assert!(goes_on && filter.body(stream, 3));
+    let seen = host::seen(stream);
+    assert_eq!((seen.reply, seen.resumed), (None, 0));
+    let header = |name: &str| {
+        let found = seen.headers.iter().find(|(known, _)| known == name.as_bytes());
+        found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+    };
+    assert_eq!(header("x-airflow-dag-id"), None);
+    assert_eq!(header("authorization").as_deref(), Some("Basic eDp5"));
+    assert_eq!(header("x-airflow-shadow").as_deref(), Some("reject"));
+    let state = |name: &str| seen.state.get(&format!("airflow_envoy.{name}")).map(String::as_str);
+    assert_eq!(state("decision"), Some("permit"));
+    assert_eq!(state("shadow_decision"), Some("reject"));
+    assert_eq!(state("shadow_code"), Some("token_scheme_unsupported"));
+    assert_eq!(state("code"), None);
+    assert_eq!(state("decision_id"), header("x-airflow-decision-id").as_deref());
+    assert_eq!(filter.trailers(stream, &[("x-airflow-dag-id", "forged")]), []);
+
+    let (permitted, goes_on) = filter.request(&GET);
+    let seen = host::seen(permitted);
+    assert!(goes_on && !seen.state.contains_key("airflow_envoy.shadow_decision"));
+    assert_eq!(seen.state["airflow_envoy.rule"], "anyone-reads");
+    filter.tick(100);
+    assert_eq!(host::metric("airflow_envoy.decisions.permit"), 1);
+    assert_eq!(host::metric("airflow_envoy.shadow_decisions.token_scheme_unsupported"), 1);
+}
+
+#[test]
+fn in_shadow_nothing_waits_for_keys_or_policy() {
+    let mut configuration = fetching();
+    configuration["mode"] = json!("shadow");
+    let mut filter = start(&configuration);
+    let (stream, goes_on) = filter.request(&GET);
+    assert!(goes_on);
+    let seen = host::seen(stream);
+    assert_eq!(seen.state["airflow_envoy.shadow_code"], "policy_unavailable");
+}
+
+#[test]
+fn the_status_is_told_without_credentials() {
+    let mut configuration = fetching();
+    configuration["status"] = json!({ "path": "/airflow-envoy/status" });
+    let mut filter = start(&configuration);
+    let get = [GET[0], GET[1], (":path", "/airflow-envoy/status?verbose")];
+    let (early, goes_on) = filter.request(&get);
+    assert!(!goes_on);
+    assert_eq!(host::seen(early).reply.unwrap().status, 503);
+    filter.tick(100);
+    filter.answer(&[(":status", b"200")], policy("/v1/**").to_string().as_bytes());
+    let keys = &inline("/v1/**")["issuers"][0]["jwks"]["inline"];
+    filter.answer(&[(":status", b"200")], keys.to_string().as_bytes());
+    let (stream, _) = filter.request(&get);
+    let seen = host::seen(stream);
+    assert!(seen.state.is_empty(), "no decision was made: {:?}", seen.state);
+    let reply = seen.reply.unwrap();
+    assert_eq!(reply.status, 200);
+    assert_eq!(header(&reply, "content-type").as_deref(), Some("application/json"));
+    assert_eq!(header(&reply, "cache-control").as_deref(), Some("no-store"));
+    let body: Value = serde_json::from_str(&reply.body).unwrap();
+    assert_eq!(body["ready"], true);
+    assert_eq!(body["sources"][0]["revision"], 7);
+    let (stream, _) = filter.request(&[(":method", "PUT"), get[1], get[2]]);
+    let reply = host::seen(stream).reply.unwrap();
+    assert_eq!((reply.status, header(&reply, "allow").as_deref()), (405, Some("GET, HEAD")));
+    filter.tick(100);
+    let counted: u64 = ["permit", "token_missing"]
+        .iter()
+        .map(|code| host::metric(&format!("airflow_envoy.decisions.{code}")))
+        .sum();
+    assert_eq!(counted, 0);
 }

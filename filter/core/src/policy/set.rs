@@ -1,0 +1,341 @@
+//! Policies of several sources that decide together, and what a decision is.
+//!
+//! They decide as one document would that has all their rules: **default deny; a matching deny rule
+//! of any source wins; a deny rule that cannot be evaluated denies; the order of sources never
+//! matters.** What is named is each source's own: a rule's roles and destinations are those of its
+//! document. So is the look-up of an authority: no source takes a host out of another one's
+//! `*.example.com` by naming it more exactly. Only `*` in `to` reaches beyond: it is every
+//! destination of every source, so that a source may deny for all of them.
+//!
+//! With one source a rule is called by its id, with several `<source>/<id>`.
+//!
+//! What it is not: it does not know whether all sources are there. Whoever makes a set of fewer
+//! decides without the denials of the others.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::authority::Authority;
+use super::path;
+use super::rule::{Effect, Question, Rule};
+use super::selector::{Truth, Who};
+use super::{MOST_SHADOW_VERDICTS, Policy};
+use crate::facts::{Call, Caller};
+use crate::limits::Limits;
+use crate::quote::quote;
+use crate::reject::{Code, Reject};
+use crate::time::UnixTime;
+
+/// Policies that decide together, each by the name of its source. Without any it refuses everything.
+#[derive(Debug, Clone)]
+pub struct PolicySet {
+    /// Sorted by name.
+    sources: Box<[(Arc<str>, Rc<Policy>)]>,
+}
+
+/// What the policies of a set say about a caller whatever it asks for: the roles that it holds.
+///
+/// Compute it once per verified caller and keep it beside; a clone shares it.
+#[derive(Debug, Clone)]
+pub struct Standing(Rc<[Part]>);
+
+/// A [`Standing`] under one policy.
+#[derive(Debug, Clone)]
+struct Part {
+    mark: Arc<()>,
+    held: Box<[Arc<str>]>,
+    /// Only roles that deny rules ask for: for the others unknown is as good as not held.
+    perhaps_held: Box<[Arc<str>]>,
+}
+
+/// What the policy says about one call, and what it understood the call to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision<'c> {
+    /// Permit or refuse.
+    pub outcome: Outcome,
+    /// The name of the destination, if the authority is that of one: by the source whose rule
+    /// decided or came nearest, or else by the first source that has it.
+    pub destination: Option<Arc<str>>,
+    /// The path in its normal form, if it has one; [`Cow::Borrowed`] if it was sent in that form.
+    pub path: Option<Cow<'c, str>>,
+    /// The authority in its normal form, if it was not sent in that form.
+    pub authority: Option<String>,
+    /// Shadow rules that would have changed the outcome of all sources together, each by itself, in
+    /// the order of their ids: denying ones of any source beside a permit, allowing ones of any
+    /// source if no rule applied. A denial by a rule stands whatever else were allowed.
+    pub shadow: Vec<ShadowVerdict>,
+}
+
+/// Permit or refuse.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The call is allowed.
+    Permit {
+        /// The name of the rule that allows it; with several the first by id, then by source.
+        rule: Arc<str>,
+    },
+    /// The call is refused.
+    Refuse(Reject),
+}
+
+/// What a shadow rule would have made of a decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShadowVerdict {
+    /// The name of the rule.
+    pub rule: Arc<str>,
+    /// It would have permitted what was refused; otherwise it would have refused what was permitted.
+    pub permits: bool,
+}
+
+impl PolicySet {
+    /// The set of `sources`, each with its name; names are unique and have no `/`. Cheap: make a new
+    /// one when a source has a new policy.
+    pub fn new(sources: Vec<(Arc<str>, Rc<Policy>)>) -> Self {
+        // So few that putting each in its place is enough; the library's sorts are large.
+        let mut sorted: Vec<(Arc<str>, Rc<Policy>)> = Vec::with_capacity(sources.len());
+        for source in sources {
+            let place = sorted.partition_point(|(known, _)| *known <= source.0);
+            sorted.insert(place, source);
+        }
+        Self { sources: sorted.into() }
+    }
+
+    /// The sources' names and policies, by name.
+    pub fn sources(&self) -> impl ExactSizeIterator<Item = (&str, &Policy)> {
+        self.sources.iter().map(|(name, policy)| (&**name, &**policy))
+    }
+
+    /// What the policies say about `caller` whatever it asks for. What is `known` of that very caller
+    /// is taken over for the policies that are the same, and is what is returned if all are.
+    pub fn standing(&self, caller: &Caller, known: Option<&Standing>) -> Standing {
+        if let Some(known) = known.filter(|known| self.is_under(known)) {
+            return known.clone();
+        }
+        let part = |(_, policy): &(_, Rc<Policy>)| {
+            let same = |part: &&Part| Arc::ptr_eq(&part.mark, &policy.mark);
+            let known = known.and_then(|known| known.0.iter().find(same));
+            known.cloned().unwrap_or_else(|| Part::new(policy, caller))
+        };
+        Standing(self.sources.iter().map(part).collect())
+    }
+
+    /// Decides a call at `now`. A `standing` under other policies is computed anew.
+    pub fn decide<'c>(
+        &self,
+        caller: &Caller,
+        standing: &Standing,
+        call: &Call<'c>,
+        now: UnixTime,
+        limits: &Limits,
+    ) -> Decision<'c> {
+        let standing = if self.is_under(standing) {
+            Cow::Borrowed(standing)
+        } else {
+            Cow::Owned(self.standing(caller, None))
+        };
+        let several = self.sources.len() > 1;
+        let sources = self.sources.iter().zip(standing.0.iter());
+        let mut sources = sources.map(|((name, policy), part)| Source {
+            name: several.then_some(name),
+            policy,
+            part,
+        });
+        decide(&mut sources, caller, call, now, limits)
+    }
+
+    /// Whether `standing` is one under these very policies.
+    fn is_under(&self, standing: &Standing) -> bool {
+        let mut both = self.sources.iter().zip(standing.0.iter());
+        self.sources.len() == standing.0.len()
+            && both.all(|((_, policy), part)| Arc::ptr_eq(&policy.mark, &part.mark))
+    }
+}
+
+/// The policy as the only source.
+impl From<Policy> for PolicySet {
+    fn from(policy: Policy) -> Self {
+        Self { sources: [(Arc::from(""), Rc::new(policy))].into() }
+    }
+}
+
+impl Standing {
+    /// The names of the roles held, those of one source after those of another, each sorted.
+    pub fn roles(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|part| part.held.iter().map(AsRef::as_ref))
+    }
+}
+
+impl Part {
+    fn new(policy: &Policy, caller: &Caller) -> Self {
+        let who = Who { caller, held: &[], perhaps_held: &[] };
+        Self {
+            mark: Arc::clone(&policy.mark),
+            held: policy.roles.find(&who, Truth::Yes),
+            perhaps_held: policy.roles.find(&who, Truth::Unknown),
+        }
+    }
+}
+
+/// A policy of the set that decides.
+struct Source<'a> {
+    /// `None` for the only one: its rules need no name before their ids.
+    name: Option<&'a Arc<str>>,
+    policy: &'a Policy,
+    part: &'a Part,
+}
+
+/// A source and the call as its rules see it.
+struct Asked<'a> {
+    name: Option<&'a Arc<str>>,
+    policy: &'a Policy,
+    destination: Option<&'a Arc<str>>,
+    question: Question<'a>,
+}
+
+impl Asked<'_> {
+    fn denying(&self) -> Option<&Rule> {
+        self.policy.denying(&self.question)
+    }
+
+    fn allowing(&self) -> Option<&Rule> {
+        self.policy.allowing(&self.question)
+    }
+
+    fn name_of(&self, rule: &Rule) -> Arc<str> {
+        match self.name {
+            None => Arc::clone(&rule.id),
+            Some(source) => [source, "/", &rule.id].concat().into(),
+        }
+    }
+}
+
+/// Decides by all `sources`, which are in the order of their names.
+fn decide<'a, 'c>(
+    sources: &mut dyn Iterator<Item = Source<'a>>,
+    caller: &'a Caller,
+    call: &Call<'c>,
+    now: UnixTime,
+    limits: &Limits,
+) -> Decision<'c> {
+    let path = path::normalise(call.target, limits);
+    let authority = Authority::parse(call.authority, call.scheme);
+    let (outcome, destination, shadow) = match (&authority, &path) {
+        (Err(problem), _) => {
+            let detail = format!("the authority {} {problem}", quote(host_of(call.authority)));
+            (Outcome::Refuse(Reject::new(Code::AuthorityInvalid, detail)), None, Vec::new())
+        }
+        (Ok(authority), Err(problem)) => {
+            let detail = format!("the path {} {problem}", quote(path_of(call.target)));
+            let mut known = sources.filter_map(|source| source.policy.destination(authority));
+            let destination = known.next().map(|(_, name)| Arc::clone(name));
+            (Outcome::Refuse(Reject::new(Code::PathInvalid, detail)), destination, Vec::new())
+        }
+        (Ok(authority), Ok(path)) => {
+            let mut asked = sources.map(|Source { name, policy, part }| {
+                let who = Who { caller, held: &part.held, perhaps_held: &part.perhaps_held };
+                let (number, destination) = policy.destination(authority).unzip();
+                let question =
+                    Question { who, destination: number, method: call.method, path, now };
+                Asked { name, policy, destination, question }
+            });
+            // Most sets have one source only, and then nothing is allocated.
+            let (first, others) = (asked.next(), asked.collect::<Vec<_>>());
+            let known = |asked: &Asked<'_>| asked.destination.is_some();
+            if first.iter().chain(&others).any(known) {
+                judge(first.as_slice(), &others, limits)
+            } else {
+                let authority = quote(host_of(call.authority));
+                let detail = format!("no destination of the policy has the authority {authority}");
+                (Outcome::Refuse(Reject::new(Code::DestinationUnknown, detail)), None, Vec::new())
+            }
+        }
+    };
+    let authority = authority.ok().and_then(|authority| authority.normal);
+    Decision { outcome, destination, path: path.ok(), authority, shadow }
+}
+
+/// What `first` and the `others` make of a call to a destination of at least one of them.
+fn judge(
+    first: &[Asked<'_>],
+    others: &[Asked<'_>],
+    limits: &Limits,
+) -> (Outcome, Option<Arc<str>>, Vec<ShadowVerdict>) {
+    let all = || first.iter().chain(others);
+    // Of equal ones that of the first source is taken.
+    let denying = all().filter_map(|asked| Some((asked, asked.denying()?)));
+    let (outcome, decider, changing) = if let Some((asked, rule)) = denying.min_by(by_id) {
+        let name = asked.name_of(rule);
+        let detail = rule.explain_denial(&name, &asked.question);
+        let rule = Some(name.to_string());
+        let reject = Reject { rule, ..Reject::new(Code::PolicyDenied, detail) };
+        (Outcome::Refuse(reject), Some(asked), None)
+    } else {
+        let allowing = all().filter_map(|asked| Some((asked, asked.allowing()?)));
+        if let Some((asked, rule)) = allowing.min_by(by_id) {
+            (Outcome::Permit { rule: asked.name_of(rule) }, Some(asked), Some(Effect::Deny))
+        } else {
+            let (reject, nearest) = no_match(&mut all(), limits);
+            (Outcome::Refuse(reject), nearest, Some(Effect::Allow))
+        }
+    };
+    let destination = decider.and_then(|asked| asked.destination);
+    let destination = destination.or_else(|| all().find_map(|asked| asked.destination));
+    let shadow = changing.map(|changing| shadow_verdicts(&mut all(), changing));
+    (outcome, destination.cloned(), shadow.unwrap_or_default())
+}
+
+/// The denial by default, with the allow rule that has the fewest misses and its source.
+fn no_match<'a, 'q: 'a>(
+    all: &mut dyn Iterator<Item = &'a Asked<'q>>,
+    limits: &Limits,
+) -> (Reject, Option<&'a Asked<'q>>) {
+    let nearest = all
+        .filter_map(|asked| {
+            let (misses, rule) = asked.policy.nearest(&asked.question, limits)?;
+            Some((misses, rule, asked))
+        })
+        .min_by(|(misses, rule, _), (fewest, first, _)| {
+            misses.cmp(fewest).then_with(|| rule.id.cmp(&first.id))
+        });
+    let miss = nearest
+        .and_then(|(_, rule, asked)| Some((rule, rule.misses(&asked.question).next()?, asked)));
+    let Some((rule, miss, asked)) = miss else {
+        let detail = "no rule allows anything at this destination";
+        return (Reject::new(Code::PolicyNoMatch, detail), None);
+    };
+    let name = asked.name_of(rule);
+    let detail = rule.explain_miss(&name, miss, &asked.question);
+    let nearest = Some(name.to_string());
+    (Reject { nearest, ..Reject::new(Code::PolicyNoMatch, detail) }, Some(asked))
+}
+
+fn shadow_verdicts<'a, 'q: 'a>(
+    all: &mut dyn Iterator<Item = &'a Asked<'q>>,
+    changing: Effect,
+) -> Vec<ShadowVerdict> {
+    let mut found: Vec<(&Asked<'_>, &Rule)> = Vec::new();
+    for asked in all {
+        for rule in asked.policy.shadowing(&asked.question, changing) {
+            let place = found.partition_point(|(_, known)| known.id <= rule.id);
+            found.insert(place, (asked, rule));
+        }
+    }
+    let permits = changing == Effect::Allow;
+    let found = found.into_iter().take(MOST_SHADOW_VERDICTS);
+    found.map(|(asked, rule)| ShadowVerdict { rule: asked.name_of(rule), permits }).collect()
+}
+
+fn by_id((_, one): &(&Asked<'_>, &Rule), (_, other): &(&Asked<'_>, &Rule)) -> std::cmp::Ordering {
+    one.id.cmp(&other.id)
+}
+
+/// What a sentence may show of an authority: there may be a password before the `@`.
+fn host_of(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+}
+
+/// What a sentence may show of a target: there may be a secret in the query.
+fn path_of(target: &str) -> &str {
+    target.split_once('?').map_or(target, |(path, _)| path)
+}
