@@ -169,11 +169,15 @@ async fn keys_are_found_by_discovery_unless_the_document_is_another_issuer_s() {
     document["issuer"] = json!("https://idp.internal/");
     let instead = Serving::Instead(200, document.to_string());
     testbed.oidc.serve(DISCOVERY_PATH, instead).await.unwrap();
+    // When keys cannot be fetched, they may have moved, and the document is read anew.
+    testbed.oidc.serve(KEYS_PATH, Serving::Close).await.unwrap();
     again(&testbed, "idp", "unfit").await;
+    testbed.oidc.serve(KEYS_PATH, Serving::Well).await.unwrap();
     testbed.oidc.rotate(true).await.unwrap();
     permitted(&call(&old).await.unwrap());
+    // Whether there is such a key is not known as long as the keys cannot be fetched.
     let new = testbed.credentials(&churn()).await.unwrap();
-    rejected(&call(&new).await.unwrap(), 401, "token_key_unknown");
+    rejected(&call(&new).await.unwrap(), 503, "keys_unavailable");
     let said = source(&testbed, "idp").await["error"]["reason"].to_string();
     assert!(said.contains("issuer"), "{said}");
 
@@ -209,7 +213,9 @@ async fn a_call_with_a_new_key_waits_for_it_and_is_never_refused() {
             }
         }
         let fetches = testbed.oidc.requests(KEYS_PATH).await.unwrap() - before;
-        assert_eq!(fetches, ROTATIONS, "at concurrency {concurrency}");
+        // One a rotation, and one more if a call came after the first was sent.
+        let most = 2 * ROTATIONS;
+        assert!((ROTATIONS..=most).contains(&fetches), "{fetches} at concurrency {concurrency}");
     }
 }
 
@@ -361,8 +367,9 @@ async fn a_policy_in_consul_acts_at_once_and_outlives_its_key_and_consul_itself(
     println!("from a new value to its use by every worker: {times:?}");
     assert!(times.iter().all(|time| *time < Duration::from_secs(1)), "{times:?}");
 
-    put(json!({ "version": 1 })).await;
-    again(&testbed, "kv", "unfit").await;
+    // It is unfit once: Consul tells changes, not states.
+    put(json!({})).await;
+    eventually("it is unfit", async || callouts(&testbed, "kv", "unfit").await == 1).await.unwrap();
     always(&testbed, 200, Duration::from_millis(300)).await;
     consul.delete(KEY).await.unwrap();
     always(&testbed, 200, Duration::from_secs(1)).await;
@@ -453,8 +460,13 @@ async fn a_signed_policy_is_replaced_only_by_a_newer_one_of_a_trusted_signer() {
         again(&testbed, "main", "unfit").await;
         let answer = testbed.call_as(&churn(), read_order()).await.unwrap();
         assert_eq!(answer.status, 200, "{what}: {}", answer.text());
-        let said = source(&testbed, "main").await;
-        assert!(said["error"]["reason"].is_string() && said["ready"] == true, "{what}: {said}");
+        // Whoever answers, its leader has told it why.
+        eventually(what, async || {
+            let said = source(&testbed, "main").await;
+            said["error"]["reason"].is_string() && said["ready"] == true
+        })
+        .await
+        .unwrap();
     }
 
     testbed.policy.set_text(signed(&signer, &denying(8)));
@@ -531,19 +543,23 @@ async fn in_shadow_mode_every_call_passes_and_what_would_have_been_is_counted() 
     let testbed = Testbed::start(options(|configuration| configuration["mode"] = json!("shadow")))
         .await
         .unwrap();
-    permitted(&testbed.call_as(&churn(), read_order()).await.unwrap());
-    let received = permitted(&testbed.call(read_order()).await.unwrap());
-    // Nobody vouches for the caller, so nothing of what it says about itself goes on.
+    eventually("it is ready", async || status(&testbed).await.0 == 200).await.unwrap();
+    let allowed = permitted(&testbed.call_as(&churn(), read_order()).await.unwrap());
+    assert_eq!(allowed.header("x-airflow-dag-id"), ["ds_churn"]);
+    assert_eq!(allowed.header("x-airflow-shadow"), [""; 0]);
+    // Nobody vouches for this caller, so nothing of what it says about itself goes on.
     let lie = read_order().header("x-airflow-dag-id", "ds_payroll");
-    let received_lie = permitted(&testbed.call(lie).await.unwrap());
-    for received in [received, received_lie] {
-        assert_eq!(received.header("x-airflow-dag-id"), [""; 0]);
-    }
+    let refused = permitted(&testbed.call(lie).await.unwrap());
+    assert_eq!(refused.header("x-airflow-dag-id"), [""; 0]);
+    assert_eq!(refused.header("x-airflow-shadow"), ["reject"]);
     let stranger = Task::new("ds_churn", "load").team("sales");
-    permitted(&testbed.call_as(&stranger, read_order()).await.unwrap());
+    let refused = permitted(&testbed.call_as(&stranger, read_order()).await.unwrap());
+    let entry = testbed.access_log_of(refused.header("x-airflow-decision-id")[0]).await.unwrap();
+    let seen = [&entry["decision"], &entry["shadow_decision"], &entry["shadow_code"]];
+    assert_eq!(seen, ["permit", "reject", "policy_no_match"], "{entry:#}");
     assert_eq!(status(&testbed).await.1["mode"], "shadow");
     for code in ["token_missing", "policy_no_match"] {
-        let name = format!("wasmcustom.airflow_envoy.decisions.{code}");
+        let name = format!("wasmcustom.airflow_envoy.shadow_decisions.{code}");
         eventually(code, async || testbed.stat(&name).await.unwrap() > 0).await.unwrap();
     }
 }
