@@ -157,6 +157,8 @@ struct Missing {
     /// When it can be there at the earliest.
     retry_at: UnixTime,
     lacks: Lack,
+    /// The answer when it was looked for before; the likely one now, for whoever does not wait.
+    formerly: Option<Reject>,
 }
 
 /// What a request waits for.
@@ -177,7 +179,7 @@ impl Refusal {
 
 impl Missing {
     fn new(reject: Reject, retry_at: UnixTime, lacks: Lack) -> Self {
-        Self { refusal: reject.into(), retry_at, lacks }
+        Self { refusal: reject.into(), retry_at, lacks, formerly: None }
     }
 
     /// If nobody waits for it any longer.
@@ -556,11 +558,17 @@ impl Gate {
     }
 
     /// What becomes of a request that cannot be decided yet.
-    fn wait(&mut self, arrival: &Arrival<'_>, missing: Missing) -> Verdict {
+    fn wait(&mut self, arrival: &Arrival<'_>, mut missing: Missing) -> Verdict {
         let retry_after = missing.retry_at.since(arrival.now);
-        // To wait for what cannot come in time helps nobody, and nobody waits in shadow.
-        let may_wait = self.mode == Mode::Enforce
-            && self.waiting.requests > 0
+        if self.mode == Mode::Shadow {
+            let refusal = match missing.formerly.take() {
+                Some(reject) => reject.into(),
+                None => missing.refused(arrival.now),
+            };
+            return self.refuse(arrival, refusal);
+        }
+        // To wait for what cannot come in time helps nobody.
+        let may_wait = self.waiting.requests > 0
             && self.waiting.time > Span::ZERO
             && retry_after <= self.waiting.time;
         if !may_wait {
@@ -747,7 +755,7 @@ impl Gate {
         };
         let refusal = Refusal::of(Reject::new(Code::PolicyUnavailable, detail), session);
         let retry_at = feed.retry_at(now);
-        Err(Missing { refusal, retry_at, lacks: Lack::Document }.into())
+        Err(Missing { refusal, retry_at, lacks: Lack::Document, formerly: None }.into())
     }
 
     /// The caller, by both credentials.

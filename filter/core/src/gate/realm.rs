@@ -204,7 +204,8 @@ fn ask_for_key(
     let asked = unknown.find(&key).filter(|asked| asked.at <= now);
     let recent = now.since(as_of) < issuer.keys.min_refresh();
     let pending = asked.as_ref().is_some_and(|asked| !confirmed(asked.at));
-    let known = recent && asked.as_ref().is_some_and(|asked| confirmed(asked.at));
+    let formerly = asked.as_ref().is_some_and(|asked| confirmed(asked.at));
+    let known = recent && formerly;
     if !known && !pending {
         let asked = Asked { issuer: index, at: arrived };
         unknown.insert(&key, key.len().saturating_add(ENTRY_BYTES), Rc::new(asked));
@@ -218,8 +219,9 @@ fn ask_for_key(
         None => format!("issuer `{name}` has no key here that fits"),
     };
     let detail = format!("{what} and the keys could not be fetched again");
-    let reject = Reject::new(Code::KeysUnavailable, detail);
-    Missing::new(reject, issuer.keys.retry_at(now), Lack::Key).into()
+    let unavailable = Reject::new(Code::KeysUnavailable, detail);
+    let missing = Missing::new(unavailable, issuer.keys.retry_at(now), Lack::Key);
+    Missing { formerly: formerly.then_some(reject), ..missing }.into()
 }
 
 /// Reads a key set; one without a usable key is none.
