@@ -36,8 +36,8 @@ pub trait Traffic: Send + Sync + 'static {
 pub struct Expected {
     /// Whether it may be let through.
     pub allowed: bool,
-    /// The code with which it may be refused.
-    pub refused: Option<&'static str>,
+    /// The codes with which it may be refused.
+    pub refused: &'static [&'static str],
 }
 
 /// How much load, for how long.
@@ -158,7 +158,7 @@ impl Tally {
         };
         let right = match answer.status {
             200..400 => expected.allowed,
-            _ => expected.refused.is_some() && answer.code.as_deref() == expected.refused,
+            _ => answer.code.as_deref().is_some_and(|code| expected.refused.contains(&code)),
         };
         let counter = match answer.status {
             _ if right => &mut self.right,
@@ -351,10 +351,10 @@ mod tests {
         fn expected(&self, number: u64, _: Instant, _: Instant) -> Expected {
             match number % 10 {
                 // Wrong on purpose: one allowed, one refused.
-                9 => Expected { allowed: false, refused: Some("policy_no_match") },
-                6 => Expected { allowed: true, refused: None },
-                4 | 5 => Expected { allowed: false, refused: Some("policy_no_match") },
-                _ => Expected { allowed: true, refused: None },
+                9 => Expected { allowed: false, refused: &["policy_no_match"] },
+                6 => Expected { allowed: true, refused: &[] },
+                4 | 5 => Expected { allowed: false, refused: &["policy_no_match"] },
+                _ => Expected { allowed: true, refused: &[] },
             }
         }
     }
