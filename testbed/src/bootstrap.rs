@@ -8,7 +8,8 @@
 //! | path of the partner's credential | made for this run |
 //! | path of the filter | so that Envoy may be started from anywhere |
 //!
-//! Names, issuers, routes, limits and the filter's configuration stay as they are in the file.
+//! Names, issuers, routes, limits and the filter's configuration stay as they are in the file, unless a test asks for
+//! another configuration, a second listener, a variable of the environment, or listeners that change while Envoy runs.
 
 use std::fs;
 use std::net::SocketAddr;

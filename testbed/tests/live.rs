@@ -254,7 +254,16 @@ async fn a_key_that_is_withdrawn_opens_nothing_after_the_next_fetch() {
         permitted(&call().await.unwrap());
     }
     testbed.oidc.rotate(true).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    within(Duration::from_secs(2), "the old key is known to no worker", async || {
+        for _ in 0..12 {
+            if call().await.unwrap().status == 200 {
+                return false;
+            }
+        }
+        true
+    })
+    .await
+    .unwrap();
     for _ in 0..12 {
         rejected(&call().await.unwrap(), 401, "token_key_unknown");
     }
