@@ -3,6 +3,7 @@
 //! The loop is open: a request is due when its time has come, whether or not earlier ones were answered; what waits for
 //! a connection is late, and its latency says so.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,6 +67,8 @@ pub struct Tally {
     pub unanswered: u64,
     /// Connections that Envoy had closed when they were to be used again; the call was made on a fresh one.
     pub reconnections: u64,
+    /// How often the filter refused with which code.
+    pub codes: BTreeMap<String, u64>,
     /// The first answer of each kind that was not right, as a sentence.
     pub examples: Vec<String>,
     micros: Vec<u32>,
@@ -140,6 +143,9 @@ impl Tally {
         self.unavailable += other.unavailable;
         self.unanswered += other.unanswered;
         self.reconnections += other.reconnections;
+        for (code, count) in other.codes {
+            *self.codes.entry(code).or_default() += count;
+        }
         for example in other.examples {
             self.exemplify(example);
         }
@@ -168,8 +174,11 @@ impl Tally {
         };
         *counter += 1;
         if !right {
-            let code = answer.code.unwrap_or_default();
+            let code = answer.code.as_deref().unwrap_or_default();
             self.exemplify(format!("{} {code}, where {expected:?}", answer.status));
+        }
+        if let Some(code) = answer.code {
+            *self.codes.entry(code).or_default() += 1;
         }
     }
 

@@ -593,7 +593,10 @@ impl Bed {
         let fetched = self.keys_fetched().await? - fetched;
         Ok(Row {
             phase: format!("{} calls, nine of ten with an invented key", tally.calls()),
-            note: format!("{fetched} fetches in {seconds:.1} s; least time between two is 500 ms"),
+            note: format!(
+                "{fetched} fetches in {seconds:.1} s; least time between two is 500 ms; refused: {:?}",
+                tally.codes
+            ),
             tally,
             memory_kib: (memory, self.testbed.memory_kib()?),
         })
