@@ -592,7 +592,7 @@ fn read_consul_kv(
         max_age: max_age?,
         protocol: Protocol::ConsulKv { wait: wait?, token: token? },
     };
-    check_max_age(&endpoint, node, "wait", report);
+    check_max_age(&endpoint, node, "poll", report);
     Some(endpoint)
 }
 
@@ -633,14 +633,13 @@ fn wait(node: &Node<'_>, report: &mut Report) -> Option<Span> {
 /// A document that is too old before it is asked for again would be missing now and then, with no
 /// fault anywhere.
 fn check_max_age(endpoint: &Endpoint, node: &Node<'_>, interval_name: &str, report: &mut Report) {
-    let Endpoint { interval, timeout, max_age, ref protocol, .. } = *endpoint;
-    let longest = match protocol {
-        Protocol::LongPoll { wait } | Protocol::ConsulKv { wait, .. } => interval.max(*wait),
-        Protocol::Poll | Protocol::Discovery { .. } => interval,
-    };
-    if max_age < longest || max_age < timeout {
+    let Endpoint { interval, max_age, .. } = *endpoint;
+    // One that is held back confirms nothing before it comes.
+    let answer = endpoint.longest_answer();
+    if max_age < interval || max_age < answer {
         let problem = format!(
-            "`max_age` {max_age} is shorter than `{interval_name}` {longest} or `timeout` {timeout}"
+            "`max_age` {max_age} is shorter than `{interval_name}` {interval} or the {answer} that \
+             an answer may take"
         );
         node.fault(report, problem);
     }

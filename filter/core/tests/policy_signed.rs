@@ -469,3 +469,14 @@ fn a_signed_policy_that_was_changed_anywhere_is_refused() {
         }
     }
 }
+
+#[test]
+fn trust_in_the_same_key_under_another_name_is_another_trust() {
+    let named = |kid: &str| {
+        let mut key = Value::Object(public_key(SIGNERS[0].1).unwrap());
+        key["kid"] = kid.into();
+        read(&json!({ "keys": [key] })).unwrap().id()
+    };
+    assert_eq!(named("a"), named("a"));
+    assert_ne!(named("a"), named("b"));
+}

@@ -122,6 +122,19 @@ impl Protocol {
 }
 
 impl Endpoint {
+    /// Longest time that an answer may take; `timeout`, if the server is not asked to wait.
+    pub(crate) fn longest_answer(&self) -> Span {
+        let wait = self.protocol.wait().unwrap_or(Span::ZERO);
+        self.timeout_after(wait)
+    }
+
+    /// Time after which a callout is given up that the server was asked to hold back for `wait`.
+    pub(super) fn timeout_after(&self, wait: Span) -> Span {
+        // Consul adds up to a sixteenth to the time that it waits.
+        let slack = Span::from_millis(wait.as_millis().div_euclid(16));
+        self.timeout.plus(wait).plus(slack)
+    }
+
     /// Names the document among those of all filter instances: two that are configured alike, down
     /// to `salt`, which says how it is read, share one fetcher. The first half names the
     /// place that it comes from, whatever else is configured.

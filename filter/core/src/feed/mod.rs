@@ -32,7 +32,7 @@ const TOLERATED: u32 = 3;
 
 /// Between two questions to a server that waits for changes: it may have something new at any time,
 /// and must not be asked as fast as it can answer.
-const PAUSE: Span = Span::from_millis(20);
+const PAUSE: Span = Span::from_millis(100);
 
 /// Time after which the place of the keys is looked up again, if nothing fails before.
 const REDISCOVERY: Span = Span::from_secs(3600);
@@ -188,8 +188,12 @@ struct Remote {
     worker: u64,
     record: Record,
     state: State,
-    /// Version of the document in use.
-    loaded: u64,
+    /// The published document that was read last, by version and digest,
+    seen: (u64, String),
+    /// and whether it is the one in use.
+    holds: bool,
+    /// The document in use is at least as new as this moment.
+    as_of: UnixTime,
     /// The callout of this worker that is under way.
     asked: Option<Asked>,
     /// Another callout follows at once.
@@ -212,6 +216,8 @@ struct Asked {
     blocking: bool,
     /// Only the place of the document is asked for.
     discovery: bool,
+    /// Only what differs from the document in use is asked for.
+    conditional: bool,
 }
 
 /// What an answer is, before its body is read.
@@ -245,7 +251,9 @@ impl<T> Feed<T> {
             worker,
             record,
             state: State::default(),
-            loaded: 0,
+            seen: (0, String::new()),
+            holds: false,
+            as_of: UnixTime::default(),
             asked: None,
             more: false,
             index: None,
@@ -260,7 +268,7 @@ impl<T> Feed<T> {
     /// by more than `max_age` nobody knows how old it is.
     pub fn usable(&self, now: UnixTime) -> Option<&Rc<T>> {
         let fresh = self.remote.as_ref().is_none_or(|remote| {
-            let (as_of, max_age) = (remote.state.as_of, remote.endpoint.max_age);
+            let (as_of, max_age) = (remote.as_of, remote.endpoint.max_age);
             now.since(as_of) <= max_age && as_of.since(now) <= max_age
         });
         self.current.as_ref().filter(|_| fresh)
@@ -288,7 +296,7 @@ impl<T> Feed<T> {
 
     /// The document is at least as new as this moment.
     pub fn as_of(&self) -> UnixTime {
-        self.remote.as_ref().map_or_else(UnixTime::default, |remote| remote.state.as_of)
+        self.remote.as_ref().map_or_else(UnixTime::default, |remote| remote.as_of)
     }
 
     /// Least time between two fetches.
@@ -319,7 +327,7 @@ impl<T> Feed<T> {
         let Some(remote) = &self.remote else {
             return Source { ready: self.current.is_some(), ..Source::default() };
         };
-        let Remote { endpoint, state, loaded, .. } = &**remote;
+        let Remote { endpoint, state, seen, as_of, .. } = &**remote;
         let failure = |(at, reason): &(UnixTime, String)| Failure {
             age: now.since(*at),
             reason: reason.clone(),
@@ -328,9 +336,9 @@ impl<T> Feed<T> {
             name: endpoint.name.clone(),
             from: endpoint.protocol.origin(),
             ready: self.usable(now).is_some(),
-            version: *loaded,
+            version: seen.0,
             digest: Some(state.digest.clone()).filter(|digest| !digest.is_empty()),
-            age: self.current.as_ref().map(|_| now.since(state.as_of)),
+            age: self.current.as_ref().map(|_| now.since(*as_of)),
             max_age: Some(endpoint.max_age),
             next_fetch: Some(state.next_at.since(now)),
             breaker: state.breaker(),
@@ -344,7 +352,7 @@ impl<T> Feed<T> {
     /// Name, age and breaker, if it is this worker that fetches the document.
     pub fn observe(&self, now: UnixTime) -> Option<(&str, Option<Span>, Breaker)> {
         let remote = self.remote.as_ref().filter(|remote| remote.leads(now))?;
-        let age = self.current.as_ref().map(|_| now.since(remote.state.as_of));
+        let age = self.current.as_ref().map(|_| now.since(remote.as_of));
         Some((&remote.endpoint.name, age, remote.state.breaker()))
     }
 
@@ -372,9 +380,10 @@ impl<T> Feed<T> {
     pub fn sync(&mut self, now: UnixTime, read: Reader<'_, T>) -> Option<Outcome> {
         let remote = self.remote.as_mut()?;
         remote.refresh(now);
-        let body = remote.published()?;
+        let body = remote.published(now)?;
         match read(&body, "") {
             Ok(Read { document, .. }) => {
+                remote.took_over();
                 self.current = Some(Rc::new(document));
                 // The leader has told the notes.
                 Some(Outcome::Updated { notes: Vec::new() })
@@ -441,27 +450,51 @@ impl Remote {
     /// Takes over what the record says.
     fn refresh(&mut self, now: UnixTime) {
         match self.record.read(now) {
-            Some(state) => self.state = state,
+            Some(state) => self.take(state),
             None if self.state.mark.is_empty() => self.state.mark = self.record.inherited(),
             None => {}
         }
     }
 
-    /// The published document, if it is not the one in use.
-    fn published(&mut self) -> Option<Vec<u8>> {
-        if self.state.version == self.loaded || self.record.is_alone() {
+    fn take(&mut self, state: State) {
+        self.state = state;
+        // What confirms another document does not make the one in use any younger.
+        if self.has_current() {
+            self.as_of = self.state.as_of;
+        }
+    }
+
+    /// The document that the state speaks of is in use now.
+    fn took_over(&mut self) {
+        self.seen = (self.state.version, self.state.digest.clone());
+        self.holds = true;
+        self.as_of = self.state.as_of;
+    }
+
+    /// The published document, if it was not read yet.
+    fn published(&mut self, now: UnixTime) -> Option<Vec<u8>> {
+        let State { version, digest, .. } = &self.state;
+        if digest.is_empty() || self.is_seen() || self.record.is_alone() {
             return None;
         }
-        let (version, body) = self.record.document()?;
-        if version != self.state.version {
+        let Some(body) = self.record.document(*version, digest) else {
+            // A publication broke off, or others wrote there: only a new one helps who has it not.
+            let soon = self.state.asked_at.plus(self.endpoint.min_interval);
+            let state = self.state.clone().lost(self.state.next_at.min(soon));
+            self.write(state, now);
             return None;
-        }
-        self.loaded = version;
+        };
+        self.seen = (*version, digest.clone());
+        self.holds = false;
         Some(body)
     }
 
+    fn is_seen(&self) -> bool {
+        self.seen.0 == self.state.version && self.seen.1 == self.state.digest
+    }
+
     fn has_current(&self) -> bool {
-        self.loaded > 0 && self.loaded == self.state.version
+        self.holds && self.is_seen()
     }
 
     fn leads(&self, now: UnixTime) -> bool {
@@ -486,7 +519,7 @@ impl Remote {
     fn write(&mut self, state: State, now: UnixTime) -> bool {
         let written = self.record.write(&state);
         match written {
-            true => self.state = state,
+            true => self.take(state),
             false => self.refresh(now),
         }
         written
@@ -518,13 +551,17 @@ impl Remote {
 
     fn due_at(&self, now: UnixTime) -> UnixTime {
         let Self { endpoint, state, .. } = self;
-        let wanted = self.record.wanted().unwrap_or(self.wanted).max(self.wanted);
+        // A wish from the future is older than the clock's last setting.
+        let wishes = [self.record.wanted(), Some(self.wanted)].into_iter().flatten();
+        let wanted = wishes.filter(|wanted| *wanted <= now).max();
         let next_at = match state.next_at {
             // A clock that was set back must not put the next fetch off until it has caught up.
             next_at if next_at.since(now) > endpoint.interval => now,
             next_at => next_at,
         };
-        if wanted >= state.asked_at && wanted <= now && state.breaker() == Breaker::Closed {
+        if wanted.is_some_and(|wanted| wanted >= state.asked_at)
+            && state.breaker() == Breaker::Closed
+        {
             return next_at.min(state.asked_at.plus(endpoint.min_interval));
         }
         next_at
@@ -532,7 +569,7 @@ impl Remote {
 
     fn fetch(&mut self, feed: FeedId, now: UnixTime) -> Fetch {
         let conditional = self.has_current().then(|| self.state.etag.clone()).flatten();
-        let Endpoint { protocol, timeout, .. } = &self.endpoint;
+        let Endpoint { protocol, .. } = &self.endpoint;
         let mut uri = &self.endpoint.uri;
         let mut cluster = &self.endpoint.cluster;
         let mut path = uri.path.clone();
@@ -573,19 +610,17 @@ impl Remote {
         ];
         headers.extend(more);
         let consul = matches!(protocol, Protocol::ConsulKv { .. });
-        headers.extend(
-            conditional.filter(|_| !discovery && !consul).map(|etag| ("if-none-match", etag)),
-        );
-        // Consul adds up to a sixteenth to the time that it waits.
-        let wait = held.unwrap_or(Span::ZERO);
-        let slack = Span::from_millis(wait.as_millis().div_euclid(16));
-        let timeout = timeout.plus(wait).plus(slack);
+        let conditional = conditional.filter(|_| !discovery && !consul);
+        let is_conditional = conditional.is_some();
+        headers.extend(conditional.map(|etag| ("if-none-match", etag)));
+        let timeout = self.endpoint.timeout_after(held.unwrap_or(Span::ZERO));
         self.asked = Some(Asked {
             at: now,
             until: now.plus(timeout.twice()),
             version: self.state.version,
             blocking: held.is_some(),
             discovery,
+            conditional: is_conditional,
         });
         Fetch { feed, cluster: cluster.clone(), headers, timeout, max_body: self.max_body }
     }
@@ -615,7 +650,8 @@ impl Remote {
                 let scheme = self.endpoint.uri.scheme;
                 match discovered(&response.body, issuer, scheme, &self.limits) {
                     Ok(uri) => {
-                        if self.discovered.as_ref().is_some_and(|(known, _)| *known != uri) {
+                        // The tag is that of a place; which one that was is not known to all workers.
+                        if self.discovered.as_ref().is_none_or(|(known, _)| *known != uri) {
                             self.state.etag = None;
                         }
                         self.discovered = Some((uri, now));
@@ -625,7 +661,7 @@ impl Remote {
                 }
             }
             (200, _) => Received::Body(response),
-            (304, _) if self.has_current() && !asked.discovery => Received::Unchanged,
+            (304, _) if self.has_current() && asked.conditional => Received::Unchanged,
             (status, _) => self.unanswered(format!("answered with status {status}")),
         }
     }
@@ -655,17 +691,19 @@ impl Remote {
         now: UnixTime,
     ) -> bool {
         // With the lease just taken, nobody else puts a document in between.
-        if !self.claim(now) {
+        // Reading may have taken longer than the lease: who took it has published nothing yet.
+        let version = asked.version;
+        if !self.claim(now) && (self.state.version != version || !self.claim(now)) {
             return false;
         }
-        let version = self.state.version.saturating_add(1);
-        self.record.put_document(version, &response.body);
+        let version = version.saturating_add(1);
+        self.record.put_document(version, &digest, &response.body);
         let etag = response.etag.clone();
         let state = self.succeeded(asked, Some(response), true, now);
         if !self.write(State { version, digest, mark, etag, ..state }, now) {
             return false;
         }
-        self.loaded = version;
+        self.took_over();
         self.record.announce();
         true
     }
@@ -727,9 +765,9 @@ impl Remote {
     /// A document came that is none. A server that waits for changes is asked for the next one.
     fn unfit(&mut self, reason: &str, asked: &Asked, now: UnixTime) -> bool {
         let waits = matches!(self.endpoint.protocol, Protocol::ConsulKv { .. });
-        let again = if waits { self.ask_again(asked, false, true, now) } else { None };
-        let Some(next_at) = again else { return self.failed(reason, now) };
         let repeated = self.is_known(reason);
+        let again = if waits { self.ask_again(asked, false, !repeated, now) } else { None };
+        let Some(next_at) = again else { return self.failed(reason, now) };
         let error = Some((now, reason.to_owned()));
         self.write(State { next_at, error, ..self.state.clone() }, now);
         repeated

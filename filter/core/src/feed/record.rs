@@ -54,6 +54,11 @@ impl State {
         now < self.until && self.until.since(now) <= LEASE
     }
 
+    /// The same without its document: whoever fetches next publishes one.
+    pub(super) fn lost(self, next_at: UnixTime) -> Self {
+        Self { digest: String::new(), etag: None, next_at, ..self }
+    }
+
     fn encode(&self, id: &str) -> Vec<u8> {
         let (error_at, reason) = match &self.error {
             Some((at, reason)) => (at.as_millis(), one_line(reason)),
@@ -70,7 +75,12 @@ impl State {
             self.failures,
             self.digest,
             one_line(&self.mark),
-            one_line(self.etag.as_deref().unwrap_or_default()),
+            // A part of a tag is none.
+            self.etag
+                .as_deref()
+                .filter(|etag| etag.len() <= ERROR_BYTES)
+                .map(one_line)
+                .unwrap_or_default(),
         )
         .into_bytes()
     }
@@ -169,6 +179,8 @@ impl Record {
         self.stamp = None;
         let mut last = UnixTime::from_millis(i64::MIN);
         let mut oldest = now.minus(ABANDONED);
+        let mut own = None;
+        self.inherited.clear();
         for slot in 0..SLOTS {
             let found = self.shared.read(&key(slot, "state"));
             let known = found.as_ref().and_then(|(bytes, _)| State::decode(bytes));
@@ -178,19 +190,25 @@ impl Record {
                 (self.slot, self.stamp) = (Some(slot), stamp);
                 break;
             };
-            if id == self.id {
-                self.inherited.clear();
-                (self.slot, self.stamp) = (Some(slot), stamp);
-                break;
-            }
             let same_place = id.get(..PLACE_DIGITS) == self.id.get(..PLACE_DIGITS);
             if same_place && !state.mark.is_empty() && state.until > last {
                 last = state.until;
-                self.inherited = state.mark;
+                self.inherited.clone_from(&state.mark);
             }
-            if state.until < oldest {
+            if id == self.id {
+                own = Some((slot, stamp, state));
+            } else if state.until < oldest {
                 oldest = state.until;
                 (self.slot, self.stamp) = (Some(slot), stamp);
+            }
+        }
+        if let Some((slot, stamp, state)) = own {
+            (self.slot, self.stamp) = (Some(slot), stamp);
+            let mark = std::mem::take(&mut self.inherited);
+            // The same place was fetched under another configuration since, and is followed on. A
+            // record with a leader is left to it: it may hold a question open.
+            if !mark.is_empty() && mark != state.mark && !state.is_led(now) {
+                self.write(&State { mark, ..state.lost(now) });
             }
         }
         self.alone = self.slot.is_none();
@@ -211,19 +229,19 @@ impl Record {
         }
     }
 
-    /// The document and its version.
-    pub(super) fn document(&self) -> Option<(u64, Vec<u8>)> {
+    /// The document of this version and digest, if it is there.
+    pub(super) fn document(&self, version: u64, digest: &str) -> Option<Vec<u8>> {
         let (bytes, _) = self.shared.read(&key(self.slot?, "document"))?;
         let rest = bytes.strip_prefix(self.id.as_bytes())?;
-        let (version, body) = rest.split_first_chunk()?;
-        Some((u64::from_be_bytes(*version), body.to_vec()))
+        let body = rest.strip_prefix(&version.to_be_bytes())?.strip_prefix(digest.as_bytes())?;
+        Some(body.to_vec())
     }
 
     /// Puts a document where the others find it.
-    pub(super) fn put_document(&self, version: u64, body: &[u8]) {
+    pub(super) fn put_document(&self, version: u64, digest: &str, body: &[u8]) {
         let Some(slot) = self.slot.filter(|_| !self.alone) else { return };
-        let bytes = [self.id.as_bytes(), &version.to_be_bytes(), body].concat();
-        // What cannot be written is fetched by each worker, as its version is not in the state either.
+        let bytes = [self.id.as_bytes(), &version.to_be_bytes(), digest.as_bytes(), body].concat();
+        // The digest tells this document from one that is late: two leaders may write at once.
         let _ = self.shared.write(&key(slot, "document"), &bytes, None);
     }
 

@@ -451,7 +451,8 @@ fn a_long_poll_is_asked_again_as_soon_as_it_is_answered() {
     let (_, fetch) = process.fetch(at(0));
     assert_eq!(header(&fetch, "prefer"), None, "the first answer is wanted at once");
     process.answer(0, ok("good 1"), after(0, 30));
-    let (_, fetch) = process.fetch(after(0, 30));
+    assert!(process.tick(after(0, 30)).is_empty(), "not as fast as it can answer");
+    let (_, fetch) = process.fetch(after(0, 100));
     assert_eq!(header(&fetch, "prefer"), Some("wait=16"));
     assert_eq!(header(&fetch, "if-none-match"), Some("\"1\""));
     assert_eq!(fetch.timeout, Span::from_secs(18));
@@ -490,7 +491,7 @@ fn consul_is_asked_with_the_index_that_it_gave() {
     assert_eq!(header(&fetch, "x-consul-token"), Some("s.secret"));
     assert!(!format!("{fetch:?}").contains("s.secret"));
     process.answer(0, at_index(200, "42", "good 1"), after(0, 20));
-    let (_, fetch) = process.fetch(after(0, 20));
+    let (_, fetch) = process.fetch(after(0, 100));
     assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=42&wait=16000ms"));
     process.answer(0, at_index(200, "50", "good 2"), at(3));
     assert_eq!(process.documents(at(3)), [Some("good 2".to_owned())]);
@@ -658,4 +659,234 @@ fn what_others_wrote_into_the_store_breaks_nothing() {
         process.answer(leader, ok("good"), at(0));
         assert_eq!(process.documents(at(0)), vec![Some("good".to_owned()); 2]);
     }
+}
+
+/// A reader that counts: every document is a number, and a smaller one than before is unfit.
+fn counting(body: &[u8], last: &str) -> Result<Read<String>, String> {
+    let text = std::str::from_utf8(body).unwrap();
+    let number: u64 = text.parse().unwrap();
+    match last.parse::<u64>() {
+        Ok(last) if number < last => Err(format!("{number} is less than {last}")),
+        _ => Ok(Read { document: text.to_owned(), notes: vec![], mark: number.to_string() }),
+    }
+}
+
+#[test]
+fn who_cannot_load_what_was_published_neither_trusts_the_old_document_nor_stays_without() {
+    for lost in [&b""[..], b"junk"] {
+        let mut process = Process::new(2, Protocol::Poll);
+        let (leader, _) = process.fetch(at(0));
+        process.answer(leader, ok("good 1"), at(0));
+        assert_eq!(process.documents(at(0)), vec![Some("good 1".to_owned()); 2]);
+        process.fetch(at(10));
+        process.answer(leader, http(200, Some("\"2\""), "good 2"), at(10));
+        process.shared.write("airflow-envoy.0.document", lost, None).unwrap();
+        let other = 1 - leader;
+        process.documents(at(10));
+        assert_eq!(process.workers[other].as_of(), at(0), "the old one was not confirmed");
+        let mut asked = 0;
+        for second in 11..40 {
+            for (worker, fetch) in process.tick(at(second)) {
+                asked += 1;
+                let tag = header(&fetch, "if-none-match").map(str::to_owned);
+                let answer = match tag.as_deref() {
+                    Some("\"2\"") => http(304, None, ""),
+                    _ => http(200, Some("\"2\""), "good 2"),
+                };
+                process.answer(worker, answer, at(second));
+            }
+        }
+        assert_eq!(process.documents(at(40)), vec![Some("good 2".to_owned()); 2]);
+        assert!(asked <= 4, "{asked}");
+    }
+}
+
+#[test]
+fn a_document_that_another_version_was_written_over_is_not_loaded() {
+    // A leader that was stopped between the two writes of a publication goes on after another one
+    // has published the same version.
+    let mut process = Process::new(2, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    process.answer(leader, ok("good 1"), at(0));
+    let late = process.shared.read("airflow-envoy.0.document").unwrap().0;
+    let digest = |body: &str| hexadecimal(&Sha256::digest(body));
+    let late = String::from_utf8_lossy(&late)
+        .replace(&digest("good 1"), &digest("good 0"))
+        .replace("good 1", "good 0");
+    process.shared.write("airflow-envoy.0.document", late.as_bytes(), None).unwrap();
+    let documents = process.documents(at(0));
+    assert!(!documents.contains(&Some("good 0".to_owned())), "{documents:?}");
+}
+
+#[test]
+fn a_publication_that_broke_off_leaves_nobody_without_a_document() {
+    let mut process = Process::new(2, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    process.answer(leader, ok("good 1"), at(0));
+    process.documents(at(0));
+    let before = process.shared.read("airflow-envoy.0.state").unwrap().0;
+    process.fetch(at(10));
+    process.answer(leader, http(200, Some("\"2\""), "good 2"), at(10));
+    process.shared.write("airflow-envoy.0.state", &before, None).unwrap();
+    // Its VM is gone, a new one comes, and the server is back at the first document.
+    process.workers.remove(leader);
+    process.start(9);
+    for tick in 0..200 {
+        let now = after(10, tick * 100);
+        for (worker, fetch) in process.tick(now) {
+            let answer = match header(&fetch, "if-none-match") {
+                Some(_) => http(304, None, ""),
+                None => ok("good 1"),
+            };
+            process.answer(worker, answer, now);
+        }
+    }
+    assert_eq!(process.documents(at(30)), vec![Some("good 1".to_owned()); 2]);
+}
+
+#[test]
+fn a_document_that_cannot_be_read_here_does_not_keep_the_old_one_young() {
+    let mut process = Process::new(2, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    process.answer(leader, ok("good 1"), at(0));
+    process.documents(at(0));
+    process.fetch(at(10));
+    process.answer(leader, ok("good 2"), at(10));
+    let refusing = |_: &[u8], _: &str| Err("not here".to_owned());
+    let other = &mut process.workers[1 - leader];
+    assert!(matches!(other.sync(at(10), &refusing), Some(Outcome::Unfit { .. })));
+    assert!(other.sync(at(10), &refusing).is_none(), "it is read once");
+    assert!(other.usable(at(60)).is_some() && other.usable(at(61)).is_none());
+}
+
+#[test]
+fn what_the_reader_notes_outlives_a_change_of_the_configuration_and_back() {
+    let mut process = alone(Protocol::Poll);
+    let mut fetched = |process: &mut Process, number, body, seconds| {
+        process.start(number);
+        let feed = process.workers.last_mut().unwrap();
+        feed.sync(at(seconds), &counting);
+        let before = feed.current().map(|it| it.to_string());
+        assert!(feed.due(ID, at(seconds)).is_some());
+        (before, feed.answered(ok(body), at(seconds), &counting))
+    };
+    let fetched = &mut fetched;
+    process.workers.clear();
+    assert!(matches!(fetched(&mut process, 1, "5", 0).1, Outcome::Updated { .. }));
+    process.workers.clear();
+    process.protocol = long_poll();
+    assert!(matches!(fetched(&mut process, 2, "9", 20).1, Outcome::Updated { .. }));
+    process.workers.clear();
+    process.protocol = Protocol::Poll;
+    let (before, outcome) = fetched(&mut process, 3, "6", 40);
+    assert_eq!(before, None, "what was replaced elsewhere is not in use again");
+    let reason = "6 is less than 9".to_owned();
+    assert_eq!(outcome, Outcome::Unfit { reason, repeated: false });
+}
+
+#[test]
+fn a_leader_that_reads_for_longer_than_its_lease_publishes_all_the_same() {
+    use std::cell::RefCell;
+    let mut process = Process::new(2, Protocol::Poll);
+    let (slow, _) = process.fetch(at(0));
+    let other = RefCell::new(process.workers.remove(1 - slow));
+    let slowly = |body: &[u8], last: &str| {
+        other.borrow_mut().sync(at(4), &read);
+        assert!(other.borrow_mut().due(ID, at(4)).is_some(), "the lease is over");
+        read(body, last)
+    };
+    let outcome = process.workers[0].answered(ok("good slow"), at(0), &slowly);
+    assert!(matches!(outcome, Outcome::Updated { .. }), "{outcome:?}");
+    let mut other = other.into_inner();
+    assert_eq!(other.answered(ok("good other"), at(8), &read), Outcome::Superseded);
+    assert!(other.sync(at(8), &read).is_some());
+    assert_eq!(other.usable(at(8)).map(|it| it.as_str()), Some("good slow"));
+}
+
+#[test]
+fn no_server_is_asked_more_than_ten_times_a_second() {
+    type Server = fn(u64) -> Answer;
+    let servers: [(&str, Server, usize); 5] = [
+        ("an unfit value", |_| at_index(200, "7", "bad"), 60),
+        ("an index that rises", |n| at_index(200, &n.to_string(), "bad"), 60),
+        ("another value each time", |n| at_index(200, &n.to_string(), &format!("good {n}")), 610),
+        ("no value", |n| at_index(404, &n.to_string(), ""), 60),
+        ("no index", |_| http(200, None, "bad"), 60),
+    ];
+    for (what, server, most) in servers {
+        let mut process = alone(consul());
+        let (mut asked, mut now) = (0, at(0));
+        while now < at(60) {
+            for (worker, _) in process.tick(now) {
+                let mut open = true;
+                while open && now < at(60) {
+                    asked += 1;
+                    now = now.plus(Span::from_millis(21));
+                    process.answer(worker, server(asked), now);
+                    open = process.workers[worker].due(ID, now).is_some();
+                }
+            }
+            now = now.plus(Span::from_millis(10));
+        }
+        assert!(asked as usize <= most, "{what}: {asked} in a minute");
+    }
+}
+
+#[test]
+fn the_tag_of_one_place_is_not_shown_to_another() {
+    let discovery = Protocol::Discovery { issuer: "i".to_owned(), keys_cluster: "keys".to_owned() };
+    let at_place = |place: &str| {
+        let document = format!(r#"{{"issuer":"i","jwks_uri":"http://k/{place}"}}"#);
+        http(200, None, &document)
+    };
+    let mut process = alone(discovery);
+    process.fetch(at(0));
+    process.answer(0, at_place("old"), at(0));
+    process.workers[0].due(ID, at(0)).unwrap();
+    process.answer(0, ok("good 1"), at(0));
+    // The keys move: the old place is gone, and the new one happens to use the same tag.
+    process.fetch(at(10));
+    process.answer(0, http(404, None, ""), at(10));
+    let now = process.workers[0].next_at();
+    process.fetch(now);
+    process.answer(0, at_place("new"), now);
+    let keys = process.workers[0].due(ID, now).unwrap();
+    assert_eq!(header(&keys, ":path"), Some("/new"));
+    assert_eq!(header(&keys, "if-none-match"), None);
+}
+
+#[test]
+fn a_wish_from_before_the_clock_was_set_back_does_not_hide_a_new_one() {
+    let mut process = Process::new(2, Protocol::Poll);
+    let (leader, _) = process.fetch(at(0));
+    process.answer(leader, ok("good 1"), at(0));
+    process.workers[leader].want(at(9));
+    process.fetch(at(9));
+    process.answer(leader, http(304, None, ""), at(9));
+    let mut now = at(-60);
+    let (leader, _) = process.fetch(now);
+    process.answer(leader, http(304, None, ""), now);
+    now = now.plus(Span::from_secs(4));
+    process.workers[1 - leader].want(now);
+    process.fetch(now);
+}
+
+#[test]
+fn not_modified_is_no_answer_to_a_question_without_a_tag() {
+    let mut process = alone(Protocol::Poll);
+    process.fetch(at(0));
+    process.answer(0, http(200, None, "good 1"), at(0));
+    process.fetch(at(10));
+    let outcome = process.answer(0, http(304, None, ""), at(10));
+    assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
+}
+
+#[test]
+fn a_tag_that_is_too_long_to_be_kept_is_none() {
+    let mut process = alone(Protocol::Poll);
+    process.fetch(at(0));
+    let tag = format!("\"{}\"", "x".repeat(100_000));
+    process.answer(0, http(200, Some(&tag), "good 1"), at(0));
+    let (_, fetch) = process.fetch(at(10));
+    assert_eq!(header(&fetch, "if-none-match"), None);
 }

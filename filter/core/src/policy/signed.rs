@@ -106,8 +106,10 @@ impl Trust {
 
     /// Differs from that of another trust that would not accept the same documents.
     pub fn id(&self) -> String {
-        let thumbprints = self.keys.keys().iter().map(PublicKey::thumbprint);
-        std::iter::once(if self.required { "required" } else { "" }).chain(thumbprints).collect()
+        // A thumbprint leaves the `kid` out, by which a signature finds its key.
+        let names = |key: &'_ PublicKey| format!(" {} {:?}", key.thumbprint(), key.id());
+        let required = if self.required { "required" } else { "" }.to_owned();
+        std::iter::once(required).chain(self.keys.keys().iter().map(names)).collect()
     }
 
     /// Bytes that a document may have so that its policy has [`Limits::policy_bytes`]: base64url makes
