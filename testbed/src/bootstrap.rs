@@ -8,13 +8,14 @@
 //! | path of the partner's credential | made for this run |
 //! | path of the filter | so that Envoy may be started from anywhere |
 //!
-//! Names, issuers, routes, limits and the filter's configuration stay as they are in the file.
+//! Names, issuers, routes, limits and the filter's configuration stay as they are in the file, unless a test asks for
+//! another configuration, a second listener, a variable of the environment, or listeners that change while Envoy runs.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Context as _, Error, Result};
 
@@ -116,15 +117,80 @@ impl Bootstrap {
         Ok(())
     }
 
+    /// Adds a listener that is as the first, but for its name, any free port, and the filter's own configuration.
+    ///
+    /// # Errors
+    /// If there is no listener with the filter, or its configuration is not JSON.
+    pub fn add_listener(&mut self, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut other = self.clone();
+        other.configure_filter(change)?;
+        other.set_listener_port(0)?;
+        let mut listener = other.at("/static_resources/listeners/0")?.take();
+        *at(&mut listener, "/name")? = name.into();
+        *at(&mut listener, "/filter_chains/0/filters/0/typed_config/stat_prefix")? = name.into();
+        let listeners = self.at("/static_resources/listeners")?.as_array_mut();
+        listeners.context("a list of listeners")?.push(listener);
+        Ok(())
+    }
+
+    /// Lets the filter see the variable `name` of Envoy's environment.
+    ///
+    /// # Errors
+    /// If there is no filter.
+    pub fn expose_variable(&mut self, name: &str) -> Result<()> {
+        let machine = at(self.filter()?, "/config/vm_config")?.as_object_mut();
+        let variables = json!({ "host_env_keys": [name] });
+        machine.context("an object")?.insert("environment_variables".to_owned(), variables);
+        Ok(())
+    }
+
+    /// Gives the filter's VMs another configuration, which they do not read: they are not the same ones then, and
+    /// Envoy replaces them. The shared data is that of the same `vm_id` and stays.
+    ///
+    /// # Errors
+    /// If there is no filter.
+    pub fn renew_machines(&mut self, generation: u64) -> Result<()> {
+        let value = format!("generation {generation}");
+        let value =
+            json!({ "@type": "type.googleapis.com/google.protobuf.StringValue", "value": value });
+        let listeners = self.at("/static_resources/listeners")?.as_array_mut();
+        for listener in listeners.context("a list of listeners")? {
+            let machine = at(filter_of(listener)?, "/config/vm_config")?.as_object_mut();
+            machine.context("an object")?.insert("configuration".to_owned(), value.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes the listeners from the file at `path` instead, which may be replaced while Envoy runs; that file's text.
+    ///
+    /// # Errors
+    /// If there are no listeners.
+    pub fn move_listeners(&mut self, path: &Path) -> Result<String> {
+        let mut listeners = self.at("/static_resources/listeners")?.take();
+        for listener in listeners.as_array_mut().into_iter().flatten() {
+            if let Some(members) = listener.as_object_mut() {
+                let kind = "type.googleapis.com/envoy.config.listener.v3.Listener";
+                members.insert("@type".to_owned(), kind.into());
+            }
+        }
+        let root = self.0.as_object_mut().context("an object")?;
+        root.insert(
+            "dynamic_resources".to_owned(),
+            json!({ "lds_config": {
+                "path_config_source": { "path": path.display().to_string() },
+                "resource_api_version": "V3",
+            } }),
+        );
+        *self.at("/static_resources/listeners")? = json!([]);
+        Ok(json!({ "resources": listeners }).to_string())
+    }
+
     /// The filter's `typed_config`.
     ///
     /// # Errors
     /// If there is no filter.
     pub fn filter(&mut self) -> Result<&mut Value> {
-        let manager =
-            "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
-        let filter = named(self.at(manager)?, "airflow-envoy")?;
-        at(filter, "/typed_config")
+        filter_of(self.at("/static_resources/listeners/0")?)
     }
 
     /// The cluster `name`.
@@ -144,6 +210,11 @@ impl Bootstrap {
     }
 }
 
+fn filter_of(listener: &mut Value) -> Result<&mut Value> {
+    let filters = at(listener, "/filter_chains/0/filters/0/typed_config/http_filters")?;
+    at(named(filters, "airflow-envoy")?, "/typed_config")
+}
+
 fn at<'v>(value: &'v mut Value, pointer: &str) -> Result<&'v mut Value> {
     value.pointer_mut(pointer).ok_or_else(|| Error::new(format!("envoy.yaml has no `{pointer}`")))
 }
@@ -158,8 +229,6 @@ fn named<'v>(list: &'v mut Value, name: &str) -> Result<&'v mut Value> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn shipped() -> Bootstrap {
@@ -191,7 +260,7 @@ mod tests {
         let elsewhere = Path::new("/elsewhere");
         bootstrap.set_admin_port(1).unwrap();
         bootstrap.set_listener_port(2).unwrap();
-        for cluster in ["orders", "partner", "idp", "airflow-jwks", "policy"] {
+        for cluster in ["orders", "partner", "idp", "airflow-jwks", "policy", "consul"] {
             bootstrap.set_endpoint(cluster, "127.0.0.1:3".parse().unwrap()).unwrap();
         }
         bootstrap.set_trusted_authority(elsewhere).unwrap();
@@ -227,6 +296,8 @@ mod tests {
                 "policy address",
                 "policy port_value",
                 "policy filename",
+                "consul address",
+                "consul port_value",
                 "airflow-egress port_value",
                 "airflow-egress filename",
             ],

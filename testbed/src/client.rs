@@ -64,7 +64,13 @@ impl Call {
 
     /// A POST.
     pub fn post(authority: &str, target: &str, body: impl Into<Bytes>) -> Self {
-        Self { body: body.into(), ..Self::new("POST", authority, target) }
+        Self::new("POST", authority, target).body(body)
+    }
+
+    /// With a body.
+    #[must_use]
+    pub fn body(self, body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..self }
     }
 
     /// With one more header; a repeated name is sent repeatedly, and the value may be any bytes that HTTP admits.

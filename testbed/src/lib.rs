@@ -1,7 +1,8 @@
 //! The testbed: a real Envoy with the filter, and everything that it needs, on this machine.
 //!
 //! [`Testbed::start`] brings up Envoy with the repository's `envoy.yaml`, a real OIDC provider, a policy
-//! server, two destinations and the testbed identity issuer, which stands in for Airflow's API server.
+//! server, two destinations, the testbed identity issuer, which stands in for Airflow's API server, and, if
+//! asked for, a real Consul.
 //! Everything listens on free loopback ports, every key and secret is made for the run, and nothing
 //! outlives the [`Testbed`], not even when its process is killed.
 //!
@@ -10,11 +11,14 @@
 pub mod bootstrap;
 pub mod certificates;
 pub mod client;
+pub mod consul;
 pub mod document;
 pub mod error;
 pub mod identity;
+pub mod load;
 pub mod oidc;
 pub mod process;
+pub mod rotation;
 pub mod server;
 pub mod upstream;
 
@@ -24,25 +28,26 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::bootstrap::Bootstrap;
 use crate::certificates::Authority;
 use crate::document::{Document, Source};
 use crate::error::{Context as _, Error, Result};
 use crate::identity::{IdentityIssuer, secret};
-use crate::process::{Process, find};
+use crate::process::{Process, Restartable, find};
 use crate::upstream::Upstream;
 
 pub use crate::client::{Answer, Call, send_raw};
+pub use crate::consul::{Access, Consul};
 pub use crate::document::Fault;
 pub use crate::identity::{AUDIENCE, Signer, Task};
-pub use crate::oidc::{Oidc, TokenRequest};
+pub use crate::oidc::{Oidc, Serving, TokenRequest};
 pub use crate::upstream::Received;
 
 /// The host of the destination inside.
@@ -50,8 +55,17 @@ pub const ORDERS: &str = "orders.internal";
 /// The host of the destination outside.
 pub const PARTNER: &str = "api.partner.example";
 
+/// The first listener of `envoy.yaml`, and one that a test may add.
+const LISTENERS: [&str; 2] = ["airflow-egress", "second"];
+/// The variable with the token for Consul.
+const CONSUL_TOKEN: &str = "CONSUL_HTTP_TOKEN";
+/// The file from which Envoy reads its listeners, if they may change.
+const LISTENERS_FILE: &str = "listeners.json";
 /// The file from which Envoy reads the partner's credential.
 const CREDENTIAL_FILE: &str = "partner-credential.yaml";
+
+/// Changes a filter's configuration.
+pub type Configure = Box<dyn FnOnce(&mut Value) + Send>;
 
 /// What a testbed is started with.
 pub struct Options {
@@ -69,10 +83,18 @@ pub struct Options {
     pub policy_fault: Option<Fault>,
     /// How fetching Airflow's keys fails from the start.
     pub airflow_keys_fault: Option<Fault>,
+    /// Starts Consul, too. With access control, Envoy's environment has a token that reads policies.
+    pub consul: Option<Access>,
+    /// The token for Consul in Envoy's environment, instead of one that reads policies.
+    pub consul_token: Option<String>,
+    /// Takes Envoy's listeners from a file, so that [`Testbed::reload`] can change them.
+    pub reloadable: bool,
     /// Envoy's log level.
     pub log_level: &'static str,
     /// Changes the filter's configuration.
-    pub configure: Box<dyn FnOnce(&mut Value) + Send>,
+    pub configure: Configure,
+    /// Adds a listener whose filter's configuration is that of the first, changed by this.
+    pub second: Option<Configure>,
     /// Changes Envoy's configuration, after everything else.
     pub bootstrap: Box<dyn FnOnce(&mut Bootstrap) + Send>,
 }
@@ -87,8 +109,12 @@ impl Default for Options {
             policy: Source::File(repository().join("testbed/policy.json")),
             policy_fault: None,
             airflow_keys_fault: None,
+            consul: None,
+            consul_token: None,
+            reloadable: false,
             log_level: "warning",
             configure: Box::new(|_| {}),
+            second: None,
             bootstrap: Box::new(|_| {}),
         }
     }
@@ -108,15 +134,22 @@ pub struct Testbed {
     pub partner: Arc<Upstream>,
     /// The credential that Envoy, and nobody else, shows to the partner.
     pub partner_credential: String,
+    /// The OIDC provider's process.
+    pub provider: Restartable,
+    /// Consul, if it was asked for.
+    pub consul: Option<Consul>,
     /// Where Envoy listens.
     pub listener: SocketAddr,
+    /// Where the second listener does, if it was asked for.
+    pub second: Option<SocketAddr>,
     /// Envoy's admin interface.
     pub admin: SocketAddr,
     addresses: Vec<(&'static str, SocketAddr)>,
     directory: PathBuf,
     temporary: bool,
     envoy: Process,
-    provider: Process,
+    // What Envoy was last told, and the number of times that its VMs were replaced.
+    bootstrap: Mutex<(Bootstrap, u64)>,
     background: Option<Background>,
 }
 
@@ -128,8 +161,10 @@ impl Testbed {
     pub async fn start(options: Options) -> Result<Self> {
         // Servers and children live on threads of their own: they neither stall nor end with the caller's.
         let background = Background::new()?;
-        let mut testbed =
-            background.spawn(start(options)).await.context("starting the testbed")??;
+        let mut testbed = background
+            .spawn(start(options, background.handle()?))
+            .await
+            .context("starting the testbed")??;
         testbed.background = Some(background);
         Ok(testbed)
     }
@@ -177,6 +212,68 @@ impl Testbed {
         let stats = self.admin("/stats").await?;
         let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         Ok(value.and_then(|value| value.trim().parse().ok()).unwrap_or(0))
+    }
+
+    /// Envoy's resident memory in KiB.
+    ///
+    /// # Errors
+    /// If Envoy does not run.
+    pub fn memory_kib(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.envoy.id());
+        let status = fs::read_to_string(&path).context(&path)?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+        kib.context("the resident memory")
+    }
+
+    /// Changes Envoy's listeners while it runs; only with [`Options::reloadable`]. Returns when Envoy has taken them
+    /// over: calls on new connections meet the new ones. The old ones end a second later.
+    ///
+    /// # Errors
+    /// If Envoy refuses them.
+    pub async fn reload(&self, change: impl FnOnce(&mut Bootstrap) -> Result<()>) -> Result<()> {
+        let text = {
+            let mut known = self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut known.0)?;
+            known.0.clone().move_listeners(&self.directory.join(LISTENERS_FILE))?
+        };
+        let counters = async || {
+            let updated = self.stat("listener_manager.lds.update_success").await?;
+            Ok::<_, Error>((updated, self.stat("listener_manager.lds.update_rejected").await?))
+        };
+        let before = counters().await?;
+        let draft = self.directory.join("listeners.draft");
+        fs::write(&draft, text).context(draft.display())?;
+        fs::rename(&draft, self.directory.join(LISTENERS_FILE))
+            .context("replacing the listeners")?;
+        let mut after = before;
+        eventually("Envoy has read its listeners", async || {
+            after = counters().await.unwrap_or(after);
+            let warming = self.stat("listener_manager.total_listeners_warming").await;
+            after != before && warming.is_ok_and(|warming| warming == 0)
+        })
+        .await?;
+        if after.1 == before.1 { Ok(()) } else { Err(self.envoy.failed("refuses its listeners")) }
+    }
+
+    /// Replaces every VM of the filter by a new one and waits until the old ones have ended; only with
+    /// [`Options::reloadable`].
+    ///
+    /// # Errors
+    /// If Envoy refuses, or the old ones do not end.
+    pub async fn replace_vms(&self) -> Result<()> {
+        let active = async || self.stat("wasm.envoy.wasm.runtime.v8.active").await.unwrap_or(0);
+        let before = active().await;
+        let generation = {
+            let mut known = self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
+            known.1 = known.1.saturating_add(1);
+            known.1
+        };
+        self.reload(|bootstrap| bootstrap.renew_machines(generation)).await?;
+        let created = active().await;
+        eventually("the former VMs have ended", async || active().await <= before)
+            .await
+            .context(format!("{before} VMs before, {created} with the new ones"))
     }
 
     /// What Envoy wrote to its log so far.
@@ -246,10 +343,11 @@ impl Testbed {
     /// # Errors
     /// If one does not; the fault has the end of its log.
     pub fn check(&mut self) -> Result<()> {
-        for process in [&mut self.envoy, &mut self.provider] {
-            if !process.is_running() {
-                return Err(process.failed("ended"));
-            }
+        if !self.envoy.is_running() {
+            return Err(self.envoy.failed("ended"));
+        }
+        if !self.provider.is_running() {
+            return Err(self.provider.failed("ended"));
         }
         Ok(())
     }
@@ -259,6 +357,9 @@ impl Drop for Testbed {
     fn drop(&mut self) {
         self.envoy.end(Duration::ZERO);
         self.provider.end(Duration::from_millis(200));
+        if let Some(consul) = &self.consul {
+            consul.process.stop();
+        }
         drop(self.background.take());
         if self.temporary && std::thread::panicking() {
             let kept = fs::canonicalize(&self.directory).unwrap_or_else(|_| self.directory.clone());
@@ -276,6 +377,10 @@ impl Background {
     fn new() -> Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
         runtime.map(|runtime| Self(Some(runtime))).context("starting a runtime")
+    }
+
+    fn handle(&self) -> Result<Handle> {
+        self.0.as_ref().map(|runtime| runtime.handle().clone()).context("a runtime")
     }
 
     async fn spawn<T: Send + 'static>(
@@ -299,15 +404,27 @@ impl Drop for Background {
 ///
 /// # Errors
 /// If it does not within five seconds; the fault says that it is `expected`.
-pub async fn eventually(expected: &str, mut condition: impl AsyncFnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+pub async fn eventually(expected: &str, condition: impl AsyncFnMut() -> bool) -> Result<()> {
+    within(Duration::from_secs(5), expected, condition).await.map(|_| ())
+}
+
+/// Waits until `condition` holds, for `patience` at most; how long it took.
+///
+/// # Errors
+/// If it does not; the fault says that it is `expected`.
+pub async fn within(
+    patience: Duration,
+    expected: &str,
+    mut condition: impl AsyncFnMut() -> bool,
+) -> Result<Duration> {
+    let begun = Instant::now();
     while !condition().await {
-        if Instant::now() > deadline {
-            return Err(Error::new(format!("not within five seconds: {expected}")));
+        if begun.elapsed() > patience {
+            return Err(Error::new(format!("not within {patience:?}: {expected}")));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(())
+    Ok(begun.elapsed())
 }
 
 /// The repository's folder.
@@ -344,7 +461,7 @@ pub fn write_private(path: &Path, text: &str) -> Result<()> {
     file.context(path.display())?.write_all(text.as_bytes()).context(path.display())
 }
 
-async fn start(options: Options) -> Result<Testbed> {
+async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let (envoy, filter) = (envoy_program()?, filter_file()?);
     let temporary = options.directory.is_none();
     let directory = options.directory.unwrap_or_else(fresh_directory);
@@ -360,7 +477,8 @@ async fn start(options: Options) -> Result<Testbed> {
 
     let client_secret = secret();
     let idp = authority.issue(oidc::HOST)?;
-    let (provider, idp) = oidc::start(&directory, &log("oidc"), &idp, &client_secret)?;
+    let (provider, idp) =
+        oidc::start(&directory, log("oidc"), &idp, client_secret.clone(), threads.clone()).await?;
     let oidc = Oidc { address: idp, secret: client_secret, connector: authority.connector()? };
 
     let policy = Arc::new(Document::new(options.policy));
@@ -375,17 +493,29 @@ async fn start(options: Options) -> Result<Testbed> {
     let orders = Arc::new(Upstream::new("orders"));
     let partner = Arc::new(Upstream::new("partner"));
     let tls = |host| authority.issue(host)?.acceptor().map(Some);
-    let addresses = vec![
+    let consul = match options.consul {
+        None => None,
+        Some(access) => Some(Consul::start(&directory, log("consul"), access, threads).await?),
+    };
+    let consul_token = match (&consul, options.consul) {
+        _ if options.consul_token.is_some() => options.consul_token,
+        (Some(consul), Some(Access::ByToken)) => Some(consul.reader().await?),
+        _ => None,
+    };
+    let mut addresses = vec![
         ("orders", server::serve(Arc::clone(&orders), None).await?),
         ("partner", server::serve(Arc::clone(&partner), tls(PARTNER)?).await?),
         ("idp", idp),
         ("airflow-jwks", server::serve(Arc::clone(&airflow), tls("airflow.internal")?).await?),
         ("policy", server::serve(Arc::clone(&policy), tls("policy.internal")?).await?),
     ];
+    addresses.extend(consul.as_ref().map(|consul| ("consul", consul.address)));
 
     let mut bootstrap = Bootstrap::read(&repository().join("envoy.yaml"))?;
     bootstrap.set_admin_port(options.admin_port)?;
     bootstrap.set_listener_port(options.listener_port)?;
+    // Where nobody listens, unless there is a Consul.
+    bootstrap.set_endpoint("consul", SocketAddr::from(([127, 0, 0, 1], 1)))?;
     for (cluster, address) in &addresses {
         bootstrap.set_endpoint(cluster, *address)?;
     }
@@ -393,9 +523,20 @@ async fn start(options: Options) -> Result<Testbed> {
     bootstrap.set_partner_credential(&credential_file)?;
     bootstrap.set_filter(&filter)?;
     bootstrap.configure_filter(options.configure)?;
+    if consul_token.is_some() {
+        bootstrap.expose_variable(CONSUL_TOKEN)?;
+    }
+    if let Some(change) = options.second {
+        bootstrap.add_listener(LISTENERS[1], change)?;
+    }
     (options.bootstrap)(&mut bootstrap);
     let configuration = directory.join("envoy.json");
-    fs::write(&configuration, bootstrap.text()).context(configuration.display())?;
+    let mut told = bootstrap.clone();
+    if options.reloadable {
+        let listeners = directory.join(LISTENERS_FILE);
+        fs::write(&listeners, told.move_listeners(&listeners)?).context(listeners.display())?;
+    }
+    fs::write(&configuration, told.text()).context(configuration.display())?;
 
     let admin_file = directory.join("admin-address");
     let _: Result<(), _> = fs::remove_file(&admin_file);
@@ -411,9 +552,14 @@ async fn start(options: Options) -> Result<Testbed> {
             // Several Envoys on one host, and no shared memory left behind.
             .arg("--disable-hot-restart")
             .args(["--file-flush-interval-msec", "100"])
+            // What a reload replaces ends soon.
+            .args(["--drain-time-s", "1", "--drain-strategy", "immediate"])
             .stdout(Stdio::from(access));
+        if let Some(token) = &consul_token {
+            command.env(CONSUL_TOKEN, token);
+        }
     })?;
-    let (admin, listener) = ready(&mut envoy, &admin_file).await?;
+    let (admin, listener, second) = ready(&mut envoy, &admin_file).await?;
 
     let addresses =
         [("listener", listener), ("admin", admin)].into_iter().chain(addresses).collect();
@@ -424,19 +570,25 @@ async fn start(options: Options) -> Result<Testbed> {
         orders,
         partner,
         partner_credential,
+        provider,
+        consul,
         listener,
+        second,
         admin,
         addresses,
         directory,
         temporary,
         envoy,
-        provider,
+        bootstrap: Mutex::new((bootstrap, 0)),
         background: None,
     })
 }
 
-/// Waits until Envoy serves; its admin interface's and its listener's address.
-async fn ready(envoy: &mut Process, admin_file: &Path) -> Result<(SocketAddr, SocketAddr)> {
+/// The addresses of Envoy's admin interface, its listener, and its second one.
+type Addresses = (SocketAddr, SocketAddr, Option<SocketAddr>);
+
+/// Waits until Envoy serves.
+async fn ready(envoy: &mut Process, admin_file: &Path) -> Result<Addresses> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if !envoy.is_running() {
@@ -445,6 +597,10 @@ async fn ready(envoy: &mut Process, admin_file: &Path) -> Result<(SocketAddr, So
         if let Some(addresses) = addresses(admin_file).await {
             return Ok(addresses);
         }
+        // Envoy goes on without a listener that came from a file and was refused.
+        if read(envoy.log()).contains("config update rejected") {
+            return Err(envoy.failed("refuses its listeners"));
+        }
         if Instant::now() > deadline {
             return Err(envoy.failed("is not ready after half a minute"));
         }
@@ -452,15 +608,20 @@ async fn ready(envoy: &mut Process, admin_file: &Path) -> Result<(SocketAddr, So
     }
 }
 
-async fn addresses(admin_file: &Path) -> Option<(SocketAddr, SocketAddr)> {
+async fn addresses(admin_file: &Path) -> Option<Addresses> {
     let admin = fs::read_to_string(admin_file).ok()?.trim().parse().ok()?;
     let ready = Call::get("admin", "/ready").send(admin, None).await.ok()?;
     let listeners =
         Call::get("admin", "/listeners?format=json").send(admin, None).await.ok()?.json();
-    let socket = listeners.pointer("/listener_statuses/0/local_address/socket_address")?;
-    let address = socket.get("address")?.as_str()?.parse().ok()?;
-    let port = u16::try_from(socket.get("port_value")?.as_u64()?).ok()?;
-    (ready.status == 200).then_some((admin, SocketAddr::new(address, port)))
+    let listeners = listeners.get("listener_statuses")?.as_array()?;
+    let [first, second] = LISTENERS.map(|name| {
+        let listener = listeners.iter().find(|listener| listener["name"] == name)?;
+        let socket = listener.pointer("/local_address/socket_address")?;
+        let address = socket.get("address")?.as_str()?.parse().ok()?;
+        let port = u16::try_from(socket.get("port_value")?.as_u64()?).ok()?;
+        Some(SocketAddr::new(address, port))
+    });
+    (ready.status == 200).then_some((admin, first?, second))
 }
 
 /// The content of [`CREDENTIAL_FILE`].

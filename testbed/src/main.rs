@@ -11,6 +11,7 @@ use airflow_envoy_testbed::certificates::connector;
 use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
+use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
 use airflow_envoy_testbed::{
     Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, eventually, repository,
     write_private,
@@ -47,6 +48,16 @@ enum Verb {
         /// Drop the old keys at once, as after a leak.
         #[arg(long)]
         drop: bool,
+    },
+    /// Change keys, policy and servers under load, and print what callers noticed as a table.
+    #[command(hide = true)]
+    Rotation {
+        /// Shorter, for a look whether everything still holds.
+        #[arg(long)]
+        quick: bool,
+        /// Only phases whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
     },
     /// Succeed if a testbed is ready.
     #[command(hide = true)]
@@ -112,6 +123,7 @@ async fn main() -> ExitCode {
         Verb::Show => show(&directory).await,
         Verb::Status => status(&directory).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
+        Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
         Verb::Running => Running::find(&directory).map(|_| String::new()),
     };
     match done {
@@ -338,6 +350,19 @@ async fn rotate(directory: &Path, drop: bool) -> Result<String> {
     Running::find(directory)?.oidc()?.rotate(drop).await?;
     let old = if drop { "gone" } else { "kept" };
     Ok(format!("the OIDC provider signs with new keys; the old ones are {old}\n"))
+}
+
+async fn rotation(quick: bool, filter: &str) -> Result<String> {
+    println!("{}", Row::HEAD);
+    let rows = run_phases(if quick { Plan::QUICK } else { Plan::WHOLE }, filter, |row| {
+        println!("{row}");
+    })
+    .await?;
+    let wrong: Vec<_> = rows.iter().flat_map(|row| &row.tally.examples).collect();
+    if wrong.is_empty() {
+        return Ok(String::new());
+    }
+    Err(Error::new(format!("not as expected, for example:\n  {wrong:#?}")))
 }
 
 /// A whole answer, as text.

@@ -2,10 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
+
+use p256::elliptic_curve::rand_core::{OsRng, RngCore as _};
+use tokio::runtime::Handle;
 
 use crate::error::{Context as _, Error, Result};
 
@@ -50,6 +54,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Where its standard error goes.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// The first line that it writes to its standard output, which must be piped; the rest goes to the log.
     ///
     /// # Errors
@@ -91,6 +100,7 @@ impl Process {
         while self.is_running() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
+        // One that has ended already is no fault.
         let _: Result<(), _> = self.child.kill();
         let _: Result<_, _> = self.child.wait();
     }
@@ -100,6 +110,96 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.end(Duration::ZERO);
     }
+}
+
+/// A child that can be stopped and started again, by anybody who sees it.
+pub struct Restartable {
+    recipe: Arc<dyn Fn() -> Result<Process> + Send + Sync>,
+    process: Mutex<Process>,
+    // Threads that stay: a child ends with the one that started it.
+    threads: Handle,
+}
+
+impl Restartable {
+    /// Starts what `recipe` starts, on `threads`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub async fn start(
+        recipe: impl Fn() -> Result<Process> + Send + Sync + 'static,
+        threads: Handle,
+    ) -> Result<Self> {
+        let recipe: Arc<dyn Fn() -> Result<Process> + Send + Sync> = Arc::new(recipe);
+        let process = Mutex::new(run(&recipe, &threads).await?);
+        Ok(Self { recipe, process, threads })
+    }
+
+    /// Ends it, without a farewell.
+    pub fn stop(&self) {
+        self.end(Duration::ZERO);
+    }
+
+    /// Starts it again.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub async fn start_again(&self) -> Result<()> {
+        self.stop();
+        let process = run(&self.recipe, &self.threads).await?;
+        *self.process() = process;
+        Ok(())
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process().id()
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&self) -> bool {
+        self.process().is_running()
+    }
+
+    /// As [`Process::failed`].
+    pub fn failed(&self, what: &str) -> Error {
+        self.process().failed(what)
+    }
+
+    /// As [`Process::end`].
+    pub fn end(&self, patience: Duration) {
+        self.process().end(patience);
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn run(
+    recipe: &Arc<dyn Fn() -> Result<Process> + Send + Sync>,
+    threads: &Handle,
+) -> Result<Process> {
+    let recipe = Arc::clone(recipe);
+    threads.spawn(async move { recipe() }).await.context("a background task")?
+}
+
+/// A loopback port on which nothing listens, for a server that is to come back to it.
+///
+/// It is below those that the kernel gives to clients: a client that tries a port of those while the server is
+/// away may get the very same port, and so be connected with itself.
+///
+/// # Errors
+/// If there is none.
+pub fn free_port() -> Result<u16> {
+    let mut bytes = [0; 2];
+    for _ in 0..100 {
+        OsRng.fill_bytes(&mut bytes);
+        let port = 11_000 + u16::from_be_bytes(bytes) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Error::new("no free port"))
 }
 
 /// The program `name`: the one that the environment variable `variable` names, else one of `places`, else one on the path.

@@ -22,6 +22,9 @@ pub trait Service: Send + Sync + 'static {
         &self,
         request: Request<Bytes>,
     ) -> impl Future<Output = Option<Response<Bytes>>> + Send;
+
+    /// Learns of a new connection.
+    fn connected(&self) {}
 }
 
 /// Serves on a free loopback port until the runtime ends.
@@ -36,6 +39,7 @@ pub async fn serve<S: Service>(service: Arc<S>, tls: Option<TlsAcceptor>) -> Res
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
             let (service, tls) = (Arc::clone(&service), tls.clone());
+            service.connected();
             tokio::spawn(async move {
                 match tls {
                     None => connection(stream, service).await,

@@ -105,9 +105,9 @@ async fn a_burst_while_policy_and_keys_change_is_decided_by_one_policy_or_the_ot
         }
     });
     let warm = burst(&testbed, &credentials, CALLS / 5).await;
-    let (memory, begun) = (resident_kib(&testbed), Instant::now());
+    let (memory, begun) = (testbed.memory_kib().unwrap(), Instant::now());
     let tally = burst(&testbed, &credentials, CALLS).await;
-    let (seconds, after) = (begun.elapsed().as_secs_f32(), resident_kib(&testbed));
+    let (seconds, after) = (begun.elapsed().as_secs_f32(), testbed.memory_kib().unwrap());
     over.store(true, Ordering::Relaxed);
     let changes = changes.await.unwrap();
     rotations.await.unwrap();
@@ -206,13 +206,4 @@ async fn call_as(
     }
     sender.ready().await.unwrap();
     sender.send_request(request.body(Empty::new()).unwrap()).await.unwrap()
-}
-
-/// Envoy's memory.
-fn resident_kib(testbed: &Testbed) -> u64 {
-    let process = testbed.summary()["processes"]["envoy"].as_u64().unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    assert!(status.starts_with("Name:\tenvoy"), "{status}");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

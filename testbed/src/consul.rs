@@ -1,0 +1,224 @@
+//! Consul: a real one, as a child process, for policies in its key-value store.
+//!
+//! Its agent keeps everything in memory: stopped and started again it is empty, and its indexes start low.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use p256::elliptic_curve::rand_core::{OsRng, RngCore as _};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+
+use crate::client::{Answer, Call};
+use crate::error::{Context as _, Error, Result};
+use crate::process::{Process, Restartable, find, free_port};
+
+/// What a reader of policies may do.
+const READER: &str = r#"key_prefix "airflow-envoy/policy/" { policy = "read" }"#;
+/// The value of the host header.
+const HOST: &str = "consul.internal";
+/// The header that carries a token.
+const TOKEN: &str = "x-consul-token";
+
+/// Who may read and write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody.
+    Open,
+    /// Whoever has a token that says so; nobody else.
+    ByToken,
+}
+
+/// A running Consul.
+pub struct Consul {
+    /// Where its HTTP interface listens, also after a restart.
+    pub address: SocketAddr,
+    /// Its process.
+    pub process: Restartable,
+    master: Option<String>,
+}
+
+/// The Consul to run; an error says why there is none.
+///
+/// # Errors
+/// If it was not installed.
+pub fn program() -> Result<PathBuf> {
+    let folder = crate::repository().join(".testbed/bin");
+    find("consul", "CONSUL", &[folder.join("consul")], "run `scripts/testbed install`")
+}
+
+/// Why Consul cannot be had on this machine, as `scripts/testbed install` found; `None` if it can be.
+pub fn absence() -> Option<String> {
+    let noted = fs::read_to_string(crate::repository().join(".testbed/bin/no-consul")).ok()?;
+    program().is_err().then(|| noted.trim().to_owned())
+}
+
+impl Consul {
+    /// Starts an agent with its files in `directory` and waits until it serves.
+    ///
+    /// # Errors
+    /// If there is no Consul or it does not come up.
+    pub(crate) async fn start(
+        directory: &Path,
+        log: PathBuf,
+        access: Access,
+        threads: Handle,
+    ) -> Result<Self> {
+        let program = program()?;
+        let port = free_port()?;
+        let mut agent = json!({
+            "bind_addr": "127.0.0.1",
+            "client_addr": "127.0.0.1",
+            "datacenter": "dc1",
+            "node_name": "testbed",
+            "disable_update_check": true,
+            "disable_anonymous_signature": true,
+            "ports": {
+                "http": port, "server": free_port()?, "serf_lan": free_port()?,
+                "serf_wan": -1, "dns": -1, "grpc": -1,
+            },
+        });
+        let master = (access == Access::ByToken).then(uuid);
+        if let (Some(master), Some(agent)) = (&master, agent.as_object_mut()) {
+            let tokens = json!({ "master": master, "agent": master });
+            agent.insert(
+                "acl".to_owned(),
+                json!({ "enabled": true, "default_policy": "deny", "tokens": tokens }),
+            );
+        }
+        let configuration = directory.join("consul.json");
+        crate::write_private(&configuration, &agent.to_string())?;
+        let recipe = move || {
+            let output = File::create(&log).context(log.display())?;
+            Process::start("Consul", &program, &log.with_extension("err"), |command| {
+                command
+                    .args(["agent", "-dev", "-config-file"])
+                    .arg(&configuration)
+                    .env("GOMAXPROCS", "2")
+                    // The testbed's own token is for Envoy.
+                    .env_remove("CONSUL_HTTP_TOKEN")
+                    .stdout(Stdio::from(output));
+            })
+        };
+        let consul = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            process: Restartable::start(recipe, threads).await?,
+            master,
+        };
+        consul.ready().await?;
+        Ok(consul)
+    }
+
+    /// Starts it again, empty, where it was.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn start_again(&self) -> Result<()> {
+        self.process.start_again().await?;
+        self.ready().await
+    }
+
+    /// Sets the value of `key`.
+    ///
+    /// # Errors
+    /// If Consul refuses.
+    pub async fn put(&self, key: &str, value: impl Into<String>) -> Result<()> {
+        self.ask("PUT", &format!("/v1/kv/{key}"), value.into()).await.map(|_| ())
+    }
+
+    /// Deletes `key`.
+    ///
+    /// # Errors
+    /// If Consul refuses.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        self.ask("DELETE", &format!("/v1/kv/{key}"), String::new()).await.map(|_| ())
+    }
+
+    /// The value of `key`; `None` if there is none.
+    ///
+    /// # Errors
+    /// If Consul refuses.
+    pub async fn value(&self, key: &str) -> Result<Option<String>> {
+        let answer = self.send("GET", &format!("/v1/kv/{key}?raw"), String::new()).await?;
+        match answer.status {
+            200 => Ok(Some(answer.text())),
+            404 => Ok(None),
+            _ => Err(refusal(&answer)),
+        }
+    }
+
+    /// A new token that may read policies and nothing else.
+    ///
+    /// # Errors
+    /// If Consul has no access control, or refuses.
+    pub async fn reader(&self) -> Result<String> {
+        // A policy of the same name is one more reason to refuse.
+        let name = format!("reader-{}", uuid());
+        let policy = json!({ "Name": name, "Rules": READER }).to_string();
+        self.ask("PUT", "/v1/acl/policy", policy).await?;
+        let token = json!({ "Policies": [{ "Name": name }] }).to_string();
+        let made = self.ask("PUT", "/v1/acl/token", token).await?;
+        made.get("SecretID").and_then(Value::as_str).map(str::to_owned).context("a new token")
+    }
+
+    /// Waits until it has elected itself, and reads and, with access control, knows its master token.
+    async fn ready(&self) -> Result<()> {
+        let path = if self.master.is_some() { "/v1/acl/token/self" } else { "/v1/kv/?keys" };
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while Instant::now() < deadline && self.process.is_running() {
+            let leader = self.send("GET", "/v1/status/leader", String::new()).await;
+            let answer = self.send("GET", path, String::new()).await;
+            if leader.is_ok_and(|leader| leader.text().len() > 2)
+                && answer.is_ok_and(|answer| matches!(answer.status, 200 | 404))
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(self.process.failed("does not get ready"))
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: String) -> Result<Value> {
+        let answer = self.send(method, path, body).await?;
+        if answer.status == 200 { Ok(answer.json()) } else { Err(refusal(&answer)) }
+    }
+
+    async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer> {
+        let mut call = Call::new(method, HOST, path).body(body);
+        if let Some(master) = &self.master {
+            call = call.header(TOKEN, master);
+        }
+        call.send(self.address, None).await
+    }
+}
+
+fn refusal(answer: &Answer) -> Error {
+    Error::new(format!("Consul answers {}: {}", answer.status, answer.text().trim()))
+}
+
+/// A random UUID (RFC 9562 §5.4), as Consul wants its tokens to look.
+fn uuid() -> String {
+    let mut bytes = [0; 16];
+    OsRng.fill_bytes(&mut bytes);
+    let number = u128::from_be_bytes(bytes);
+    let part = |shift: u32, digits: usize| {
+        let bits = u32::try_from(digits * 4).unwrap_or_default();
+        format!("{:0digits$x}", (number >> shift) & ((1 << bits) - 1))
+    };
+    format!("{}-{}-4{}-8{}-{}", part(96, 8), part(80, 4), part(64, 3), part(48, 3), part(0, 12))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_has_the_form_of_one() {
+        let uuid = uuid();
+        let lengths: Vec<_> = uuid.split('-').map(str::len).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12], "{uuid}");
+    }
+}
