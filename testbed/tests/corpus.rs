@@ -29,9 +29,12 @@ use airflow_envoy_testbed::{
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
-/// Seconds that Envoy gets to start with all listeners. The cases are minted for the time after it, because some are
-/// about a quarter of a minute.
-const START: u64 = 6;
+/// Seconds that Envoy gets to start with all listeners. The cases are minted for the time after it.
+const START: u64 = 10;
+
+/// Some cases are about a quarter of a minute: after these seconds from the time for which it was minted, an answer
+/// proves nothing.
+const FRESH: u64 = 14;
 
 /// What came of asking everything once.
 struct Outcome {
@@ -45,13 +48,30 @@ struct Outcome {
 fn outcome() -> &'static Outcome {
     static OUTCOME: OnceLock<Outcome> = OnceLock::new();
     OUTCOME.get_or_init(|| {
-        let now = i64::try_from(now() + START).unwrap();
-        let mut envoy = Envoy::start(now);
-        let begun = Instant::now();
-        let report = run(&mut envoy, now);
-        let seconds = begun.elapsed().as_secs_f32();
-        envoy.provoke_what_needs_a_callout();
-        Outcome { report, codes: std::mem::take(&mut envoy.codes), seconds }
+        let mut start = START;
+        for _ in 0..3 {
+            let begun = now();
+            let minted_for = begun + start;
+            let minted = i64::try_from(minted_for).unwrap();
+            let mut envoy = Envoy::start(minted);
+            let ready = now();
+            if ready <= minted_for + 2 {
+                let asked = Instant::now();
+                let report = run(&mut envoy, minted);
+                let seconds = asked.elapsed().as_secs_f32();
+                if now() <= minted_for + FRESH {
+                    envoy.provoke_what_needs_a_callout();
+                    return Outcome { report, codes: std::mem::take(&mut envoy.codes), seconds };
+                }
+            }
+            println!(
+                "ready {} s after the start, done by {} s: too slow, once more",
+                ready - begun,
+                now() - begun
+            );
+            start = ready - begun + 4;
+        }
+        panic!("this machine is too slow for cases that are about seconds");
     })
 }
 
