@@ -9,7 +9,8 @@
 //! | path of the filter | so that Envoy may be started from anywhere |
 //!
 //! Names, issuers, routes, limits and the filter's configuration stay as they are in the file, unless a test asks for
-//! another configuration, a second listener, a variable of the environment, or listeners that change while Envoy runs.
+//! another configuration, a second listener, one more cluster, a variable of the environment, or listeners that change
+//! while Envoy runs.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -130,6 +131,18 @@ impl Bootstrap {
         *at(&mut listener, "/filter_chains/0/filters/0/typed_config/stat_prefix")? = name.into();
         let listeners = self.at("/static_resources/listeners")?.as_array_mut();
         listeners.context("a list of listeners")?.push(listener);
+        Ok(())
+    }
+
+    /// Adds a cluster that is as `cluster`, but for its name.
+    ///
+    /// # Errors
+    /// If there is no such cluster.
+    pub fn copy_cluster(&mut self, cluster: &str, name: &str) -> Result<()> {
+        let mut copy = self.cluster(cluster)?.clone();
+        *at(&mut copy, "/name")? = name.into();
+        *at(&mut copy, "/load_assignment/cluster_name")? = name.into();
+        self.clusters()?.push(copy);
         Ok(())
     }
 

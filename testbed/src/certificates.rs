@@ -58,13 +58,14 @@ impl Authority {
         &self.pem
     }
 
-    /// A certificate for the server `name`.
+    /// A certificate for the server `name`, which may also be called by the address where everything here listens.
     ///
     /// # Errors
     /// If `name` is not a DNS name.
     pub fn issue(&self, name: &str) -> Result<Certificate> {
         let key = KeyPair::generate().context("making a server's key")?;
-        let mut parameters = CertificateParams::new([name.to_owned()]).context(name)?;
+        let mut parameters =
+            CertificateParams::new([name, "127.0.0.1"].map(str::to_owned)).context(name)?;
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = parameters.signed_by(&key, &self.issuer).context(name)?;
         Ok(Certificate {

@@ -21,6 +21,8 @@ use crate::server::{Service, reply};
 
 /// The issuer's name, as `envoy.yaml` knows it.
 pub const ISSUER: &str = "https://airflow.internal";
+/// Its name where a real Airflow has that one.
+pub const TESTBED_ISSUER: &str = "https://testbed.internal";
 /// Where it serves its keys.
 pub const KEYS_PATH: &str = "/airflow-envoy/jwks.json";
 /// Where it mints: POST a JSON object with `task` (as [`Task::to_json`] writes it) and, if the identity is
@@ -131,6 +133,7 @@ impl Task {
 
 /// The issuer: current and former keys, the newest first.
 pub struct IdentityIssuer {
+    name: &'static str,
     signers: Mutex<Vec<Signer>>,
     /// The key set that it serves, with its faults.
     pub keys: Document,
@@ -140,9 +143,14 @@ impl IdentityIssuer {
     /// An issuer with one new key.
     #[expect(clippy::new_without_default, reason = "a new key is no default")]
     pub fn new() -> Self {
+        Self::named(ISSUER)
+    }
+
+    /// An issuer that calls itself `name`, with one new key.
+    pub fn named(name: &'static str) -> Self {
         let signers = vec![Signer::new("testbed-1")];
         let keys = Document::new(Source::Text(key_set(&signers).to_string()));
-        Self { signers: Mutex::new(signers), keys }
+        Self { name, signers: Mutex::new(signers), keys }
     }
 
     /// The key that signs now.
@@ -153,8 +161,16 @@ impl IdentityIssuer {
 
     /// An identity of `task`, valid for a minute and bound to `token` (`ath`, as RFC 9449 §4.2 has it).
     pub fn mint(&self, task: &Task, token: Option<&str>) -> String {
+        self.sign(&task.to_json(), token)
+    }
+
+    fn sign(&self, task: &Value, token: Option<&str>) -> String {
         let signer = self.signer();
-        signer.sign(&header(signer.key_id()), &claims(&task.to_json(), token))
+        let mut claims = claims(task, token);
+        if let Some(claims) = claims.as_object_mut() {
+            claims.insert("iss".to_owned(), self.name.into());
+        }
+        signer.sign(&header(signer.key_id()), &claims)
     }
 
     /// Signs with a new key from now on and keeps the former ones in the set, or drops them.
@@ -183,9 +199,7 @@ impl Service for IdentityIssuer {
                 let Some(task) = asked.get("task").filter(|task| task.is_object()) else {
                     return Some(reply(400, "text/plain", "`task` is missing\n"));
                 };
-                let signer = self.signer();
-                let claims = claims(task, asked.get("token").and_then(Value::as_str));
-                let identity = signer.sign(&header(signer.key_id()), &claims);
+                let identity = self.sign(task, asked.get("token").and_then(Value::as_str));
                 Some(reply(200, "application/json", json!({ "identity": identity }).to_string()))
             }
             _ => Some(reply(404, "text/plain", "not here\n")),

@@ -2,12 +2,13 @@
 //!
 //! [`Testbed::start`] brings up Envoy with the repository's `envoy.yaml`, a real OIDC provider, a policy
 //! server, two destinations, the testbed identity issuer, which stands in for Airflow's API server, and, if
-//! asked for, a real Consul.
+//! asked for, a real Airflow and a real Consul.
 //! Everything listens on free loopback ports, every key and secret is made for the run, and nothing
 //! outlives the [`Testbed`], not even when its process is killed.
 //!
 //! What it is not: a deployment. Its identity issuer believes whoever asks.
 
+pub mod airflow;
 pub mod bootstrap;
 pub mod certificates;
 pub mod client;
@@ -17,9 +18,11 @@ pub mod error;
 pub mod identity;
 pub mod load;
 pub mod oidc;
+pub mod postgres;
 pub mod process;
 pub mod rotation;
 pub mod server;
+pub mod tap;
 pub mod upstream;
 
 use std::fs;
@@ -35,6 +38,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use crate::airflow::{Airflow, Surroundings, WORKER_ISSUER};
 use crate::bootstrap::Bootstrap;
 use crate::certificates::Authority;
 use crate::document::{Document, Source};
@@ -83,6 +87,9 @@ pub struct Options {
     pub policy_fault: Option<Fault>,
     /// How fetching Airflow's keys fails from the start.
     pub airflow_keys_fault: Option<Fault>,
+    /// Starts Airflow, too: Envoy then trusts its identities as it usually does those of the testbed's issuer, and
+    /// besides those of the testbed's issuer as `testbed`, and those that workers assert as `worker`.
+    pub airflow: Option<airflow::Options>,
     /// Starts Consul, too. With access control, Envoy's environment has a token that reads policies.
     pub consul: Option<Access>,
     /// The token for Consul in Envoy's environment, instead of one that reads policies.
@@ -109,6 +116,7 @@ impl Default for Options {
             policy: Source::File(repository().join("testbed/policy.json")),
             policy_fault: None,
             airflow_keys_fault: None,
+            airflow: None,
             consul: None,
             consul_token: None,
             reloadable: false,
@@ -126,6 +134,10 @@ pub struct Testbed {
     pub policy: Arc<Document>,
     /// The stand-in for Airflow's API server.
     pub airflow: Arc<IdentityIssuer>,
+    /// Airflow, if it was asked for.
+    pub real_airflow: Option<Airflow>,
+    /// The key ring of workers that assert identities themselves, if Airflow was asked for.
+    pub worker_ring: Option<PathBuf>,
     /// The OIDC provider.
     pub oidc: Oidc,
     /// The destination inside.
@@ -335,6 +347,12 @@ impl Testbed {
             "supervisor": std::process::id(),
             "processes": { "envoy": self.envoy.id(), "oidc": self.provider.id() },
             "addresses": addresses,
+            "airflow": self.real_airflow.as_ref().map(|airflow| json!({
+                "processes": airflow.processes(),
+                "address": airflow.address.to_string(),
+                "home": airflow.home,
+                "user": airflow::USER,
+            })),
         })
     }
 
@@ -349,12 +367,13 @@ impl Testbed {
         if !self.provider.is_running() {
             return Err(self.provider.failed("ended"));
         }
-        Ok(())
+        self.real_airflow.as_ref().map_or(Ok(()), Airflow::check)
     }
 }
 
 impl Drop for Testbed {
     fn drop(&mut self) {
+        drop(self.real_airflow.take());
         self.envoy.end(Duration::ZERO);
         self.provider.end(Duration::from_millis(200));
         if let Some(consul) = &self.consul {
@@ -483,7 +502,11 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
 
     let policy = Arc::new(Document::new(options.policy));
     policy.log_to(&log("policy"))?;
-    let airflow = Arc::new(IdentityIssuer::new());
+    let airflow = Arc::new(match options.airflow {
+        None => IdentityIssuer::new(),
+        // Airflow has its name then.
+        Some(_) => IdentityIssuer::named(identity::TESTBED_ISSUER),
+    });
     if let Some(fault) = options.policy_fault {
         policy.fault(fault);
     }
@@ -495,27 +518,53 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let tls = |host| authority.issue(host)?.acceptor().map(Some);
     let consul = match options.consul {
         None => None,
-        Some(access) => Some(Consul::start(&directory, log("consul"), access, threads).await?),
+        Some(access) => {
+            Some(Consul::start(&directory, log("consul"), access, threads.clone()).await?)
+        }
     };
     let consul_token = match (&consul, options.consul) {
         _ if options.consul_token.is_some() => options.consul_token,
         (Some(consul), Some(Access::ByToken)) => Some(consul.reader().await?),
         _ => None,
     };
+    let (mut real_airflow, mut worker_ring) = (None, None);
+    let mut keys_of_testbed = "airflow-jwks";
+    if let Some(options) = &options.airflow {
+        keys_of_testbed = "testbed-jwks";
+        let ring = directory.join("worker-keys");
+        let _: Result<(), _> = fs::remove_dir_all(&ring);
+        airflow::ring(airflow::VERSION, &ring, &["new"]).await?;
+        worker_ring = Some(ring);
+        let around = Surroundings {
+            directory: &directory,
+            authority: &authority,
+            authority_file: &authority_file,
+            idp,
+            client_secret: &oidc.secret,
+            threads,
+        };
+        real_airflow = Some(Airflow::start(options, around).await?);
+    }
     let mut addresses = vec![
         ("orders", server::serve(Arc::clone(&orders), None).await?),
         ("partner", server::serve(Arc::clone(&partner), tls(PARTNER)?).await?),
         ("idp", idp),
-        ("airflow-jwks", server::serve(Arc::clone(&airflow), tls("airflow.internal")?).await?),
+        (keys_of_testbed, server::serve(Arc::clone(&airflow), tls("airflow.internal")?).await?),
         ("policy", server::serve(Arc::clone(&policy), tls("policy.internal")?).await?),
     ];
     addresses.extend(consul.as_ref().map(|consul| ("consul", consul.address)));
+    addresses.extend(real_airflow.as_ref().map(|airflow| ("airflow-jwks", airflow.keys.address)));
 
     let mut bootstrap = Bootstrap::read(&repository().join("envoy.yaml"))?;
     bootstrap.set_admin_port(options.admin_port)?;
     bootstrap.set_listener_port(options.listener_port)?;
     // Where nobody listens, unless there is a Consul.
     bootstrap.set_endpoint("consul", SocketAddr::from(([127, 0, 0, 1], 1)))?;
+    if let Some(ring) = &worker_ring {
+        let keys = airflow::ring(airflow::VERSION, ring, &["jwks"]).await?;
+        let keys = serde_json::from_str(&keys).context("the workers' key set")?;
+        trust_besides_airflow(&mut bootstrap, keys)?;
+    }
     for (cluster, address) in &addresses {
         bootstrap.set_endpoint(cluster, *address)?;
     }
@@ -560,12 +609,17 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         }
     })?;
     let (admin, listener, second) = ready(&mut envoy, &admin_file).await?;
+    if let Some(airflow) = &real_airflow {
+        airflow.egress.lead_to(Some(listener));
+    }
 
     let addresses =
         [("listener", listener), ("admin", admin)].into_iter().chain(addresses).collect();
     Ok(Testbed {
         policy,
         airflow,
+        real_airflow,
+        worker_ring,
         oidc,
         orders,
         partner,
@@ -582,6 +636,31 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         bootstrap: Mutex::new((bootstrap, 0)),
         background: None,
     })
+}
+
+/// Lets Envoy trust two more issuers of identities: the testbed's, whose keys are in the cluster `testbed-jwks`, and
+/// workers, whose keys are these.
+fn trust_besides_airflow(bootstrap: &mut Bootstrap, workers: Value) -> Result<()> {
+    bootstrap.copy_cluster("airflow-jwks", "testbed-jwks")?;
+    let mut missing = true;
+    bootstrap.configure_filter(|configuration| {
+        let issuers = configuration.pointer_mut("/airflow/issuers").and_then(Value::as_array_mut);
+        let Some(issuers) = issuers else { return };
+        let Some(mut testbed) = issuers.first().cloned() else { return };
+        let Some(members) = testbed.as_object_mut() else { return };
+        let jwks = members.get("jwks").cloned().unwrap_or_default();
+        members.insert("name".to_owned(), "worker".into());
+        members.insert("issuer".to_owned(), WORKER_ISSUER.into());
+        members.insert("jwks".to_owned(), json!({ "inline": workers }));
+        let worker = Value::Object(members.clone());
+        members.insert("name".to_owned(), "testbed".into());
+        members.insert("issuer".to_owned(), identity::TESTBED_ISSUER.into());
+        members.insert("jwks".to_owned(), jwks);
+        let cluster = testbed.pointer_mut("/jwks/cluster");
+        missing = cluster.map(|cluster| *cluster = "testbed-jwks".into()).is_none();
+        issuers.extend([testbed, worker]);
+    })?;
+    if missing { Err(Error::new("envoy.yaml has no issuer of identities")) } else { Ok(()) }
 }
 
 /// The addresses of Envoy's admin interface, its listener, and its second one.

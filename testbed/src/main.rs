@@ -248,8 +248,10 @@ impl Running {
     async fn identity(&self, task: &Task, token: Option<&str>) -> Result<String> {
         let asked = json!({ "task": task.to_json(), "token": token }).to_string();
         let connector = self.oidc()?.connector;
+        // Beside a real Airflow it has a cluster of its own.
+        let issuer = self.address("testbed-jwks").or_else(|_| self.address("airflow-jwks"))?;
         let answer = Call::post("airflow.internal", MINT_PATH, asked)
-            .send(self.address("airflow-jwks")?, Some((&connector, "airflow.internal")))
+            .send(issuer, Some((&connector, "airflow.internal")))
             .await?;
         let identity = answer.json().get("identity").and_then(Value::as_str).map(str::to_owned);
         identity.context("minting an identity")

@@ -112,6 +112,81 @@ impl Drop for Process {
     }
 }
 
+/// A child with children of its own, in whatever process groups: all of its session ends with it, and with us.
+///
+/// A shell leads the session. The kernel's death signal reaches a child only, and a Python server's workers and tasks
+/// would stay; but a dead parent's pipe ends for everybody, so the shell waits for the end of its standard input and
+/// then ends every member of its session by its process id.
+#[derive(Debug)]
+pub struct Session(Process);
+
+/// Runs its arguments until they or its standard input end, then ends its session. Twice: a child may be born meanwhile.
+const LEADER: &str = r#"
+finish() {
+  for again in 1 2; do
+    for stat in /proc/[0-9]*/stat; do
+      read -r line <"$stat" || continue
+      id=${line%% *}
+      set -- ${line##*) }
+      [ "$4" = $$ ] && [ "$id" != $$ ] && [ "$id" != "$self" ] && kill -KILL "$id"
+    done
+  done 2>/dev/null
+  kill -KILL $$
+}
+("$@" </dev/null; read -r self rest </proc/self/stat; finish) &
+read -r line
+finish
+"#;
+
+impl Session {
+    /// Starts `program` with what `prepare` adds, which may be anything but its standard input; its output goes to `log`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(
+        name: &'static str,
+        program: &Path,
+        log: &Path,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
+        let errors = File::create(log).context(log.display())?;
+        let output = errors.try_clone().context(log.display())?;
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", LEADER, "sh"]).arg(program);
+        prepare(&mut command);
+        command.stdin(Stdio::piped()).stdout(output).stderr(errors);
+        let child = command.spawn().context(format!("starting `{}`", program.display()))?;
+        Ok(Self(Process { child, name, log: log.to_owned() }))
+    }
+
+    /// The id of the session, and of its leader.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.0.is_running()
+    }
+
+    /// As [`Process::failed`].
+    pub fn failed(&self, what: &str) -> Error {
+        self.0.failed(what)
+    }
+
+    /// Ends all of it, without a farewell.
+    pub fn end(&mut self) {
+        // The leader does it as soon as its input ends; reading all of /proc takes a loaded machine a while.
+        self.0.end(Duration::from_secs(10));
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// A child that can be stopped and started again, by anybody who sees it.
 pub struct Restartable {
     recipe: Arc<dyn Fn() -> Result<Process> + Send + Sync>,
@@ -260,6 +335,51 @@ mod tests {
         }
         fs::remove_file(&log).unwrap();
         assert!(!process.is_running());
+    }
+
+    /// The ids of the processes in the session `id`.
+    fn members(id: u32) -> Vec<String> {
+        let stat = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("stat")).ok();
+        let all = fs::read_dir("/proc").unwrap().flatten().filter_map(stat);
+        let of_session = |line: &String| {
+            let (_, after) = line.rsplit_once(')').unwrap();
+            let mut fields = after.split_whitespace();
+            // A dead one that nobody has asked about yet is no member.
+            fields.next() != Some("Z") && fields.nth(2) == Some(&id.to_string())
+        };
+        all.filter(of_session).collect()
+    }
+
+    #[test]
+    fn a_session_ends_whole_with_us_and_with_its_program() {
+        let log = std::env::temp_dir().join(format!("session-{}.log", std::process::id()));
+        // A child in a process group of its own, as a job-controlling shell makes them, and a grandchild.
+        let script = "set -m; sleep 600 & (sleep 600; true) & sleep $0";
+        let start = |seconds: &str| {
+            Session::start("session", Path::new("sh"), &log, |command| {
+                command.args(["-c", script, seconds]);
+            })
+            .unwrap()
+        };
+        let wait = |expected: &str, condition: &mut dyn FnMut() -> bool| {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !condition() {
+                assert!(Instant::now() < deadline, "not within ten seconds: {expected}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let dropped = start("600");
+        let id = dropped.id();
+        wait("all are there", &mut || members(id).len() >= 6);
+        drop(dropped);
+        wait("all are gone", &mut || members(id).is_empty());
+
+        let mut short = start("1");
+        let id = short.id();
+        wait("all are there", &mut || members(id).len() >= 6);
+        wait("the session has ended", &mut || !short.is_running());
+        wait("all are gone", &mut || members(id).is_empty());
+        fs::remove_file(&log).unwrap();
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A destination: answers every request with what it received, so that a test sees what an upstream sees.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::body::Bytes;
@@ -10,19 +12,26 @@ use serde_json::{Value, json};
 use crate::client::Answer;
 use crate::server::{Service, reply};
 
-/// An echoing upstream. The query steers it: `fail=503` answers with that status, `delay=250` waits as
-/// many milliseconds first, `close` closes the connection. `/healthz` is its health check.
+/// An echoing upstream. The query steers it: `fail=503` answers with that status, `once=500` does so only the first time
+/// that a run (`x-airflow-run-id`) asks for this target, `delay=250` waits as many milliseconds first, `close` closes the
+/// connection. `/healthz` is its health check.
 #[derive(Debug)]
 pub struct Upstream {
     name: &'static str,
     healthy: AtomicBool,
     calls: AtomicU64,
+    failed: Mutex<HashSet<(String, String)>>,
 }
 
 impl Upstream {
     /// A healthy upstream that calls itself `name`.
     pub fn new(name: &'static str) -> Self {
-        Self { name, healthy: AtomicBool::new(true), calls: AtomicU64::new(0) }
+        Self {
+            name,
+            healthy: AtomicBool::new(true),
+            calls: AtomicU64::new(0),
+            failed: Mutex::default(),
+        }
     }
 
     /// Whether its health check succeeds.
@@ -33,6 +42,15 @@ impl Upstream {
     /// The calls that reached it, health checks not counted.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Whether its run asks for this target for the first time. Remembered for as long as this lives: for tests.
+    fn is_first(&self, request: &Request<Bytes>) -> bool {
+        let run = request.headers().get("x-airflow-run-id");
+        let run =
+            run.map_or_else(String::new, |run| String::from_utf8_lossy(run.as_bytes()).into());
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.insert((run, request.uri().to_string()))
     }
 }
 
@@ -47,6 +65,7 @@ impl Service for Upstream {
         for parameter in request.uri().query().unwrap_or_default().split('&') {
             match parameter.split_once('=').unwrap_or((parameter, "")) {
                 ("fail", code) => status = code.parse().unwrap_or(500),
+                ("once", code) if self.is_first(&request) => status = code.parse().unwrap_or(500),
                 ("delay", millis) => {
                     tokio::time::sleep(Duration::from_millis(millis.parse().unwrap_or(0))).await;
                 }

@@ -1,0 +1,654 @@
+//! A real Airflow 3, as its own components: API server, scheduler and, if asked for, triggerer; on SQLite or `PostgreSQL`.
+//!
+//! Its task instances read their connections from the API server, as everywhere, and those connections lead to Envoy by a
+//! [`Tap`], so that a test knows what Airflow sent. Nothing of Airflow Envoy is configured anywhere but on the API server
+//! and, for deferred tasks, on the triggerer. All files are below the run's folder, all keys are made for the run.
+//!
+//! What it is not: a deployment. Every component runs as the same user on one machine, so a task could read what only the
+//! API server should.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+
+use crate::certificates::Authority;
+use crate::client::{Answer, Call};
+use crate::error::{Context as _, Error, Result};
+use crate::identity::{AUDIENCE, ISSUER, secret};
+use crate::oidc::CLIENT;
+use crate::postgres::Postgres;
+use crate::process::{Session, free_port};
+use crate::tap::Tap;
+use crate::{ORDERS, write_private};
+
+/// The version that runs.
+pub const VERSION: &str = "3.3.2";
+/// The version before Airflow 3 that is tested, too.
+pub const LEGACY_VERSION: &str = "2.11.2";
+/// The user of the web interface and the REST API.
+pub const USER: &str = "admin";
+/// The issuer of identities that workers assert themselves.
+pub const WORKER_ISSUER: &str = "https://airflow-worker.internal";
+/// What the default connection asks the OIDC provider for.
+pub const RESOURCE: &str = "urn:RS256:airflow-egress:300";
+
+/// How long a component may take until it serves.
+const START: Duration = Duration::from_secs(120);
+/// How long a command may take, in seconds.
+const COMMAND: u32 = 180;
+/// How long a run of a DAG may take.
+const RUN: Duration = Duration::from_secs(180);
+/// Where Airflow serves the key set of identities.
+const KEYS_PATH: &str = "/airflow-envoy/jwks.json";
+
+/// What Airflow is started with.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The API server's worker processes; 0 is 1.
+    pub workers: u32,
+    /// Starts a triggerer, too.
+    pub triggerer: bool,
+    /// Uses `PostgreSQL` instead of SQLite.
+    pub postgres: bool,
+    /// The port of the API server; 0 for any.
+    pub port: u16,
+    /// More variables of the API server's environment.
+    pub server: Vec<(String, String)>,
+}
+
+/// A running Airflow.
+pub struct Airflow {
+    /// The API server.
+    pub address: SocketAddr,
+    /// The way from Airflow to Envoy.
+    pub egress: Arc<Tap>,
+    /// The way from Envoy to Airflow's key set.
+    pub keys: Arc<Tap>,
+    /// `AIRFLOW_HOME`.
+    pub home: PathBuf,
+    /// The key ring that signs identities.
+    pub ring: PathBuf,
+    /// The password of [`USER`].
+    pub password: String,
+    program: PathBuf,
+    environment: Vec<(String, String)>,
+    token: Mutex<String>,
+    components: Mutex<Vec<Session>>,
+    // After the components: they use it.
+    _database: Option<Postgres>,
+}
+
+/// One run of a DAG.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The DAG.
+    pub dag: String,
+    /// `run_id`.
+    pub id: String,
+}
+
+/// One try of a task instance, as the REST API describes it.
+#[derive(Debug, Clone)]
+pub struct TaskInstance(pub Value);
+
+impl TaskInstance {
+    /// `task_id`.
+    pub fn task(&self) -> &str {
+        self.text("task_id")
+    }
+
+    /// `id`: of this try, and no other.
+    pub fn id(&self) -> &str {
+        self.text("id")
+    }
+
+    /// The state.
+    pub fn state(&self) -> &str {
+        self.text("state")
+    }
+
+    /// `try_number`.
+    pub fn try_number(&self) -> u64 {
+        self.0.get("try_number").and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// `map_index`.
+    pub fn map_index(&self) -> i64 {
+        self.0.get("map_index").and_then(Value::as_i64).unwrap_or(-1)
+    }
+
+    fn text(&self, member: &str) -> &str {
+        self.0.get(member).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+/// What must be known of the surroundings before Airflow starts.
+pub(crate) struct Surroundings<'s> {
+    pub directory: &'s Path,
+    pub authority: &'s Authority,
+    pub authority_file: &'s Path,
+    pub idp: SocketAddr,
+    pub client_secret: &'s str,
+    pub threads: Handle,
+}
+
+/// The folder of the virtual environment with Airflow `version`.
+pub fn folder(version: &str) -> PathBuf {
+    crate::repository().join(format!(".testbed/airflow-{version}"))
+}
+
+/// The program `name` of Airflow `version`'s virtual environment.
+///
+/// # Errors
+/// If it was not installed.
+pub fn program(version: &str, name: &str) -> Result<PathBuf> {
+    let place = folder(version).join("bin").join(name);
+    if place.is_file() {
+        return Ok(place);
+    }
+    Err(Error::new(format!(
+        "Airflow {version} is missing: run `scripts/testbed install --airflow`"
+    )))
+}
+
+/// Why Airflow cannot be had on this machine, as `scripts/testbed install --airflow` found; `None` if it can be.
+pub fn absence() -> Option<String> {
+    let noted = fs::read_to_string(crate::repository().join(".testbed/no-airflow")).ok()?;
+    program(VERSION, "airflow").is_err().then(|| noted.trim().to_owned())
+}
+
+/// Runs a command to its end, for three minutes at most; what it printed.
+///
+/// # Errors
+/// If it fails; the fault has the end of what it printed.
+pub async fn run(
+    program: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+) -> Result<String> {
+    let doing = format!("{} {}", program.display(), arguments.join(" "));
+    let output = tokio::task::spawn_blocking(move || {
+        Command::new("timeout")
+            .args(["--signal=KILL", &COMMAND.to_string()])
+            .arg(program)
+            .args(arguments)
+            .envs(environment)
+            .stdin(Stdio::null())
+            .output()
+    })
+    .await
+    .context("a background task")?
+    .context(&doing)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(said);
+    }
+    let all = said + &String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<_> = all.lines().collect();
+    let last = lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n  ");
+    Err(Error::new(format!("{doing}: {}\n  {last}", output.status)))
+}
+
+/// Runs `python -m airflow_envoy` of Airflow `version` on the key ring in `ring`: for example `["new"]`, `["rotate", "--now"]`.
+///
+/// # Errors
+/// If it fails.
+pub async fn ring(version: &str, ring: &Path, command: &[&str]) -> Result<String> {
+    let mut arguments = vec!["-m", "airflow_envoy", "keys"];
+    arguments.extend(command);
+    let ring = ring.display().to_string();
+    arguments.extend(["--folder", &ring]);
+    let arguments = arguments.into_iter().map(str::to_owned).collect();
+    run(program(version, "python")?, arguments, Vec::new()).await
+}
+
+/// The connections of the API server. `egress` is where they lead.
+fn connections(egress: SocketAddr) -> Vec<(String, String)> {
+    let connection = |marker: Option<&str>| {
+        let mut extra = json!({ "Host": ORDERS });
+        if let (Some(marker), Some(extra)) = (marker, extra.as_object_mut()) {
+            extra.insert("X-Airflow-Envoy".to_owned(), marker.into());
+        }
+        let (host, port) = (egress.ip().to_string(), egress.port());
+        json!({ "conn_type": "http", "schema": "http", "host": host, "port": port, "extra": extra })
+    };
+    [
+        ("ORDERS_API", Some("on")),
+        ("ORDERS_PLAIN", None),
+        ("ORDERS_MALFORMED", Some("aud=airflow-egress; colour=red")),
+        ("ORDERS_ELSEWHERE", Some("aud=elsewhere")),
+        ("ORDERS_ES256", Some("resource=urn:ES256:airflow-egress:300")),
+        ("ORDERS_DOWN", Some("resource=urn:RS256:airflow-egress:301")),
+        ("ORDERS_SLOW", Some("resource=urn:RS256:airflow-egress:302")),
+        ("ORDERS_SCOPELESS", Some("scope=everything")),
+    ]
+    .into_iter()
+    .map(|(name, marker)| (format!("AIRFLOW_CONN_{name}"), connection(marker).to_string()))
+    .collect()
+}
+
+/// Pairs of a variable and its value.
+fn variables(pairs: &[(&str, String)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+}
+
+impl Airflow {
+    /// Starts all of it and returns when tasks can run. It is reached by [`Airflow::keys`] at once, and reaches Envoy as
+    /// soon as [`Airflow::egress`] leads there.
+    ///
+    /// # Errors
+    /// If something is missing or does not come up.
+    pub(crate) async fn start(options: &Options, around: Surroundings<'_>) -> Result<Self> {
+        let program = program(VERSION, "airflow")?;
+        let home = around.directory.join("airflow");
+        // That of an earlier run in the same folder.
+        let _: Result<(), _> = fs::remove_dir_all(&home);
+        fs::create_dir_all(&home).context(home.display())?;
+        let (tokens, identities) = (home.join("api-tokens"), home.join("identity-keys"));
+        let script = crate::repository().join("testbed/airflow/api_tokens.py");
+        let keys = ["keys", &tokens.display().to_string()].map(str::to_owned);
+        let arguments = [script.display().to_string()].into_iter().chain(keys).collect();
+        run(self::program(VERSION, "python")?, arguments, Vec::new()).await?;
+        ring(VERSION, &identities, &["new"]).await?;
+
+        let database = match options.postgres {
+            false => None,
+            true => Some(Postgres::start(around.directory, around.threads.clone()).await?),
+        };
+        let connection = match &database {
+            None => format!("sqlite:///{}", home.join("airflow.db").display()),
+            Some(database) => database.url(),
+        };
+        let password = secret();
+        let passwords = home.join("passwords.json");
+        write_private(&passwords, &json!({ USER: password }).to_string())?;
+        let client_secret = home.join("client-secret");
+        write_private(&client_secret, around.client_secret)?;
+        let port = if options.port == 0 { free_port()? } else { options.port };
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let path = |path: &Path| path.display().to_string();
+        let environment = variables(&[
+            ("AIRFLOW_HOME", path(&home)),
+            ("AIRFLOW__CORE__DAGS_FOLDER", path(&crate::repository().join("testbed/airflow/dags"))),
+            ("AIRFLOW__CORE__PLUGINS_FOLDER", path(&home.join("plugins"))),
+            ("AIRFLOW__CORE__LOAD_EXAMPLES", "False".to_owned()),
+            ("AIRFLOW__CORE__EXECUTOR", "LocalExecutor".to_owned()),
+            ("AIRFLOW__CORE__PARALLELISM", "2".to_owned()),
+            ("AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION", "False".to_owned()),
+            ("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", format!("{USER}:admin")),
+            ("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", path(&passwords)),
+            ("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", format!("http://{address}/execution/")),
+            ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", connection),
+            ("AIRFLOW__API__HOST", address.ip().to_string()),
+            ("AIRFLOW__API__PORT", port.to_string()),
+            ("AIRFLOW__API__BASE_URL", format!("http://{address}")),
+            ("AIRFLOW__API__SECRET_KEY", secret()),
+            ("AIRFLOW__API_AUTH__JWT_PRIVATE_KEY_PATH", path(&tokens.join("private.pem"))),
+            ("AIRFLOW__API_AUTH__JWT_KID", "airflow-api".to_owned()),
+            ("AIRFLOW__API_AUTH__JWT_ISSUER", "https://airflow-api.internal".to_owned()),
+            ("AIRFLOW__API_AUTH__TRUSTED_JWKS_URL", path(&tokens.join("jwks.json"))),
+            ("AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME", "0.2".to_owned()),
+            ("AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC", "1".to_owned()),
+            ("AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "False".to_owned()),
+            // A proxy of the surroundings is not on the way to ourselves.
+            ("no_proxy", "*".to_owned()),
+        ]);
+        let settings = variables(&[
+            ("AIRFLOW__AIRFLOW_ENVOY__ISSUER", ISSUER.to_owned()),
+            ("AIRFLOW__AIRFLOW_ENVOY__AUDIENCES", AUDIENCE.to_owned()),
+            ("AIRFLOW__AIRFLOW_ENVOY__KEYS", path(&identities)),
+            ("AIRFLOW__AIRFLOW_ENVOY__TOKEN_URL", format!("https://{}/token", around.idp)),
+            ("AIRFLOW__AIRFLOW_ENVOY__CLIENT_ID", CLIENT.to_owned()),
+            ("AIRFLOW__AIRFLOW_ENVOY__CLIENT_SECRET_FILE", path(&client_secret)),
+            ("AIRFLOW__AIRFLOW_ENVOY__SCOPE", "orders:read".to_owned()),
+            ("AIRFLOW__AIRFLOW_ENVOY__RESOURCE", RESOURCE.to_owned()),
+            ("AIRFLOW__AIRFLOW_ENVOY__CA_FILE", path(around.authority_file)),
+        ]);
+
+        let tls = around.authority.issue("airflow.internal")?.acceptor()?;
+        let mut airflow = Self {
+            address,
+            egress: Tap::open(None).await?,
+            keys: Tap::open(Some(tls)).await?,
+            home,
+            ring: identities,
+            password,
+            program,
+            environment,
+            token: Mutex::default(),
+            components: Mutex::default(),
+            _database: database,
+        };
+        airflow.keys.lead_to(Some(address));
+        airflow.command(&["db", "migrate"]).await?;
+        let connections = connections(airflow.egress.address);
+        let server = [settings.clone(), connections.clone(), options.server.clone()].concat();
+        let workers = options.workers.max(1).to_string();
+        let server = airflow.component("api-server", &["--workers", &workers], &server)?;
+        // The first to be imported is the slowest; what comes next finds it in memory.
+        airflow.command(&["dags", "reserialize"]).await?;
+        let mut components = vec![server];
+        components.push(airflow.component("scheduler", &["--skip-serve-logs"], &[])?);
+        if options.triggerer {
+            let backend = ("AIRFLOW__SECRETS__BACKEND", TRIGGERER_BACKEND.to_owned());
+            let triggerer = [settings, connections, variables(&[backend])].concat();
+            components.push(airflow.component("triggerer", &["--skip-serve-logs"], &triggerer)?);
+        }
+        airflow.components = Mutex::new(components);
+        airflow.ready(options.triggerer).await?;
+        Ok(airflow)
+    }
+
+    /// The ids of its components, by name.
+    pub fn processes(&self) -> Vec<u32> {
+        self.components().iter().map(Session::id).collect()
+    }
+
+    /// Whether every component still runs.
+    ///
+    /// # Errors
+    /// If one does not; the fault has the end of its log.
+    pub fn check(&self) -> Result<()> {
+        for component in self.components().iter_mut() {
+            if !component.is_running() {
+                return Err(component.failed("ended"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `airflow` with these arguments, in the environment of a component that knows nothing of Airflow Envoy.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub async fn command(&self, arguments: &[&str]) -> Result<String> {
+        self.command_with(arguments, &[]).await
+    }
+
+    /// As [`Airflow::command`], with more variables.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub async fn command_with(
+        &self,
+        arguments: &[&str],
+        more: &[(String, String)],
+    ) -> Result<String> {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        run(self.program.clone(), arguments, [&self.environment[..], more].concat()).await
+    }
+
+    /// The token that the supervisor of the task instance `id` would hold, signed with Airflow's own key.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub async fn task_token(&self, id: &str) -> Result<String> {
+        let script = crate::repository().join("testbed/airflow/api_tokens.py");
+        let arguments = vec![script.display().to_string(), "task".to_owned(), id.to_owned()];
+        let said = run(program(VERSION, "python")?, arguments, self.environment.clone()).await?;
+        Ok(said.lines().last().unwrap_or_default().to_owned())
+    }
+
+    /// Signs identities with a new key from now on.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub async fn rotate(&self) -> Result<String> {
+        ring(VERSION, &self.ring, &["rotate", "--now"]).await
+    }
+
+    /// The key ids of the key set that the API server serves; each call meets any of its workers.
+    ///
+    /// # Errors
+    /// If it serves none.
+    pub async fn key_ids(&self) -> Result<Vec<String>> {
+        let answer = Call::get("airflow.internal", KEYS_PATH).send(self.address, None).await?;
+        let document = answer.json();
+        let keys = document.get("keys").and_then(Value::as_array);
+        let keys = keys.context(format!("{} {}", answer.status, answer.text()))?;
+        Ok(keys.iter().filter_map(|key| Some(key.get("kid")?.as_str()?.to_owned())).collect())
+    }
+
+    /// Starts a run of `dag`.
+    ///
+    /// # Errors
+    /// If Airflow refuses.
+    pub async fn trigger(&self, dag: &str, configuration: Value) -> Result<Run> {
+        let body = json!({ "logical_date": null, "conf": configuration });
+        let made = self.ask("POST", &format!("/api/v2/dags/{dag}/dagRuns"), Some(&body)).await?;
+        let id = made.get("dag_run_id").and_then(Value::as_str).context("the run's id")?;
+        Ok(Run { dag: dag.to_owned(), id: id.to_owned() })
+    }
+
+    /// Waits until `run` is over; its state.
+    ///
+    /// # Errors
+    /// If it is not over within three minutes.
+    pub async fn wait(&self, run: &Run) -> Result<String> {
+        let path = format!("/api/v2/dags/{}/dagRuns/{}", run.dag, escaped(&run.id));
+        let deadline = Instant::now() + RUN;
+        loop {
+            let state = self.get(&path).await?;
+            let state = state.get("state").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if matches!(state.as_str(), "success" | "failed") {
+                return Ok(state);
+            }
+            if Instant::now() > deadline {
+                let tasks: Vec<_> =
+                    self.tasks(run).await?.iter().map(TaskInstance::to_string).collect();
+                let tasks = tasks.join(", ");
+                return Err(Error::new(format!("{run:?} is `{state}` after {RUN:?}: {tasks}")));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Runs `dag` to its end; the run and its state.
+    ///
+    /// # Errors
+    /// As [`Airflow::trigger`] and [`Airflow::wait`].
+    pub async fn run(&self, dag: &str, configuration: Value) -> Result<(Run, String)> {
+        let run = self.trigger(dag, configuration).await?;
+        let state = self.wait(&run).await?;
+        Ok((run, state))
+    }
+
+    /// The last try of every task instance of `run`.
+    ///
+    /// # Errors
+    /// If Airflow refuses.
+    pub async fn tasks(&self, run: &Run) -> Result<Vec<TaskInstance>> {
+        let path = format!("/api/v2/dags/{}/dagRuns/{}/taskInstances", run.dag, escaped(&run.id));
+        let mut listed = self.get(&path).await?;
+        let tasks = listed.get_mut("task_instances").map(Value::take);
+        let tasks = tasks.context("task instances")?;
+        Ok(tasks.as_array().into_iter().flatten().cloned().map(TaskInstance).collect())
+    }
+
+    /// The task instance `task` of `run`; of a mapped one, that with `map_index`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn task(&self, run: &Run, task: &str, map_index: i64) -> Result<TaskInstance> {
+        let tasks = self.tasks(run).await?;
+        let found =
+            tasks.into_iter().find(|known| known.task() == task && known.map_index() == map_index);
+        found.context(format!("{task}[{map_index}] of {run:?}"))
+    }
+
+    /// The log of the try `try_number` of a task instance, as the web interface shows it.
+    ///
+    /// # Errors
+    /// If Airflow refuses.
+    pub async fn log(&self, run: &Run, task: &TaskInstance, try_number: u64) -> Result<String> {
+        let path = format!(
+            "/api/v2/dags/{}/dagRuns/{}/taskInstances/{}/logs/{try_number}?map_index={}&full_content=true",
+            run.dag,
+            escaped(&run.id),
+            task.task(),
+            task.map_index()
+        );
+        let answer = self.get(&path).await?;
+        let mut text = String::new();
+        for line in answer.get("content").and_then(Value::as_array).into_iter().flatten() {
+            match line {
+                Value::String(line) => text += line,
+                line => text += &line.to_string(),
+            }
+            text.push('\n');
+        }
+        Ok(text)
+    }
+
+    /// The value that `task` of `run` returned.
+    ///
+    /// # Errors
+    /// If it returned none.
+    pub async fn returned(&self, run: &Run, task: &str, map_index: i64) -> Result<Value> {
+        let path = format!(
+            "/api/v2/dags/{}/dagRuns/{}/taskInstances/{task}/xcomEntries/return_value?map_index={map_index}&deserialize=false&stringify=false",
+            run.dag,
+            escaped(&run.id)
+        );
+        self.get(&path).await?.get_mut("value").map(Value::take).context("the value")
+    }
+
+    /// What the REST API answers at `path`.
+    ///
+    /// # Errors
+    /// If it is not 200.
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        self.ask("GET", path, None).await
+    }
+
+    /// What the REST API answers to `body`.
+    ///
+    /// # Errors
+    /// If it refuses.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        self.ask("POST", path, Some(body)).await
+    }
+
+    /// The answer of the execution API to whoever holds `token` and asks for the connection `id`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn connection(&self, token: &str, id: &str) -> Result<Answer> {
+        let path = format!("/execution/connections/{id}");
+        Call::get("airflow.internal", &path).token(token).send(self.address, None).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut call = Call::new(method, "airflow.internal", path).token(&token);
+        if let Some(body) = body {
+            call = call.header("content-type", "application/json").body(body.to_string());
+        }
+        let answer = call.header("accept", "application/json").send(self.address, None).await?;
+        if (200..300).contains(&answer.status) {
+            return Ok(answer.json());
+        }
+        let (status, text) = (answer.status, answer.text());
+        Err(Error::new(format!("Airflow answers {status} to {method} {path}: {text}")))
+    }
+
+    fn component(
+        &self,
+        name: &'static str,
+        arguments: &[&str],
+        more: &[(String, String)],
+    ) -> Result<Session> {
+        let log = self.home.with_file_name(format!("{name}.log"));
+        Session::start(name, &self.program, &log, |command| {
+            command.arg(name).args(arguments);
+            command.envs(self.environment.iter().chain(more).map(|(name, value)| (name, value)));
+        })
+    }
+
+    /// Waits until the API server answers and the others have said that they live; then knows a token for the REST API.
+    async fn ready(&self, triggerer: bool) -> Result<()> {
+        let deadline = Instant::now() + START;
+        let mut parts = vec!["metadatabase", "scheduler"];
+        parts.extend(triggerer.then_some("triggerer"));
+        loop {
+            self.check()?;
+            let health = Call::get("airflow.internal", "/api/v2/monitor/health");
+            let health = health.send(self.address, None).await.map(|health| health.json());
+            let healthy = |part: &&str| {
+                let status = format!("/{part}/status");
+                let status = health.as_ref().ok().and_then(|health| health.pointer(&status));
+                status.is_some_and(|status| status == "healthy")
+            };
+            if parts.iter().all(healthy) {
+                break;
+            }
+            if Instant::now() > deadline {
+                let log = self.home.with_file_name("api-server.log");
+                let log = log.display();
+                let said = health.map_or_else(|error| error.to_string(), |said| said.to_string());
+                let what = format!("Airflow is not ready after {START:?}: {said}; see {log}");
+                return Err(Error::new(what));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let credentials = json!({ "username": USER, "password": self.password });
+        let granted = self.ask("POST", "/auth/token", Some(&credentials)).await?;
+        let token = granted.get("access_token").and_then(Value::as_str).context("a token")?;
+        token.clone_into(&mut self.token.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
+
+    fn components(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
+        self.components.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Airflow {
+    fn drop(&mut self) {
+        self.components().clear();
+    }
+}
+
+impl std::fmt::Display for TaskInstance {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (task, index, state) = (self.task(), self.map_index(), self.state());
+        write!(formatter, "{task}[{index}] {state} at try {}", self.try_number())
+    }
+}
+
+/// The secrets backend of the triggerer.
+const TRIGGERER_BACKEND: &str = "airflow_envoy.triggerer.EnvoyTriggererBackend";
+
+/// `text` as a path segment (RFC 3986 §2.1).
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _: Result<(), _> = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_id_is_one_path_segment() {
+        assert_eq!(
+            escaped("manual__2026-11-22T00:00:00+00:00"),
+            "manual__2026-11-22T00%3A00%3A00%2B00%3A00"
+        );
+    }
+}
