@@ -213,7 +213,7 @@ def _read_dag(session: Any, serialized_id: Any, key: tuple[str, str]) -> _Dag:
 
 
 def _plain(value: Any) -> Any:
-    """Airflow's serialized form as plain JSON: `{"__type": "set", "__var": […]}` as a list, a dict as a dict."""
+    """Airflow's serialized form as plain JSON: `{"__type": "set", "__var": […]}` becomes a list."""
     if isinstance(value, dict):
         if "__var" in value:
             return _plain(value["__var"])

@@ -72,12 +72,13 @@ class IdentityMiddleware:
 
     async def _judged(self, headers: list[tuple[bytes, bytes]], answer: _Answer) -> tuple[int, bytes] | None:
         """What replaces Airflow's answer; None if it passes as it is."""
-        connection, extra = _read(answer.body)
-        if extra is None:
+        connection = _read(answer.body)
+        if connection is None:
             return None
         started = time.monotonic()
         ti_id: uuid.UUID | None = None
         try:
+            extra = _extra(connection["extra"])
             marker = Marker.take(extra)
             if marker is None:
                 return None
@@ -145,8 +146,7 @@ class IdentityMiddleware:
 
 
 class _Answer:
-    """Airflow's answer to a connection read, held back until it is whole, if it may be a marked connection.
-    """
+    """Airflow's answer to a connection read, held back until it is whole, if it may be a marked connection."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -187,8 +187,7 @@ class _Answer:
             await self._send(message)
 
     async def replace(self, status: int, body: bytes) -> None:
-        """Sends ``body`` in place of Airflow's, with Airflow's headers: a refreshed task token is among them.
-        """
+        """Sends ``body`` in place of Airflow's, with Airflow's headers: a refreshed task token is among them."""
         start = self._held[0]
         dropped = (b"content-length", b"cache-control", b"etag", b"transfer-encoding")
         headers = [(name, value) for name, value in start.get("headers", ()) if name.lower() not in dropped]
@@ -224,18 +223,29 @@ def _is_plain_json(start: Message) -> bool:
     return kind.split(b";")[0].strip().lower() == b"application/json" and encoding in (b"", b"identity")
 
 
-def _read(body: bytes) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The connection and its `extra`; None for an `extra` that cannot hold a marker."""
-    # The marker's name can only be there in letters or in JSON's escapes: what has neither is not even
-    # parsed.
+def _read(body: bytes) -> dict[str, Any] | None:
+    """The connection, if it may be a marked one."""
+    # The marker's name can only be there in letters or in JSON's escapes: what has neither is not even parsed.
     if _WORD not in body.lower() and b"\\u" not in body:
-        return {}, None
+        return None
     try:
         connection = json.loads(body)
-        extra = json.loads(connection["extra"]) if isinstance(connection.get("extra"), str) else None
-    except (ValueError, RecursionError, AttributeError):
-        return {}, None
-    return connection, extra if isinstance(extra, dict) else None
+    except (ValueError, RecursionError):
+        return None
+    return connection if isinstance(connection, dict) and isinstance(connection.get("extra"), str) else None
+
+
+def _extra(text: str) -> dict[str, Any]:
+    """The connection's `extra`. Raises `Refusal` where it cannot be read but was meant to be marked."""
+    try:
+        extra = json.loads(text)
+    except (ValueError, RecursionError):
+        extra = None
+    if isinstance(extra, dict):
+        return extra
+    if NAME.lower() in text.lower():
+        raise Refusal("marker_invalid", f"the connection's extra has `{NAME}` in it, but is no JSON object")
+    return {}
 
 
 def _prepare() -> None:
