@@ -514,7 +514,11 @@ def _expiry(token: str) -> float | None:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (ValueError, binascii.Error, RecursionError):
         return None
-    return _seconds(claims.get("exp")) if isinstance(claims, dict) else None
+    expiry = claims.get("exp") if isinstance(claims, dict) else None
+    # A point in time, not a span: `_seconds` would take it for a senselessly long one.
+    if isinstance(expiry, bool) or not isinstance(expiry, (int, float)) or not math.isfinite(expiry):
+        return None
+    return float(expiry)
 
 
 def _unusable(option: str, error: BaseException) -> Refusal:
