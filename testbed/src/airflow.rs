@@ -45,6 +45,8 @@ const START: Duration = Duration::from_secs(120);
 const COMMAND: u32 = 180;
 /// How long a run of a DAG may take.
 const RUN: Duration = Duration::from_secs(180);
+/// A copy of the database before anything was in it.
+const EMPTY: &str = "empty.db";
 /// Where Airflow serves the key set of identities.
 const KEYS_PATH: &str = "/airflow-envoy/jwks.json";
 
@@ -79,6 +81,7 @@ pub struct Airflow {
     pub password: String,
     program: PathBuf,
     environment: Vec<(String, String)>,
+    settings: Vec<(String, String)>,
     token: Mutex<String>,
     components: Mutex<Vec<Session>>,
     // After the components: they use it.
@@ -175,7 +178,9 @@ pub async fn run(
 ) -> Result<String> {
     let doing = format!("{} {}", program.display(), arguments.join(" "));
     let output = tokio::task::spawn_blocking(move || {
-        Command::new("timeout")
+        let mut command = Command::new("timeout");
+        scrub(&mut command);
+        command
             .args(["--signal=KILL", &COMMAND.to_string()])
             .arg(program)
             .args(arguments)
@@ -232,6 +237,15 @@ fn connections(egress: SocketAddr) -> Vec<(String, String)> {
     .into_iter()
     .map(|(name, marker)| (format!("AIRFLOW_CONN_{name}"), connection(marker).to_string()))
     .collect()
+}
+
+/// Takes the variables of an Airflow that this machine may have away from `command`.
+fn scrub(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"AIRFLOW") {
+            command.env_remove(name);
+        }
+    }
 }
 
 /// Pairs of a variable and its value.
@@ -294,7 +308,7 @@ impl Airflow {
             ("AIRFLOW__API_AUTH__JWT_KID", "airflow-api".to_owned()),
             ("AIRFLOW__API_AUTH__JWT_ISSUER", "https://airflow-api.internal".to_owned()),
             ("AIRFLOW__API_AUTH__TRUSTED_JWKS_URL", path(&tokens.join("jwks.json"))),
-            ("AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME", "0.2".to_owned()),
+            ("AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME", "0.3".to_owned()),
             ("AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC", "1".to_owned()),
             ("AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "False".to_owned()),
             // A proxy of the surroundings is not on the way to ourselves.
@@ -310,6 +324,8 @@ impl Airflow {
             ("AIRFLOW__AIRFLOW_ENVOY__SCOPE", "orders:read".to_owned()),
             ("AIRFLOW__AIRFLOW_ENVOY__RESOURCE", RESOURCE.to_owned()),
             ("AIRFLOW__AIRFLOW_ENVOY__CA_FILE", path(around.authority_file)),
+            // Not longer than `envoy.yaml` accepts (`max_lifetime`).
+            ("AIRFLOW__AIRFLOW_ENVOY__DEFERRED_IDENTITY_LIFETIME", "120".to_owned()),
         ]);
 
         let tls = around.authority.issue("airflow.internal")?.acceptor()?;
@@ -322,12 +338,17 @@ impl Airflow {
             password,
             program,
             environment,
+            settings: settings.clone(),
             token: Mutex::default(),
             components: Mutex::default(),
             _database: database,
         };
         airflow.keys.lead_to(Some(address));
         airflow.command(&["db", "migrate"]).await?;
+        if !options.postgres {
+            let (new, empty) = (airflow.home.join("airflow.db"), airflow.home.join(EMPTY));
+            fs::copy(new, &empty).context(empty.display())?;
+        }
         let connections = connections(airflow.egress.address);
         let server = [settings.clone(), connections.clone(), options.server.clone()].concat();
         let workers = options.workers.max(1).to_string();
@@ -383,6 +404,58 @@ impl Airflow {
     ) -> Result<String> {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         run(self.program.clone(), arguments, [&self.environment[..], more].concat()).await
+    }
+
+    /// Runs `dag` by `airflow dags test`, in this one process and with a database of its own: the process asserts its
+    /// identities itself, as [`WORKER_ISSUER`], with the keys in `ring`. What it printed.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub async fn dags_test(&self, dag: &str, ring: &Path) -> Result<String> {
+        let home = self.home.with_file_name("airflow-dags-test");
+        fs::create_dir_all(&home).context(home.display())?;
+        let database = home.join("airflow.db");
+        fs::copy(self.home.join(EMPTY), &database).context(database.display())?;
+        let more = variables(&[
+            ("AIRFLOW_HOME", home.display().to_string()),
+            ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", format!("sqlite:///{}", database.display())),
+            ("AIRFLOW__SECRETS__BACKEND", "airflow_envoy.worker.EnvoyIdentityBackend".to_owned()),
+        ]);
+        let more = [more, self.worker_settings(ring), connections(self.egress.address)].concat();
+        self.command_with(&["dags", "test", dag], &more).await
+    }
+
+    /// As [`Airflow::dags_test`], with [`LEGACY_VERSION`].
+    ///
+    /// # Errors
+    /// If it is not there, or the command fails.
+    pub async fn legacy_dags_test(&self, dag: &str, ring: &Path) -> Result<String> {
+        let home = self.home.with_file_name("airflow-legacy");
+        fs::create_dir_all(&home).context(home.display())?;
+        let database = home.join("airflow.db").display().to_string();
+        let dags = crate::repository().join("testbed/airflow/legacy").display().to_string();
+        let more = variables(&[
+            ("AIRFLOW_HOME", home.display().to_string()),
+            ("AIRFLOW__CORE__DAGS_FOLDER", dags),
+            ("AIRFLOW__CORE__LOAD_EXAMPLES", "False".to_owned()),
+            ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", format!("sqlite:///{database}")),
+            ("AIRFLOW__SECRETS__BACKEND", "airflow_envoy.worker2.EnvoyIdentityBackend".to_owned()),
+            ("no_proxy", "*".to_owned()),
+        ]);
+        let more = [more, self.worker_settings(ring), connections(self.egress.address)].concat();
+        let program = program(LEGACY_VERSION, "airflow")?;
+        let arguments = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        run(program.clone(), arguments(&["db", "migrate"]), more.clone()).await?;
+        run(program, arguments(&["dags", "test", dag]), more).await
+    }
+
+    /// The section `airflow_envoy` of a worker that asserts identities itself, with the keys in `ring`.
+    fn worker_settings(&self, ring: &Path) -> Vec<(String, String)> {
+        let own = variables(&[
+            ("AIRFLOW__AIRFLOW_ENVOY__ISSUER", WORKER_ISSUER.to_owned()),
+            ("AIRFLOW__AIRFLOW_ENVOY__KEYS", ring.display().to_string()),
+        ]);
+        [self.settings.clone(), own].concat()
     }
 
     /// The token that the supervisor of the task instance `id` would hold, signed with Airflow's own key.
@@ -446,7 +519,7 @@ impl Airflow {
                 let tasks = tasks.join(", ");
                 return Err(Error::new(format!("{run:?} is `{state}` after {RUN:?}: {tasks}")));
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 
@@ -567,6 +640,7 @@ impl Airflow {
     ) -> Result<Session> {
         let log = self.home.with_file_name(format!("{name}.log"));
         Session::start(name, &self.program, &log, |command| {
+            scrub(command);
             command.arg(name).args(arguments);
             command.envs(self.environment.iter().chain(more).map(|(name, value)| (name, value)));
         })

@@ -1,11 +1,14 @@
-"""Makes the calls that its run's configuration lists, one task each: `connection`, `path`, `headers`, `times`.
+"""Makes the calls that its run's configuration lists, in order.
 
-Each task returns what came back, and how long reading the connection took; it fails if the connection cannot be read.
+A call has a `connection`, and may have `path`, `headers`, `times` and, after each time, a `pause` in seconds. What came back
+is returned, with the seconds that reading the connection took; a connection that cannot be read is one more answer.
+With `until`, the task goes on running until that file is there, for two minutes at most.
 """
 
 from __future__ import annotations
 
 import datetime
+import os
 import time
 
 from airflow.providers.http.hooks.http import HttpHook
@@ -16,32 +19,34 @@ with DAG(
     schedule=None,
     start_date=datetime.datetime(2026, 1, 1),
     catchup=False,
-    params={"calls": []},
+    params={"calls": [], "until": ""},
     default_args={"owner": "ada"},
     access_control={"DataScience": {"DAGs": {"can_read", "can_edit"}}},
 ):
 
     @task
-    def calls() -> list[dict]:
-        return get_current_context()["params"]["calls"]
-
-    @task
-    def call(asked: dict) -> list[dict]:
-        hook = HttpHook(method="GET", http_conn_id=asked["connection"])
+    def call() -> list[dict]:
+        params = get_current_context()["params"]
         answers = []
-        for _ in range(asked.get("times", 1)):
-            begun = time.monotonic()
-            try:
-                hook.get_connection(asked["connection"])
-            finally:
-                seconds = time.monotonic() - begun
-                print(f"reading the connection took {seconds:.3f} s")
-            response = hook.run(
-                asked.get("path", "/v1/orders/ds_any/call"),
-                headers=asked.get("headers"),
-                extra_options={"check_response": False},
-            )
-            answers.append({"status": response.status_code, "body": response.json(), "seconds": seconds})
+        for asked in params["calls"]:
+            for _ in range(asked.get("times", 1)):
+                answers.append(_answer(asked))
+                time.sleep(asked.get("pause", 0))
+        deadline = time.monotonic() + 120
+        while params["until"] and not os.path.exists(params["until"]) and time.monotonic() < deadline:
+            time.sleep(0.1)
         return answers
 
-    call.expand(asked=calls())
+    def _answer(asked: dict) -> dict:
+        hook = HttpHook(method="GET", http_conn_id=asked["connection"])
+        begun = time.monotonic()
+        try:
+            hook.get_connection(asked["connection"])
+        except Exception as error:  # the answer that is asked for
+            return {"refused": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - begun}
+        seconds = time.monotonic() - begun
+        path = asked.get("path", "/v1/orders/ds_any/call")
+        response = hook.run(path, headers=asked.get("headers"), extra_options={"check_response": False})
+        return {"status": response.status_code, "body": response.json(), "seconds": seconds}
+
+    call()

@@ -26,7 +26,7 @@ with DAG(
     HttpSensor(
         task_id="ready",
         http_conn_id="orders_api",
-        endpoint="/v1/orders/ds_deferred/ready",
+        endpoint="/v1/orders/ds_deferred/ready?once=404",
         poke_interval=1,
         timeout=60,
         deferrable=True,
