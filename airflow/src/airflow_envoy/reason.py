@@ -42,7 +42,7 @@ def on_task_instance_failed(task_instance: Any, error: Any) -> None:
 
 
 def _in_task() -> bool:
-    """Whether this is a task's own process in Airflow 3: the API server and the scheduler call listeners too."""
+    """Whether this is a task's own process, of Airflow 3: the API server and others call listeners too."""
     return hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS")
 
 

@@ -173,7 +173,7 @@ class IdentityMiddleware:
 
 
 class _Answer:
-    """Airflow's answer to a connection read, held back until it is whole, if it may be a marked connection."""
+    """Airflow's answer to a connection read, held back until it is whole if it may be a marked one."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -214,7 +214,7 @@ class _Answer:
             await self._send(message)
 
     async def replace(self, status: int, body: bytes) -> None:
-        """Sends ``body`` in place of Airflow's, with Airflow's headers: a refreshed task token is among them."""
+        """Sends ``body`` in place of Airflow's, with its headers: a refreshed task token is among them."""
         start = self._held[0]
         dropped = (b"content-length", b"cache-control", b"etag", b"transfer-encoding")
         headers = [(name, value) for name, value in start.get("headers", ()) if name.lower() not in dropped]
@@ -242,7 +242,7 @@ class _Reasons:
 
 
 def _route(scope: Scope) -> str:
-    """The path below `[api] base_url`, as Airflow's router sees it; empty if it is not the execution API's."""
+    """The path below `[api] base_url`, as Airflow's router sees it; empty outside of the execution API."""
     path: str = scope["path"]
     if "/execution/" not in path:
         return ""
