@@ -1,7 +1,7 @@
 """Which task runs in this process, by Airflow's own context: the one place that turns it into a `Task`.
 
-Everything here is read in the process that runs the DAG's code, so it is what that code lets us see: good for tier 2,
-never for the API server, which asks its database (`database`).
+Everything here is read in the process that runs the DAG's code, so it is what that code lets us see: good
+for tier 2, never for the API server, which asks its database (`database`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def running(task_instance: Any) -> Iterator[None]:
 
 
 def current_task(*, roles: bool = True) -> Task | None:
-    """The task that runs in this process; None where there is none (a DAG is parsed, a command runs, a trigger runs).
+    """The task that runs in this process; None where there is none (a DAG is parsed, a trigger runs …).
 
-    From the context of the task if there is one, else from what Airflow binds for its log lines: those are the five names
-    of the task and its id, all else stays unknown. ``roles``: whether the DAG's `access_control` is told.
+    From the context of the task if there is one, else from what Airflow binds for its log lines: those are
+    the five names of the task and its id, all else stays unknown. ``roles``: whether the DAG's
+    `access_control` is told.
     """
     found = _context()
     if found is not None:
@@ -64,7 +65,8 @@ def deferred_task(*, roles: bool = True) -> Task | None:
 
 def _context() -> Any | None:
     """Airflow's context of the task that runs here."""
-    # Not by import: where nobody imported the module, no task runs, and a secrets backend must not be what loads it.
+    # Not by import: where nobody imported the module, no task runs, and a secrets backend must not be what
+    # loads it.
     for module, attribute in (
         ("airflow.sdk.definitions._internal.contextmanager", "get_current_context"),
         ("airflow.operators.python", "get_current_context"),
@@ -74,7 +76,7 @@ def _context() -> Any | None:
             continue
         try:
             return function()
-        except Exception:  # noqa: BLE001, S112 - RuntimeError or AirflowException, by version: there is no context
+        except Exception:  # noqa: BLE001, S112 - by version: there is no context
             continue
     return _context_of_airflow_2()
 
@@ -99,9 +101,7 @@ def _of_context(context: Any, *, roles: bool) -> Task | None:
     )
 
 
-def _of(
-    task_instance: Any, *, task: Any, dag: Any, dag_run: Any, roles: bool, tier: str = "worker"
-) -> Task:
+def _of(task_instance: Any, *, task: Any, dag: Any, dag_run: Any, roles: bool, tier: str = "worker") -> Task:
     return Task(
         dag_id=str(task_instance.dag_id),
         task_id=str(task_instance.task_id),
@@ -129,7 +129,9 @@ def _of_log_variables() -> Task | None:
     if structlog is None:
         return None
     bound = structlog.get_contextvars()
-    if "trigger_id" in bound or any(bound.get(name) is None for name in ("dag_id", "task_id", "run_id", "try_number")):
+    if "trigger_id" in bound or any(
+        bound.get(name) is None for name in ("dag_id", "task_id", "run_id", "try_number")
+    ):
         return None
     return Task(
         dag_id=str(bound["dag_id"]),
@@ -161,7 +163,7 @@ def _names(dag: Any, attribute: str) -> tuple[str, ...] | None:
     return tuple(sorted({str(name) for name in names}))
 
 
-def _fact(source: Any, attribute: str) -> str | None | Unknown:
+def _fact(source: Any, attribute: str) -> str | Unknown | None:
     """A fact for which None means that there is none; `UNKNOWN` where this Airflow does not have it."""
     if source is None:
         return UNKNOWN
