@@ -65,24 +65,16 @@ def deferred_task(*, roles: bool = True) -> Task | None:
 
 def _context() -> Any | None:
     """Airflow's context of the task that runs here."""
-    # Not by import: where nobody imported the module, no task runs, and a secrets backend must not be what
-    # loads it.
-    for module, attribute in (
-        ("airflow.sdk.definitions._internal.contextmanager", "get_current_context"),
-        ("airflow.operators.python", "get_current_context"),
-    ):
-        function = getattr(sys.modules.get(module), attribute, None)
-        if function is None:
-            continue
+    # Nothing is imported that is not there already: in a process without it no task runs, and a secrets
+    # backend must not be what loads it.
+    if "airflow.sdk.execution_time.task_runner" in sys.modules:
+        from airflow.sdk import get_current_context
+
         try:
-            return function()
-        except Exception:  # noqa: BLE001, S112 - by version: there is no context
-            continue
-    return _context_of_airflow_2()
-
-
-def _context_of_airflow_2() -> Any | None:
-    # `airflow.operators.python` is only loaded if a DAG uses it; this is the list behind it.
+            return get_current_context()
+        except RuntimeError:
+            return None
+    # Airflow 2: what its own `get_current_context` reads, whose module only some DAGs load.
     contexts = getattr(sys.modules.get("airflow.models.taskinstance"), "_CURRENT_CONTEXT", None)
     return contexts[-1] if contexts else None
 
@@ -109,7 +101,8 @@ def _of(task_instance: Any, *, task: Any, dag: Any, dag_run: Any, roles: bool, t
         map_index=_map_index(getattr(task_instance, "map_index", None)),
         try_number=int(task_instance.try_number),
         ti_id=_text(_quietly(task_instance, "id")),
-        state=_text(_quietly(task_instance, "state")) or ("deferred" if tier == "triggerer" else "running"),
+        # By where this is read. `dags test` leaves what it runs `scheduled`.
+        state="deferred" if tier == "triggerer" else "running",
         queue=_text(_quietly(task_instance, "queue")) or _text(getattr(task, "queue", None)),
         pool=_text(_quietly(task_instance, "pool")) or _text(getattr(task, "pool", None)),
         hostname=_text(_quietly(task_instance, "hostname")),
