@@ -8,12 +8,15 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+from ..proxy import listeners
 from .middleware import IdentityMiddleware
 from .routes import key_sets
 
 
 class AirflowEnvoyPlugin(AirflowPlugin):  # type: ignore[misc]
-    """Adds the identity middleware and the key sets to Airflow's API server. Airflow 2 ignores both."""
+    """Adds the identity middleware and the key sets to Airflow's API server (Airflow 2 ignores both), and to
+    the processes of tasks, if proxy mode is on, its listener.
+    """
 
     name = "airflow_envoy"
     fastapi_root_middlewares: list[Any] = [  # noqa: RUF012 - as Airflow declares it
@@ -22,3 +25,4 @@ class AirflowEnvoyPlugin(AirflowPlugin):  # type: ignore[misc]
     fastapi_apps: list[Any] = [  # noqa: RUF012
         {"app": key_sets, "url_prefix": "/airflow-envoy", "name": "airflow-envoy key sets"}
     ]
+    listeners: list[Any] = listeners()  # noqa: RUF012
