@@ -22,19 +22,22 @@ from .refusal import Refusal
 def marked_extra(connection: Any) -> dict[str, Any] | None:
     """The ``extra`` of a connection that has the marker, parsed; None of any other.
 
-    Not by the connection's own `extra_dejson`: that one masks by asking the supervisor, which a trigger's
-    event loop must not do.
+    Raises `Refusal` where it cannot be read but was meant to be marked. Not by the connection's own
+    `extra_dejson`: that one masks by asking the supervisor, which a trigger's event loop must not do.
     """
     text = getattr(connection, "extra", None)
-    if not isinstance(text, str) or NAME.lower() not in text.lower():
+    # The marker's name is there in letters or in JSON's escapes: what has neither is not even parsed.
+    if not isinstance(text, str) or (NAME.lower() not in text.lower() and "\\u" not in text):
         return None
     try:
         extra = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(extra, dict) or not any(name.lower() == NAME.lower() for name in extra):
-        return None
-    return extra
+    except (ValueError, RecursionError):
+        extra = None
+    if isinstance(extra, dict):
+        return extra if any(name.lower() == NAME.lower() for name in extra) else None
+    if NAME.lower() in text.lower():
+        raise Refusal("marker_invalid", f"the connection's extra has `{NAME}` in it, but is no JSON object")
+    return None
 
 
 def with_credentials(
@@ -62,6 +65,12 @@ def with_credentials(
         ) from None
     if enriched is None:
         return connection
+    if connection.conn_type == "http" and connection.login and AUTHORIZATION in enriched:
+        raise Refusal(
+            "marker_invalid",
+            "the marked connection has a login, which HTTP clients would send instead of the access token: "
+            "remove login and password from it",
+        )
     mask(enriched.get(IDENTITY))
     mask(str(enriched.get(AUTHORIZATION, "")).removeprefix("Bearer "))
     return with_extra(connection, enriched)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from .identity import UNKNOWN, Task, Unknown, owners
+from .identity import UNKNOWN, Task, Unknown, editors, owners
 
 _instance: ContextVar[Any] = ContextVar("airflow_envoy_task_instance", default=None)
 
@@ -107,8 +107,8 @@ def _of(task_instance: Any, *, task: Any, dag: Any, dag_run: Any, roles: bool, t
         pool=_text(_quietly(task_instance, "pool")) or _text(getattr(task, "pool", None)),
         hostname=_text(_quietly(task_instance, "hostname")),
         owners=owners(_text(getattr(task, "owner", None))),
-        tags=_names(dag, "tags"),
-        roles=_names(dag, "access_control") if roles else None,
+        tags=_tags(dag),
+        roles=editors(getattr(dag, "access_control", None)) if roles and dag is not None else None,
         team=_fact(dag_run, "team_name"),
         run_type=_text(_quietly(dag_run, "run_type")),
         triggering_user_name=_fact(dag_run, "triggering_user_name"),
@@ -148,12 +148,10 @@ def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _names(dag: Any, attribute: str) -> tuple[str, ...] | None:
-    """The sorted names in a set or mapping of a DAG; None if there is no DAG to ask."""
-    if dag is None or not hasattr(dag, attribute):
-        return None
-    names: Iterable[Any] = getattr(dag, attribute) or ()
-    return tuple(sorted({str(name) for name in names}))
+def _tags(dag: Any) -> tuple[str, ...] | None:
+    """The sorted tags of a DAG; None if there is no DAG to ask."""
+    tags: Iterable[Any] | None = None if dag is None else getattr(dag, "tags", ())
+    return None if dag is None else tuple(sorted({str(tag) for tag in tags or ()}))
 
 
 def _fact(source: Any, attribute: str) -> str | Unknown | None:

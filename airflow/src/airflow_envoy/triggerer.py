@@ -23,17 +23,18 @@ DAGs; but they share one process, and one of them could ask as another. The clai
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import logging
 import os
 import sys
 import threading
+import uuid
 from types import FrameType
 from typing import Any
 
 from .delegate import Delegating
+from .identity import Task
 from .record import record
 from .refusal import CODES, Refusal
 
@@ -185,33 +186,34 @@ def _connection(trigger: int, name: str) -> Any | None:
     extra = marked_extra(connection)
     if extra is None:
         return connection
-    task = _deferred(trigger)
     return with_credentials(
-        connection, extra, lambda _: task, lifetime=lambda issuer: issuer.settings.deferred_identity_lifetime
+        connection,
+        extra,
+        lambda issuer: _deferred(trigger, roles=issuer.settings.roles),
+        lifetime=lambda issuer: issuer.settings.deferred_identity_lifetime,
     )
 
 
-def _deferred(trigger: int) -> Any:
-    """The task instance that waits for ``trigger``. Raises `Refusal` unless there is exactly one, and it is
-    `deferred`.
-    """
+def _deferred(trigger: int, *, roles: bool) -> Task:
+    """The task that waits for ``trigger``. Raises `Refusal` unless there is exactly one, and it is `deferred`."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from sqlalchemy import select
     from sqlalchemy.exc import SQLAlchemyError
 
-    from . import database
+    from .database import task_instance
 
     try:
+        # A session of its own: the supervisor's other threads have theirs.
         with create_session(scoped=False) as session:
-            found = session.scalars(
-                select(TaskInstance.id).where(TaskInstance.trigger_id == trigger).limit(2)
-            ).all()
+            query = select(TaskInstance.id).where(TaskInstance.trigger_id == trigger).limit(2)
+            found = session.scalars(query).all()
     except SQLAlchemyError as error:
-        record(logging.ERROR, "fault", error=type(error).__name__, trigger=trigger)
+        record(logging.ERROR, "database_unavailable", problem=type(error).__name__, trigger=trigger)
         raise Refusal(
             "database_unavailable",
-            "Airflow's database could not be asked for the task that this trigger belongs to; try again",
+            "Airflow's database did not answer the question for the trigger's task; try again, or see the "
+            "triggerer's log",
         ) from None
     if len(found) != 1:
         raise Refusal(
@@ -219,14 +221,14 @@ def _deferred(trigger: int) -> Any:
             f"trigger {trigger} belongs to {'several tasks' if found else 'no task'}; "
             "only the trigger of one deferred task has an identity",
         )
-    task = database.task_instance(found[0])
+    task = task_instance(uuid.UUID(str(found[0])), roles=roles, tier="triggerer")
     if task.state != "deferred":
         raise Refusal(
             "task_not_running",
             f"the task of this trigger is `{task.state}`, not `deferred`; "
             "only a trigger that is waited for has an identity",
         )
-    return dataclasses.replace(task, tier="triggerer")
+    return task
 
 
 def _told(name: str, refusal: Refusal, trigger: str) -> Any:

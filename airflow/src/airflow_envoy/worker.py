@@ -64,10 +64,12 @@ class EnvoyIdentityBackend(EnvoyTriggererBackend):
         # Here, for the sake of all the processes that load a backend and never meet a marked connection.
         from .connection import marked_extra, refuse, with_credentials
 
-        extra = marked_extra(connection) if connection is not None else None
-        if extra is None:
-            return connection
+        if connection is None:
+            return None
         try:
+            extra = marked_extra(connection)
+            if extra is None:
+                return connection
             return with_credentials(
                 connection,
                 extra,
