@@ -1,7 +1,7 @@
 """Which task runs in this process, by Airflow's own context: the one place that turns it into a `Task`.
 
-Everything here is read in the process that runs the DAG's code, so it is what that code lets us see: good for tier 2,
-never for the API server, which asks its database (`database`).
+Everything here is read in the process that runs the DAG's code, so it is what that code lets us see: good
+for tier 2, never for the API server, which asks its database (`database`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from .identity import UNKNOWN, Task, Unknown, owners
+from .identity import UNKNOWN, Task, Unknown, editors, owners
 
 _instance: ContextVar[Any] = ContextVar("airflow_envoy_task_instance", default=None)
 
@@ -31,10 +31,11 @@ def running(task_instance: Any) -> Iterator[None]:
 
 
 def current_task(*, roles: bool = True) -> Task | None:
-    """The task that runs in this process; None where there is none (a DAG is parsed, a command runs, a trigger runs).
+    """The task that runs in this process; None where there is none (a DAG is parsed, a trigger runs …).
 
-    From the context of the task if there is one, else from what Airflow binds for its log lines: those are the five names
-    of the task and its id, all else stays unknown. ``roles``: whether the DAG's `access_control` is told.
+    From the context of the task if there is one, else from what Airflow binds for its log lines: those are
+    the five names of the task and its id, all else stays unknown. ``roles``: whether the DAG's
+    `access_control` is told.
     """
     found = _context()
     if found is not None:
@@ -64,23 +65,16 @@ def deferred_task(*, roles: bool = True) -> Task | None:
 
 def _context() -> Any | None:
     """Airflow's context of the task that runs here."""
-    # Not by import: where nobody imported the module, no task runs, and a secrets backend must not be what loads it.
-    for module, attribute in (
-        ("airflow.sdk.definitions._internal.contextmanager", "get_current_context"),
-        ("airflow.operators.python", "get_current_context"),
-    ):
-        function = getattr(sys.modules.get(module), attribute, None)
-        if function is None:
-            continue
+    # Nothing is imported that is not there already: in a process without it no task runs, and a secrets
+    # backend must not be what loads it.
+    if "airflow.sdk.execution_time.task_runner" in sys.modules:
+        from airflow.sdk import get_current_context
+
         try:
-            return function()
-        except Exception:  # noqa: BLE001, S112 - RuntimeError or AirflowException, by version: there is no context
-            continue
-    return _context_of_airflow_2()
-
-
-def _context_of_airflow_2() -> Any | None:
-    # `airflow.operators.python` is only loaded if a DAG uses it; this is the list behind it.
+            return get_current_context()
+        except RuntimeError:
+            return None
+    # Airflow 2: what its own `get_current_context` reads, whose module only some DAGs load.
     contexts = getattr(sys.modules.get("airflow.models.taskinstance"), "_CURRENT_CONTEXT", None)
     return contexts[-1] if contexts else None
 
@@ -99,9 +93,7 @@ def _of_context(context: Any, *, roles: bool) -> Task | None:
     )
 
 
-def _of(
-    task_instance: Any, *, task: Any, dag: Any, dag_run: Any, roles: bool, tier: str = "worker"
-) -> Task:
+def _of(task_instance: Any, *, task: Any, dag: Any, dag_run: Any, roles: bool, tier: str = "worker") -> Task:
     return Task(
         dag_id=str(task_instance.dag_id),
         task_id=str(task_instance.task_id),
@@ -109,13 +101,14 @@ def _of(
         map_index=_map_index(getattr(task_instance, "map_index", None)),
         try_number=int(task_instance.try_number),
         ti_id=_text(_quietly(task_instance, "id")),
-        state=_text(_quietly(task_instance, "state")) or ("deferred" if tier == "triggerer" else "running"),
+        # By where this is read. `dags test` leaves what it runs `scheduled`.
+        state="deferred" if tier == "triggerer" else "running",
         queue=_text(_quietly(task_instance, "queue")) or _text(getattr(task, "queue", None)),
         pool=_text(_quietly(task_instance, "pool")) or _text(getattr(task, "pool", None)),
         hostname=_text(_quietly(task_instance, "hostname")),
         owners=owners(_text(getattr(task, "owner", None))),
-        tags=_names(dag, "tags"),
-        roles=_names(dag, "access_control") if roles else None,
+        tags=_tags(dag),
+        roles=editors(getattr(dag, "access_control", None)) if roles and dag is not None else None,
         team=_fact(dag_run, "team_name"),
         run_type=_text(_quietly(dag_run, "run_type")),
         triggering_user_name=_fact(dag_run, "triggering_user_name"),
@@ -129,7 +122,9 @@ def _of_log_variables() -> Task | None:
     if structlog is None:
         return None
     bound = structlog.get_contextvars()
-    if "trigger_id" in bound or any(bound.get(name) is None for name in ("dag_id", "task_id", "run_id", "try_number")):
+    if "trigger_id" in bound or any(
+        bound.get(name) is None for name in ("dag_id", "task_id", "run_id", "try_number")
+    ):
         return None
     return Task(
         dag_id=str(bound["dag_id"]),
@@ -153,15 +148,13 @@ def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _names(dag: Any, attribute: str) -> tuple[str, ...] | None:
-    """The sorted names in a set or mapping of a DAG; None if there is no DAG to ask."""
-    if dag is None or not hasattr(dag, attribute):
-        return None
-    names: Iterable[Any] = getattr(dag, attribute) or ()
-    return tuple(sorted({str(name) for name in names}))
+def _tags(dag: Any) -> tuple[str, ...] | None:
+    """The sorted tags of a DAG; None if there is no DAG to ask."""
+    tags: Iterable[Any] | None = None if dag is None else getattr(dag, "tags", ())
+    return None if dag is None else tuple(sorted({str(tag) for tag in tags or ()}))
 
 
-def _fact(source: Any, attribute: str) -> str | None | Unknown:
+def _fact(source: Any, attribute: str) -> str | Unknown | None:
     """A fact for which None means that there is none; `UNKNOWN` where this Airflow does not have it."""
     if source is None:
         return UNKNOWN

@@ -1,7 +1,8 @@
 """A secrets backend around another one: what every backend here has in common.
 
-Airflow takes one custom backend. Who has one already (Vault, a cloud's parameter store) names it as `delegate`, with its
-arguments as `delegate_kwargs`; it keeps answering for connections, variables and configuration as before.
+Airflow takes one custom backend. Who has one already (Vault, a cloud's parameter store) names it as
+`delegate`, with its arguments as `delegate_kwargs`; it keeps answering for connections, variables and
+configuration as before.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Delegating(BaseSecretsBackend):  # type: ignore[misc, unused-ignore]
     :param delegate: class of the backend to pass on to, as its import path. None: there is none.
     :param delegate_kwargs: its arguments; a JSON object, or one as text.
 
-    Airflow makes backends while it reads its own configuration: nothing is imported, read or connected before the first
-    question. Airflow 3.0 and 3.1 also make one anew for each question of a task.
+    Airflow makes backends while it reads its own configuration: nothing is imported, read or connected
+    before the first question. Airflow 3.0 and 3.1 also make one anew for each question of a task.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Delegating(BaseSecretsBackend):  # type: ignore[misc, unused-ignore]
         super().__init__()
         if unknown:
             names = ", ".join(f"`{name}`" for name in sorted(unknown))
-            raise ValueError(f"airflow-envoy: the secrets backend knows `delegate` and `delegate_kwargs`, not {names}")
+            raise ValueError(
+                f"airflow-envoy: the secrets backend knows `delegate` and `delegate_kwargs`, not {names}"
+            )
         if isinstance(delegate_kwargs, str):
             delegate_kwargs = json.loads(delegate_kwargs) if delegate_kwargs.strip() else None
         if delegate_kwargs is not None and not isinstance(delegate_kwargs, dict):
@@ -109,7 +112,9 @@ class Delegating(BaseSecretsBackend):  # type: ignore[misc, unused-ignore]
 
 
 def call(method: Callable[..., Any], team_name: str | None, **arguments: Any) -> Any:
-    """Calls a backend's ``method``, with ``team_name`` only if it takes one: backends older than Airflow 3.2 do not."""
+    """Calls a backend's ``method``, with ``team_name`` only if it takes one: backends older than Airflow
+    3.2 do not.
+    """
     try:
         parameters = inspect.signature(method).parameters
     except (TypeError, ValueError):
@@ -120,7 +125,9 @@ def call(method: Callable[..., Any], team_name: str | None, **arguments: Any) ->
 
 
 def access_denied() -> type[Exception] | None:
-    """Airflow's exception by which a backend's refusal is final; None before Airflow 3.2.2, where there is none."""
+    """Airflow's exception by which a backend's refusal is final; None before Airflow 3.2.2, where there is
+    none.
+    """
     try:
         from airflow.sdk.exceptions import AirflowSecretsBackendAccessDenied
     except ImportError:
