@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def carry_out(command: arguments.Command, args: argparse.Namespace) -> int:
-    """Runs one command and returns its exit code. What a user can cause is told in words, never by a traceback."""
+    """Runs one command and returns its exit code. What a user can cause is told in words, never by a
+    traceback.
+    """
     from airflow_envoy.refusal import Refusal
 
     as_json = bool(getattr(args, "json", False))

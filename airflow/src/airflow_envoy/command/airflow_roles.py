@@ -1,4 +1,6 @@
-"""Airflow's roles and the DAGs that each may edit: from the REST API of the FAB auth manager, or from the database."""
+"""Airflow's roles and the DAGs that each may edit: from the REST API of the FAB auth manager, or from the
+database.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def from_permissions(pairs: Iterable[tuple[str, str, str]], roles: dict[str, Rol
 
 
 def from_access_control(dag_id: str, access_control: Any, roles: dict[str, Role]) -> None:
-    """Adds what one DAG's `access_control` says, serialized or not: `{role: {"DAGs": actions}}`, or the older `{role: actions}`."""
+    """Adds what one DAG's `access_control` says, serialized or not: `{role: {"DAGs": actions}}`, or the
+    older `{role: actions}`.
+    """
     for name, resources in (_plain(access_control) or {}).items():
         role = roles.setdefault(name, Role(name))
         actions = resources.get(DAGS, ()) if isinstance(resources, dict) else resources
@@ -74,8 +78,12 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, set, tuple, frozenset)) else value
 
 
-def from_fab(base: str, token: str | None, ca_file: str | None = None, timeout: float = 10.0) -> dict[str, Role]:
-    """The roles by `GET /auth/fab/v1/roles`, page after page. `timeout` in seconds for each request. Raises [`Problem`]."""
+def from_fab(
+    base: str, token: str | None, ca_file: str | None = None, timeout: float = 10.0
+) -> dict[str, Role]:
+    """The roles by `GET /auth/fab/v1/roles`, page after page. `timeout` in seconds for each request. Raises
+    [`Problem`].
+    """
     import httpx
 
     address = urlsplit(base)
@@ -101,8 +109,11 @@ def from_fab(base: str, token: str | None, ca_file: str | None = None, timeout: 
             else:
                 raise Problem(f"{url}: more than {PAGE * MOST_PAGES} roles")
     except httpx.HTTPError as error:
-        raise Problem(f"{url}: {error or type(error).__name__}", "is the API server running, and the URL right?") from None
-    # FAB copies every `access_control` to permissions on `DAG:<id>`, and does not tell those that were given by hand.
+        raise Problem(
+            f"{url}: {error or type(error).__name__}", "is the API server running, and the URL right?"
+        ) from None
+    # FAB copies every `access_control` to permissions on `DAG:<id>`, and does not tell those that were given
+    # by hand.
     for role in roles.values():
         role.claimed = bool(role.dags - {ALL_DAGS})
     return roles
@@ -161,19 +172,19 @@ def _token(file: str | None) -> str | None:
 
 
 def from_database() -> dict[str, Role]:
-    """The roles from Airflow's metadata database: FAB's tables if there are any, and every live DAG's `access_control`.
+    """The roles from Airflow's metadata database: FAB's tables if there are any, and every live DAG's
+    `access_control`.
 
     Raises [`Problem`].
     """
     try:
-        from sqlalchemy import column, inspect, select, table
-        from sqlalchemy.exc import SQLAlchemyError
-
         from airflow import settings
         from airflow.configuration import conf
         from airflow.models import DagModel
         from airflow.models.serialized_dag import SerializedDagModel
         from airflow.utils.session import create_session
+        from sqlalchemy import column, inspect, select, table
+        from sqlalchemy.exc import SQLAlchemyError
     except ImportError as error:
         raise Problem(f"--database needs Airflow here: {error}", "or use --api-server URL") from None
 
@@ -181,7 +192,9 @@ def from_database() -> dict[str, Role]:
     schema = conf.get("database", "sql_alchemy_schema", fallback=None) or None
     role = table("ab_role", column("id"), column("name"), schema=schema)
     held = table("ab_permission_view_role", column("permission_view_id"), column("role_id"), schema=schema)
-    pair = table("ab_permission_view", column("id"), column("permission_id"), column("view_menu_id"), schema=schema)
+    pair = table(
+        "ab_permission_view", column("id"), column("permission_id"), column("view_menu_id"), schema=schema
+    )
     action = table("ab_permission", column("id"), column("name"), schema=schema)
     resource = table("ab_view_menu", column("id"), column("name"), schema=schema)
     alive = ~DagModel.is_stale if hasattr(DagModel, "is_stale") else DagModel.is_active
@@ -211,5 +224,7 @@ def from_database() -> dict[str, Role]:
                     session.expunge(row)
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
-        raise Problem(f"Airflow's database: {reason}", "is this a host of Airflow, and `airflow db check` fine?") from None
+        raise Problem(
+            f"Airflow's database: {reason}", "is this a host of Airflow, and `airflow db check` fine?"
+        ) from None
     return roles

@@ -1,6 +1,7 @@
 """Every command, once: the same table becomes `python -m airflow_envoy …` and `airflow envoy …`.
 
-It is read at every start of Airflow's own command line, so it imports nothing but the standard library; what a
+It is read at every start of Airflow's own command line, so it imports nothing but the standard library; what
+a
 command does is imported when it runs.
 """
 
@@ -25,7 +26,9 @@ class Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """A command. `run` names the function `module:function` that takes the parsed arguments and returns the exit code."""
+    """A command. `run` names the function `module:function` that takes the parsed arguments and returns the
+    exit code.
+    """
 
     name: str
     help: str
@@ -41,7 +44,11 @@ class Command:
 
     def epilog(self, prog: str) -> str:
         """Examples for the help, as they are typed after `prog`."""
-        return "examples:\n" + "\n".join(f"  {prog} {example}" for example in self.examples) if self.examples else ""
+        return (
+            "examples:\n" + "\n".join(f"  {prog} {example}" for example in self.examples)
+            if self.examples
+            else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -68,15 +75,24 @@ def seconds(text: str) -> float:
 
 JSON = Argument("--json", action="store_true", help="print one JSON document")
 FOLDER = Argument(
-    "--folder", metavar="PATH", help="the key ring's folder; without it, the option `keys` of section airflow_envoy"
+    "--folder",
+    metavar="PATH",
+    help="the key ring's folder; without it, the option `keys` of section airflow_envoy",
 )
 SOURCES = (
-    Argument("--database", action="store_true", help="read Airflow's metadata database (on a host of Airflow)"),
-    Argument("--api-server", metavar="URL", help="ask the REST API of Airflow's FAB auth manager at this base URL"),
+    Argument(
+        "--database", action="store_true", help="read Airflow's metadata database (on a host of Airflow)"
+    ),
+    Argument(
+        "--api-server", metavar="URL", help="ask the REST API of Airflow's FAB auth manager at this base URL"
+    ),
     Argument(
         "--token-file",
         metavar="FILE",
-        help="file with the bearer token for --api-server, - for standard input; else the variable AIRFLOW_API_TOKEN",
+        help=(
+            "file with the bearer token for --api-server, - for standard input; else the variable "
+            "AIRFLOW_API_TOKEN"
+        ),
     ),
     Argument("--ca-file", metavar="FILE", help="CA bundle (PEM) for --api-server"),
 )
@@ -111,11 +127,17 @@ KEYS = Group(
                     help="time between publishing the new key and signing with it, such as 10m (the default)",
                 ),
                 Argument("--now", action="store_true", help="sign with the new key at once"),
-                Argument("--alg", choices=("ES256", "EdDSA"), help="algorithm of the new key; default: that of the present one"),
+                Argument(
+                    "--alg",
+                    choices=("ES256", "EdDSA"),
+                    help="algorithm of the new key; default: that of the present one",
+                ),
                 JSON,
             ),
-            "The new key is published at once and signs after the lead, so that Envoy knows it before it is used. "
-            "The old one stays published until the last identity that it signed is over. No restart of anything.",
+            "The new key is published at once and signs after the lead, so that Envoy knows it before it is "
+            "used. "
+            "The old one stays published until the last identity that it signed is over. No restart of "
+            "anything.",
             ("keys rotate", "keys rotate --lead 1h", "keys rotate --now"),
         ),
         Command(
@@ -123,7 +145,8 @@ KEYS = Group(
             "Withdraw a key that leaked",
             "airflow_envoy.command.keys:retire",
             (Argument("kid", metavar="KID", help="id of the key, as `keys list` shows it"), FOLDER, JSON),
-            "The key leaves the published set at once. Envoy stops believing it at its next refresh of the keys "
+            "The key leaves the published set at once. Envoy stops believing it at its next refresh of the "
+            "keys "
             "(`refresh`, or the minute that the answer may be cached).",
             ("keys retire 5v3PS0kWbtRHZYEyQAzWUDt8F3_Zt_PIgFQBvQeQKnM",),
         ),
@@ -132,7 +155,8 @@ KEYS = Group(
             "Show the keys and what each one is doing",
             "airflow_envoy.command.keys:show",
             (FOLDER, JSON),
-            "Never shows a private key. Warns about keys that others may read and about a change that is due.",
+            "Never shows a private key. Warns about keys that others may read and about a change that is "
+            "due.",
             ("keys list", "keys list --folder /etc/airflow-envoy/keys --json"),
         ),
         Command(
@@ -140,7 +164,8 @@ KEYS = Group(
             "Print the public keys as a JWK set",
             "airflow_envoy.command.keys:jwks",
             (FOLDER, JSON),
-            "What the API server answers at /airflow-envoy/jwks.json: for Envoy's `jwks.inline`, or a web server of your own.",
+            "What the API server answers at /airflow-envoy/jwks.json: for Envoy's `jwks.inline`, or a web "
+            "server of your own.",
             ("keys jwks > jwks.json",),
         ),
     ),
@@ -151,7 +176,11 @@ DOCTOR = Command(
     "Check everything that a marked connection needs",
     "airflow_envoy.command.doctor:run",
     (
-        Argument("--api-server", metavar="URL", help="base URL of Airflow's API server; default: api.base_url of Airflow"),
+        Argument(
+            "--api-server",
+            metavar="URL",
+            help="base URL of Airflow's API server; default: api.base_url of Airflow",
+        ),
         Argument("--connection", metavar="ID", help="also check this marked connection"),
         Argument(
             "--envoy",
@@ -160,11 +189,16 @@ DOCTOR = Command(
         ),
         Argument("--ca-file", metavar="FILE", help="CA bundle (PEM) for --api-server and --envoy"),
         Argument(
-            "--timeout", type=seconds, default=2.0, metavar="SPAN", help="longest time that one check may take (default 2s)"
+            "--timeout",
+            type=seconds,
+            default=2.0,
+            metavar="SPAN",
+            help="longest time that one check may take (default 2s)",
         ),
         JSON,
     ),
-    "One line for each check: OK, WARN or FAIL, what is wrong, and how to mend it. Checks are independent: one that "
+    "One line for each check: OK, WARN or FAIL, what is wrong, and how to mend it. Checks are independent: "
+    "one that "
     "breaks hides no other. Run it where Airflow's API server runs, as its user and with its environment.",
     ("doctor", "doctor --connection orders_api --envoy http://127.0.0.1:10000/airflow-envoy/status"),
 )
@@ -179,9 +213,14 @@ IMPORT_ROLES = Command(
             "--by",
             choices=("dag", "claim"),
             default="dag",
-            help="dag: by the ids of the DAGs that the role may edit (default); claim: by `airflow_roles` in the identity",
+            help=(
+                "dag: by the ids of the DAGs that the role may edit (default); claim: by `airflow_roles` "
+                "in the identity"
+            ),
         ),
-        Argument("--role", action="append", metavar="NAME", help="only this Airflow role; may be given again"),
+        Argument(
+            "--role", action="append", metavar="NAME", help="only this Airflow role; may be given again"
+        ),
         Argument(
             "--merge",
             metavar="POLICY",
@@ -189,8 +228,10 @@ IMPORT_ROLES = Command(
         ),
         JSON,
     ),
-    "Prints the `roles` of a policy: for each Airflow role, `airflow-<role>`. A role that may edit a DAG (can_edit, by "
-    "the DAG's access_control or by FAB) holds for the tasks of that DAG. YAML if PyYAML is installed, else JSON. "
+    "Prints the `roles` of a policy: for each Airflow role, `airflow-<role>`. A role that may edit a DAG "
+    "(can_edit, by "
+    "the DAG's access_control or by FAB) holds for the tasks of that DAG. YAML if PyYAML is installed, else "
+    "JSON. "
     "The output is sorted and has no date, so that it can be kept in version control.",
     (
         "import-roles --database > airflow-roles.yaml",
@@ -203,7 +244,11 @@ CHECK_ROLES = Command(
     "check-roles",
     "Find roles that a policy names and Airflow does not have",
     "airflow_envoy.command.roles:check_roles",
-    (Argument("policy", nargs="+", metavar="POLICY", help="policy, JSON or YAML; - for standard input"), *SOURCES, JSON),
+    (
+        Argument("policy", nargs="+", metavar="POLICY", help="policy, JSON or YAML; - for standard input"),
+        *SOURCES,
+        JSON,
+    ),
     "Compares every `airflow_roles` of the policies with Airflow's roles. Exit code 1 if one does not exist.",
     ("check-roles policy.json --api-server https://airflow.example --token-file token.txt",),
 )
@@ -211,7 +256,8 @@ CHECK_ROLES = Command(
 GROUPS: tuple[Group | Command, ...] = (KEYS, DOCTOR, IMPORT_ROLES, CHECK_ROLES)
 DESCRIPTION = "Airflow Envoy: keys, diagnosis and roles for the identities of Airflow's tasks."
 EXIT_CODES = (
-    "exit codes: 0 done, nothing found; 1 something was found (a failed check, a missing role); 2 wrong usage; "
+    "exit codes: 0 done, nothing found; 1 something was found (a failed check, a missing role); 2 wrong "
+    "usage; "
     "3 it could not be done (unreadable input, unusable key ring or settings, no answer)"
 )
 
@@ -236,7 +282,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         if len(path) > 1:
             group = next(entry for entry in GROUPS if entry.name == path[0])
             if group.name not in groups:
-                below = names.add_parser(group.name, help=group.help, description=group.help, epilog=EXIT_CODES)
+                below = names.add_parser(
+                    group.name, help=group.help, description=group.help, epilog=EXIT_CODES
+                )
                 groups[group.name] = below.add_subparsers(metavar="COMMAND", required=True)
             place = groups[group.name]
         one = place.add_parser(

@@ -1,4 +1,6 @@
-"""`airflow envoy …`: the commands as Airflow's command line wants them (Airflow 3.2 and newer, provider key `cli`)."""
+"""`airflow envoy …`: the commands as Airflow's command line wants them (Airflow 3.2 and newer, provider key
+`cli`).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def _entry(entry: arguments.Group | arguments.Command) -> Any:
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
 
     if isinstance(entry, arguments.Group):
-        return GroupCommand(name=entry.name, help=entry.help, subcommands=tuple(_entry(c) for c in entry.commands))
+        return GroupCommand(
+            name=entry.name, help=entry.help, subcommands=tuple(_entry(c) for c in entry.commands)
+        )
     return ActionCommand(
         name=entry.name,
         help=entry.help,

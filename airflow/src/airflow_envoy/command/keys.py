@@ -16,7 +16,9 @@ from airflow_envoy.command.report import DONE, USAGE, Problem, note, print_json,
 __all__ = ["DEFAULT_LEAD", "OLD", "folder_of", "jwks", "new", "retire", "rotate", "show", "state", "warnings"]
 
 DEFAULT_LEAD = 600
-"""Seconds between publishing a key and signing with it: more than the filter's greatest default `refresh` (5 m)."""
+"""Seconds between publishing a key and signing with it: more than the filter's greatest default `refresh` (5
+m).
+"""
 OLD = 365 * 86400
 """Seconds after which a key that signs, and that nothing follows, is worth a word."""
 
@@ -52,7 +54,9 @@ def rotate(args: argparse.Namespace) -> int:
     else:
         print(f"the {entry.alg} key {entry.kid} signs from now on")
     if not lead and entry.kid not in known:
-        note("this key was not published before: calls may be refused (identity_key_unknown) for some seconds")
+        note(
+            "this key was not published before: calls may be refused (identity_key_unknown) for some seconds"
+        )
     return DONE
 
 
@@ -61,13 +65,22 @@ def retire(args: argparse.Namespace) -> int:
     folder = folder_of(args)
     successor = _try(lambda: ring.retire(folder, args.kid, now=int(time.time())))
     if args.json:
-        print_json({"folder": str(folder), "retired": args.kid, "successor": successor.as_json() if successor else None})
+        print_json(
+            {
+                "folder": str(folder),
+                "retired": args.kid,
+                "successor": successor.as_json() if successor else None,
+            }
+        )
         return DONE
     print(f"the key {args.kid} is no longer published and its file is deleted")
     if successor:
         print(f"the {successor.alg} key {successor.kid} signs in its place from now on")
-    print("Envoy stops believing the old key when it next reads the key set (the filter's `refresh`, at most a minute "
-          "as the answer is cached); restart Envoy to be sure at once")
+    print(
+        "Envoy stops believing the old key when it next reads the key set (the filter's `refresh`, at most "
+        "a minute "
+        "as the answer is cached); restart Envoy to be sure at once"
+    )
     return DONE
 
 
@@ -106,7 +119,9 @@ def jwks(args: argparse.Namespace) -> int:
 
 
 def state(entry: ring.Entry, entries: tuple[ring.Entry, ...], now: float) -> str:
-    """What a key is doing: `signing`, `next` (published, signs later), `published` (signed before), `over`."""
+    """What a key is doing: `signing`, `next` (published, signs later), `published` (signed before),
+    `over`.
+    """
     if not entry.is_published(now):
         return "over"
     if entry.signs_from > now:
@@ -119,18 +134,30 @@ def warnings(folder: Path, entries: tuple[ring.Entry, ...], now: float) -> list[
     told = [f"{path} can be read by others than its owner: chmod 600 {path}" for path in ring.exposed(folder)]
     if _writable_by_others(folder):
         told.append(f"{folder} can be written by others than its owner: chmod 700 {folder}")
-    missing = [entry.kid for entry in entries if entry.is_published(now) and not (folder / f"{entry.kid}.pem").exists()]
+    missing = [
+        entry.kid
+        for entry in entries
+        if entry.is_published(now) and not (folder / f"{entry.kid}.pem").exists()
+    ]
     told += [f"the key {kid} has no file in {folder}" for kid in missing]
     signing = ring.signer(list(entries), now)
     following = [entry for entry in entries if entry.signs_from > now and entry.is_published(now)]
     if signing is None:
         told.append("no key may sign now: `keys rotate --now`")
     elif not following and signing.published_until is not None:
-        told.append(f"the signing key ends at {_when(signing.published_until)} and no next key follows: `keys rotate`")
+        told.append(
+            f"the signing key ends at {_when(signing.published_until)} and no next key follows: `keys rotate`"
+        )
     elif not following and now - signing.signs_from > OLD:
-        told.append(f"the signing key is {int(now - signing.signs_from) // 86400} days old and no next key follows: `keys rotate`")
+        told.append(
+            f"the signing key is {int(now - signing.signs_from) // 86400} days old and no next key follows: "
+            "`keys rotate`"
+        )
     for entry in following:
-        told.append(f"the key {entry.kid} is about to sign: from {_when(entry.signs_from)}, in {_span(entry.signs_from - now)}")
+        told.append(
+            f"the key {entry.kid} is about to sign: from {_when(entry.signs_from)}, in "
+            f"{_span(entry.signs_from - now)}"
+        )
     return told
 
 
@@ -147,15 +174,19 @@ def folder_of(args: argparse.Namespace) -> Path:
 
 
 def setting_keys() -> str | None:
-    """The setting `keys`; None if it is not set. Airflow is asked only if the environment does not say it: that takes seconds."""
+    """The setting `keys`; None if it is not set. Airflow is asked only if the environment does not say it:
+    that takes seconds.
+    """
     if text := os.environ.get("AIRFLOW__AIRFLOW_ENVOY__KEYS"):
         return text
     try:
         from airflow.configuration import conf
     except ImportError:
         return None
-    except Exception as error:
-        raise Problem(f"Airflow's configuration cannot be read: {type(error).__name__}", "give --folder PATH") from None
+    except Exception as error:  # noqa: BLE001 - a broken airflow.cfg raises whatever it likes
+        raise Problem(
+            f"Airflow's configuration cannot be read: {type(error).__name__}", "give --folder PATH"
+        ) from None
     text = conf.get("airflow_envoy", "keys", fallback=None)
     return str(text) if text else None
 
@@ -180,5 +211,3 @@ def _span(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-

@@ -1,4 +1,6 @@
-"""Reading a policy far enough to find and replace its roles. What a policy may be is judged by the filter alone."""
+"""Reading a policy far enough to find and replace its roles. What a policy may be is judged by the filter
+alone.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def _parse(name: str, text: str) -> Any:
 
 
 def named_airflow_roles(policy: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each value of an `airflow_roles`, with its place in the document: `("roles.a.any[0].airflow_roles[1]", "Op")`."""
+    """Each value of an `airflow_roles`, with its place in the document: `("roles.a.any[0].airflow_roles[1]",
+    "Op")`.
+    """
     for name, role in (policy.get("roles") or {}).items():
         selectors = role.get("any") if isinstance(role, dict) else None
         for number, selector in enumerate(selectors if isinstance(selectors, list) else ()):

@@ -42,7 +42,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns as wide as their longest cell, two spaces apart."""
     lines = [tuple(heads), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def colours(stream: Any) -> bool:

@@ -21,7 +21,8 @@ PREFIX = "airflow-"
 def policy_name(role: str) -> str:
     """The policy's name for an Airflow role: `airflow-<role>`.
 
-    A policy's names have letters of ASCII, digits, `.`, `_` and `-`. Any other character becomes `_`, and then a few
+    A policy's names have letters of ASCII, digits, `.`, `_` and `-`. Any other character becomes `_`, and
+    then a few
     digits of the name's SHA-256 keep two roles apart, whichever others exist.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", role)[: 128 - len(PREFIX)]
@@ -32,7 +33,9 @@ def policy_name(role: str) -> str:
 
 
 def policy_roles(roles: dict[str, Role], by: str) -> tuple[dict[str, Any], list[str]]:
-    """The policy's `roles`, sorted by name, and those Airflow roles that cannot be written, with the reason."""
+    """The policy's `roles`, sorted by name, and those Airflow roles that cannot be written, with the
+    reason.
+    """
     made: dict[str, Any] = {}
     left_out: list[str] = []
     for name in sorted(roles):
@@ -82,7 +85,9 @@ def _merged(base: dict[str, Any], made: dict[str, Any], keep: bool) -> dict[str,
         if name not in made and (keep or not str(name).startswith(PREFIX))
     }
     merged = {**base, "roles": {**others, **made}}
-    gone = sorted({(rule, role) for rule, role in policy.roles_asked_for(merged) if role not in merged["roles"]})
+    gone = sorted(
+        {(rule, role) for rule, role in policy.roles_asked_for(merged) if role not in merged["roles"]}
+    )
     if gone:
         shown = ", ".join(f"rule `{rule}` asks for `{role}`" for rule, role in gone)
         raise Problem(
@@ -119,10 +124,13 @@ def check_roles(args: argparse.Namespace) -> int:
     else:
         for entry in missing:
             hint = f", did you mean `{entry['did_you_mean']}`?" if entry["did_you_mean"] else ""
-            print(f"MISSING  {entry['policy']}: {entry['place']}: Airflow has no role `{entry['role']}`{hint}")
+            print(
+                f"MISSING  {entry['policy']}: {entry['place']}: Airflow has no role `{entry['role']}`{hint}"
+            )
         for entry in silent:
             print(
-                f"NOTE     {entry['policy']}: {entry['place']}: no DAG's access_control lets `{entry['role']}` edit it, "
+                f"NOTE     {entry['policy']}: {entry['place']}: no DAG's access_control lets "
+                f"`{entry['role']}` edit it, "
                 "so no identity has it"
             )
         if unmentioned:

@@ -1,4 +1,6 @@
-"""`doctor`: everything that a marked connection needs, looked at once, with what to do about what is wrong."""
+"""`doctor`: everything that a marked connection needs, looked at once, with what to do about what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -40,22 +42,27 @@ def checks(args: argparse.Namespace) -> tuple[Check, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """The command `doctor`."""
-    with _quiet():
-        context = prepare(args)
-        found: list[Finding] = []
-        for check in checks(args):
-            findings = carry_out(check, context)
-            found += findings
-            if not args.json:
-                for finding in findings:
-                    print(_line(finding), flush=True)
+    _keep_logs_out_of_stdout()
+    context = prepare(args)
+    found: list[Finding] = []
+    for check in checks(args):
+        findings = carry_out(check, context)
+        found += findings
+        if not args.json:
+            for finding in findings:
+                print(_line(finding), flush=True)
     bad = sum(finding.level is Level.FAIL for finding in found)
     doubtful = sum(finding.level is Level.WARN for finding in found)
     if args.json:
-        print_json({"ok": not bad, "failed": bad, "warnings": doubtful, "findings": [f.as_json() for f in found]})
+        print_json(
+            {"ok": not bad, "failed": bad, "warnings": doubtful, "findings": [f.as_json() for f in found]}
+        )
     else:
         print(f"\n{bad} failed, {doubtful} to look at, {sum(f.level is Level.OK for f in found)} fine")
-        unasked = [*(["a connection (--connection ID)"] if not args.connection else []), *(["Envoy (--envoy URL)"] if not args.envoy else [])]
+        unasked = [
+            *(["a connection (--connection ID)"] if not args.connection else []),
+            *(["Envoy (--envoy URL)"] if not args.envoy else []),
+        ]
         if unasked:
             print(f"not asked for: {', '.join(unasked)}")
     return FOUND if bad else DONE
@@ -69,10 +76,14 @@ def prepare(args: argparse.Namespace) -> Context:
         from airflow.configuration import conf
 
         context.conf = conf
-        context.airflow_version = tuple(int(part) for part in airflow.__version__.split(".")[:3] if part.isdigit())
+        context.airflow_version = tuple(
+            int(part) for part in airflow.__version__.split(".")[:3] if part.isdigit()
+        )
     except ImportError as error:
         missing = error.name == "airflow" or str(error.name).startswith("airflow.")
-        context.problem = "Airflow is not installed in this Python" if missing else f"Airflow cannot be loaded: {error}"
+        context.problem = (
+            "Airflow is not installed in this Python" if missing else f"Airflow cannot be loaded: {error}"
+        )
     except Exception as error:  # noqa: BLE001 - a broken airflow.cfg raises whatever it likes
         context.problem = f"Airflow cannot be loaded: {type(error).__name__}: {str(error)[:200]}"
     _read_settings(context)
@@ -86,7 +97,10 @@ def _read_settings(context: Context) -> None:
         if context.conf is not None:
             context.settings = Settings.from_airflow()
         else:
-            values = {option.name: os.environ.get(f"AIRFLOW__AIRFLOW_ENVOY__{option.name.upper()}") for option in OPTIONS}
+            values = {
+                option.name: os.environ.get(f"AIRFLOW__AIRFLOW_ENVOY__{option.name.upper()}")
+                for option in OPTIONS
+            }
             context.settings = Settings.parse(values)
         context.keys = context.settings.keys
         return
@@ -107,15 +121,10 @@ def _line(finding: Finding) -> str:
     return f"{level} {finding.check:15} {finding.text}{advice}"
 
 
-class _quiet:
+def _keep_logs_out_of_stdout() -> None:
     """Sends what Airflow logs to standard output to standard error: standard output is for the findings."""
-
-    def __enter__(self) -> None:
-        try:
-            from airflow.cli.utils import redirect_stdout_log_handlers_to_stderr
-        except Exception:  # noqa: BLE001 - an Airflow that has no such function, or none that can be loaded
-            return
-        redirect_stdout_log_handlers_to_stderr()
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to undo: the process ends."""
+    try:
+        from airflow.cli.utils import redirect_stdout_log_handlers_to_stderr
+    except Exception:  # noqa: BLE001 - an Airflow without it, or one that cannot be loaded: told later
+        return
+    redirect_stdout_log_handlers_to_stderr()

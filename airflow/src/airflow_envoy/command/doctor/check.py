@@ -29,7 +29,9 @@ class Level(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was found, and if it is not well, what to do about it. Never holds a token or a secret."""
+    """One line: what was found, and if it is not well, what to do about it. Never holds a token or a
+    secret.
+    """
 
     level: Level
     text: str
@@ -38,7 +40,12 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """Its object in the JSON output."""
-        return {"check": self.check, "level": self.level.value, "text": self.text, "advice": self.advice or None}
+        return {
+            "check": self.check,
+            "level": self.level.value,
+            "text": self.text,
+            "advice": self.advice or None,
+        }
 
 
 def ok(text: str) -> Finding:
@@ -101,7 +108,9 @@ class Check:
     name: str
     run: Callable[[Context], Iterable[Finding]]
     loads_airflow: bool = False
-    """Whether it imports large parts of Airflow, which takes its time on a small machine: then it may take [`LOADING`]."""
+    """Whether it imports large parts of Airflow, which takes its time on a small machine: then it may take
+    [`LOADING`].
+    """
 
 
 LOADING = 30.0
@@ -128,9 +137,19 @@ def carry_out(check: Check, context: Context) -> list[Finding]:
     # A little more than what the check itself gives its connections, so that it can say what was slow.
     thread.join(limit + 0.25)
     if thread.is_alive():
-        findings = [fail(f"no answer within {limit:g} s", "something that it asks hangs: a name server, a proxy, a network file system")]
+        findings = [
+            fail(
+                f"no answer within {limit:g} s",
+                "something that it asks hangs: a name server, a proxy, a network file system",
+            )
+        ]
     elif raised:
-        findings = [fail(f"the check itself broke: {type(raised[0]).__name__}: {scrub(str(raised[0]))[:200]}", "please report this")]
+        findings = [
+            fail(
+                f"the check itself broke: {type(raised[0]).__name__}: {scrub(str(raised[0]))[:200]}",
+                "please report this",
+            )
+        ]
     else:
         findings = found
     return [Finding(f.level, scrub(f.text), scrub(f.advice), check.name) for f in findings]

@@ -29,7 +29,9 @@ def airflow(context: Context) -> Iterator[Finding]:
     if context.airflow_version >= (3, 0):
         yield ok(f"Airflow {version}")
     elif context.airflow_version >= (2, 10):
-        yield ok(f"Airflow {version}: identities by the worker backend (tier 2); the API-server plugin needs 3.0")
+        yield ok(
+            f"Airflow {version}: identities by the worker backend (tier 2); the API-server plugin needs 3.0"
+        )
     else:
         yield fail(f"Airflow {version} is too old", "2.10 is the oldest that the worker backend is made for")
 
@@ -39,12 +41,15 @@ def settings(context: Context) -> Iterator[Finding]:
     if context.settings is None:
         yield fail(
             context.settings_problem or "the settings cannot be read",
-            "mend this option of section [airflow_envoy], or AIRFLOW__AIRFLOW_ENVOY__…, and restart the API server",
+            "mend this option of section [airflow_envoy], or AIRFLOW__AIRFLOW_ENVOY__…, and restart the API "
+            "server",
         )
         return
     read = context.settings
-    yield ok(f"issuer `{read.issuer}`, audiences {', '.join(f'`{a}`' for a in read.audiences)}, "
-             f"identities live {read.identity_lifetime} s, for triggers {read.deferred_identity_lifetime} s")
+    yield ok(
+        f"issuer `{read.issuer}`, audiences {', '.join(f'`{a}`' for a in read.audiences)}, "
+        f"identities live {read.identity_lifetime} s, for triggers {read.deferred_identity_lifetime} s"
+    )
     for name in ("client_secret_file", "client_key"):
         path: Path | None = getattr(read, name)
         if path is not None:
@@ -68,7 +73,9 @@ def _secret_file(name: str, path: Path) -> Iterator[Finding]:
 def keys(context: Context) -> Iterator[Finding]:
     """The ring can be read, and one key signs."""
     if context.keys is None:
-        yield fail("no folder of keys is set", "`keys new --folder PATH`, and set `keys` in section [airflow_envoy]")
+        yield fail(
+            "no folder of keys is set", "`keys new --folder PATH`, and set `keys` in section [airflow_envoy]"
+        )
         return
     now = time.time()
     try:
@@ -83,7 +90,10 @@ def keys(context: Context) -> Iterator[Finding]:
         signing = fresh.signing(now)
         published = len(fresh.jwks(now)["keys"])
     except Refusal:
-        yield fail(f"{context.keys}: {_why_not(context.keys, entries, now)}", "`keys list` shows the ring, `keys rotate --now` adds a key")
+        yield fail(
+            f"{context.keys}: {_why_not(context.keys, entries, now)}",
+            "`keys list` shows the ring, `keys rotate --now` adds a key",
+        )
         return
     yield ok(f"{context.keys}: {published} published, {signing.kid} ({signing.alg}) signs")
     for text in key_commands.warnings(context.keys, entries, now):
@@ -112,7 +122,10 @@ def key_permissions(context: Context) -> Iterator[Finding]:
         return
     bad = [str(path) for path in ring.exposed(context.keys)]
     if bad:
-        yield fail(f"others than the owner may read {', '.join(bad)}", f"chmod 600 {' '.join(bad)}; if a task could read one, `keys retire` it")
+        yield fail(
+            f"others than the owner may read {', '.join(bad)}",
+            f"chmod 600 {' '.join(bad)}; if a task could read one, `keys retire` it",
+        )
     if context.keys.stat().st_mode & 0o022:
         yield fail(f"others than the owner may write to {context.keys}", f"chmod 700 {context.keys}")
     elif not bad:
@@ -133,20 +146,37 @@ def plugin(context: Context) -> Iterator[Finding]:
         plugins_manager.ensure_plugins_loaded()
         loaded, errors = plugins_manager.plugins or [], plugins_manager.import_errors
     ours = [p for p in loaded if p.name == PLUGIN]
-    twice = [(where, text) for where, text in errors.items() if PLUGIN in text and "already registered" in text]
-    broken = [(where, text) for where, text in errors.items() if (where, text) not in twice and "airflow_envoy" in f"{where} {text}"]
+    twice = [
+        (where, text) for where, text in errors.items() if PLUGIN in text and "already registered" in text
+    ]
+    broken = [
+        (where, text)
+        for where, text in errors.items()
+        if (where, text) not in twice and "airflow_envoy" in f"{where} {text}"
+    ]
     if broken:
-        yield fail(f"the plugin cannot be loaded: {broken[0][0]}: {broken[0][1][:200]}", "mend that, and restart the API server")
+        yield fail(
+            f"the plugin cannot be loaded: {broken[0][0]}: {broken[0][1][:200]}",
+            "mend that, and restart the API server",
+        )
     elif not ours:
-        why = "is not installed in this Python" if not declared else "is installed, but Airflow did not load it"
-        yield fail(f"the package airflow-envoy {why}", "pip install airflow-envoy where the API server runs, and restart it")
+        why = (
+            "is not installed in this Python" if not declared else "is installed, but Airflow did not load it"
+        )
+        yield fail(
+            f"the package airflow-envoy {why}",
+            "pip install airflow-envoy where the API server runs, and restart it",
+        )
     elif twice or len(ours) > 1:
         yield warn(
             f"the plugin is found more than once: {twice[0][0] if twice else PLUGIN}",
             "remove the file from the plugins folder: the installed package registers itself",
         )
     elif not ours[0].fastapi_root_middlewares:
-        yield fail("the plugin was loaded without its middleware", "another plugin has the name airflow_envoy: rename it")
+        yield fail(
+            "the plugin was loaded without its middleware",
+            "another plugin has the name airflow_envoy: rename it",
+        )
     else:
         yield ok("Airflow loads the plugin once")
 
@@ -157,15 +187,19 @@ def masking(context: Context) -> Iterator[Finding]:
         yield skip("needs Airflow")
         return
     if not context.conf.getboolean("core", "hide_sensitive_var_conn_fields", fallback=True):
-        yield fail("[core] hide_sensitive_var_conn_fields is off: Airflow masks nothing by name", "switch it on")
+        yield fail(
+            "[core] hide_sensitive_var_conn_fields is off: Airflow masks nothing by name", "switch it on"
+        )
         return
     open_names = [name for name in (AUTHORIZATION, IDENTITY) if not _hides(name)]
     if not open_names:
         yield ok(f"Airflow masks values named {AUTHORIZATION} and {IDENTITY}")
         return
     yield warn(
-        f"Airflow does not mask values named {' and '.join(open_names)} by name (it masks what looks like a JWS in logs)",
-        "[core] sensitive_var_conn_names = x_airflow_identity,x-airflow-identity (the first is what Airflow compares "
+        f"Airflow does not mask values named {' and '.join(open_names)} by name (it masks what looks like a "
+        "JWS in logs)",
+        "[core] sensitive_var_conn_names = x_airflow_identity,x-airflow-identity (the first is what Airflow "
+        "compares "
         "from 3.2 on, the second before)",
     )
 
@@ -186,7 +220,8 @@ def all_admins(context: Context) -> Iterator[Finding]:
     """Airflow asks people who they are."""
     if context.switch("core", "simple_auth_manager_all_admins"):
         yield warn(
-            "[core] simple_auth_manager_all_admins is on: whoever reaches the API server is its administrator",
+            "[core] simple_auth_manager_all_admins is on: whoever reaches the API server is its "
+            "administrator",
             "for trials only: switch it off before anything else may reach the API server",
         )
     else:
@@ -201,7 +236,8 @@ def airflow_tokens(context: Context) -> Iterator[Finding]:
     path = context.option("api_auth", "jwt_private_key_path")
     if not path:
         yield warn(
-            "Airflow signs its task tokens with a shared secret ([api_auth] jwt_secret): whoever has it is every task, and "
+            "Airflow signs its task tokens with a shared secret ([api_auth] jwt_secret): whoever has it is "
+            "every task, and "
             "tasks of the LocalExecutor find it in their environment",
             "set [api_auth] jwt_private_key_path (Ed25519 or RSA), jwt_kid, jwt_issuer and trusted_jwks_url",
         )
@@ -214,14 +250,23 @@ def airflow_tokens(context: Context) -> Iterator[Finding]:
     try:
         mode = Path(path).stat().st_mode
     except OSError as error:
-        yield fail(f"[api_auth] jwt_private_key_path: {path}: {error.strerror}", "scheduler and API server must be able to read it")
+        yield fail(
+            f"[api_auth] jwt_private_key_path: {path}: {error.strerror}",
+            "scheduler and API server must be able to read it",
+        )
         return
     if mode & 0o077:
         yield fail(f"others than the owner may read Airflow's signing key {path}", f"chmod 600 {path}")
     elif not context.option("api_auth", "jwt_issuer"):
-        yield warn("[api_auth] jwt_issuer is not set: Envoy cannot verify Airflow's own tokens", "set it to a name or URL of this Airflow")
+        yield warn(
+            "[api_auth] jwt_issuer is not set: Envoy cannot verify Airflow's own tokens",
+            "set it to a name or URL of this Airflow",
+        )
     else:
-        yield ok(f"Airflow signs its own tokens with a private key, as `{context.option('api_auth', 'jwt_issuer')}`")
+        yield ok(
+            "Airflow signs its own tokens with a private key, as "
+            f"`{context.option('api_auth', 'jwt_issuer')}`"
+        )
 
 
 def backends(context: Context) -> Iterator[Finding]:
@@ -260,14 +305,19 @@ def _backend(context: Context, option: str, path: str, kwargs: str) -> Iterator[
     try:
         backend(**arguments)
     except Exception as error:  # noqa: BLE001 - whatever a delegate raises is the finding
-        yield fail(f"{option} = {path} cannot be made: {type(error).__name__}: {str(error)[:200]}", f"check {option}_kwargs")
+        yield fail(
+            f"{option} = {path} cannot be made: {type(error).__name__}: {str(error)[:200]}",
+            f"check {option}_kwargs",
+        )
         return
     delegate = arguments.get("delegate")
     yield ok(f"{option} = {path}" + (f", in front of {delegate}" if delegate else ""))
     if "worker" in module:
         yield warn(
-            "the worker backend signs inside the task's process: DAG code there can read the key and name any DAG",
-            "give it an issuer and keys of its own, and limit in the policy what that issuer may say (README, What each mode proves)",
+            "the worker backend signs inside the task's process: DAG code there can read the key and name "
+            "any DAG",
+            "give it an issuer and keys of its own, and limit in the policy what that issuer may say "
+            "(README, What each mode proves)",
         )
 
 
@@ -276,7 +326,8 @@ def shadowing(connection: str) -> Iterator[Finding]:
     variable = f"AIRFLOW_CONN_{connection.upper()}"
     if variable in os.environ:
         yield warn(
-            f"{variable} is set in this environment: on the API server that is fine, on a worker it hides the connection "
+            f"{variable} is set in this environment: on the API server that is fine, on a worker it hides "
+            "the connection "
             "from the API server, and no identity is added",
             "on workers remove it",
         )

@@ -27,8 +27,11 @@ LONG_TOKEN = 3600
 """Seconds of an access token's life beyond which it is worth a word."""
 # What HttpHook takes out of `extra` for itself; everything else it sends as a header (providers-http 6.3.0).
 HOOK_OPTIONS = frozenset(
-    "stream cert proxies proxy timeout verify verify_ssl allow_redirects max_redirects trust_env check_response srv_lookup".split()
-)
+    {
+        "stream", "cert", "proxies", "proxy", "timeout", "verify", "verify_ssl", "allow_redirects",
+        "max_redirects", "trust_env", "check_response", "srv_lookup",
+    }
+)  # fmt: skip
 
 
 def base_url(context: Context) -> str:
@@ -74,7 +77,9 @@ def _reason(error: Exception, timeout: float) -> str:
 
 
 def api_server(context: Context) -> Iterator[Finding]:
-    """The API server runs with the core app, and with the plugin; its published keys are those of the ring."""
+    """The API server runs with the core app, and with the plugin; its published keys are those of the
+    ring.
+    """
     if context.conf is not None and context.airflow_version < (3, 0):
         yield skip("the API-server plugin is for Airflow 3.0 and newer")
         return
@@ -85,10 +90,15 @@ def api_server(context: Context) -> Iterator[Finding]:
             yield _without_plugin(context, base)
             return
     except Unreachable as error:
-        yield fail(f"{base}: {error}", "is the API server running? set [api] base_url, or give --api-server URL")
+        yield fail(
+            f"{base}: {error}", "is the API server running? set [api] base_url, or give --api-server URL"
+        )
         return
     if answer.status_code != 200:
-        yield fail(f"{base}/airflow-envoy/jwks.json: HTTP {answer.status_code}{_detail(answer)}", "its log says why, in a line of `airflow_envoy`")
+        yield fail(
+            f"{base}/airflow-envoy/jwks.json: HTTP {answer.status_code}{_detail(answer)}",
+            "its log says why, in a line of `airflow_envoy`",
+        )
         return
     try:
         served = {str(key["kid"]) for key in answer.json()["keys"]}
@@ -97,13 +107,17 @@ def api_server(context: Context) -> Iterator[Finding]:
         return
     expected = _published(context)
     if expected is None:
-        yield warn(f"{base} serves {len(served)} keys; the ring here cannot be read to compare", "see the check `keys`")
+        yield warn(
+            f"{base} serves {len(served)} keys; the ring here cannot be read to compare",
+            "see the check `keys`",
+        )
     elif served == expected:
         yield ok(f"{base} serves the keys of the ring")
     else:
         yield fail(
             f"{base} serves the keys {_list(served)}, the ring here has {_list(expected)}",
-            "it reads another folder, or it cannot read this one (its log says so); several API servers need the same keys",
+            "it reads another folder, or it cannot read this one (its log says so); several API servers "
+            "need the same keys",
         )
 
 
@@ -113,10 +127,13 @@ def _without_plugin(context: Context, base: str) -> Finding:
     except Unreachable:
         core = 0
     if core == 200:
-        return fail(f"{base} runs without the plugin", "pip install airflow-envoy in its environment, and restart it")
+        return fail(
+            f"{base} runs without the plugin", "pip install airflow-envoy in its environment, and restart it"
+        )
     return fail(
         f"{base} has neither the plugin nor Airflow's core app",
-        "`airflow api-server --apps execution` loads no plugins: run it with the core app too (or check the URL)",
+        "`airflow api-server --apps execution` loads no plugins: run it with the core app too (or check the "
+        "URL)",
     )
 
 
@@ -154,7 +171,9 @@ def access_token(context: Context) -> Iterator[Finding]:
         yield skip("needs valid settings")
         return
     if not settings.has_provider:
-        yield ok("no OIDC provider is set, so no `Authorization` is added: Envoy needs `token: off` or `optional`")
+        yield ok(
+            "no OIDC provider is set, so no `Authorization` is added: Envoy needs `token: off` or `optional`"
+        )
         return
     from airflow_envoy.access_token import AccessTokens
 
@@ -162,7 +181,10 @@ def access_token(context: Context) -> Iterator[Finding]:
     try:
         token = AccessTokens(settings).token() or ""
     except Refusal as refusal:
-        yield fail(f"{refusal.message} [{refusal.code}]", "the options token_url, oidc_issuer, client_… of section [airflow_envoy]")
+        yield fail(
+            f"{refusal.message} [{refusal.code}]",
+            "the options token_url, oidc_issuer, client_… of section [airflow_envoy]",
+        )
         return
     took = time.monotonic() - start
     claims = _claims(token)
@@ -178,13 +200,22 @@ def access_token(context: Context) -> Iterator[Finding]:
     lives = "no `exp`" if left is None else f"expires in {left:.0f} s"
     text = f"fetched in {took * 1000:.0f} ms: iss `{claims.get('iss')}`, aud `{shown}`, {lives}"
     if audience is None or left is None:
-        yield fail(f"{text}: Envoy refuses a token without `aud` or `exp`", "set `resource`, `token_audience` or `scope` as the provider wants it")
+        yield fail(
+            f"{text}: Envoy refuses a token without `aud` or `exp`",
+            "set `resource`, `token_audience` or `scope` as the provider wants it",
+        )
     elif left <= 0:
         yield fail(f"{text}: it is over already", "compare the clocks of the provider and of this host")
     elif took > settings.token_timeout / 2:
-        yield warn(f"{text}; that is more than half of token_timeout ({settings.token_timeout:g} s)", "find out why the provider is slow, or raise token_timeout")
+        yield warn(
+            f"{text}; that is more than half of token_timeout ({settings.token_timeout:g} s)",
+            "find out why the provider is slow, or raise token_timeout",
+        )
     elif left > LONG_TOKEN:
-        yield warn(f"{text}; whoever gets hold of it has it for long", "have the provider issue tokens that live minutes")
+        yield warn(
+            f"{text}; whoever gets hold of it has it for long",
+            "have the provider issue tokens that live minutes",
+        )
     else:
         yield ok(text)
 
@@ -292,17 +323,29 @@ def _problems(context: Context, name: str, found: Any) -> Iterator[Finding]:
         return
     known = context.settings.audiences if context.settings else None
     if marker.audience is not None and known is not None and marker.audience not in known:
-        yield fail(f"`{name}`: audience `{marker.audience}` is none of {', '.join(known)}", "add it to `audiences`, or correct the marker")
-    wrong = sorted(key for key, value in rest.items() if not isinstance(value, str) and key not in HOOK_OPTIONS)
+        yield fail(
+            f"`{name}`: audience `{marker.audience}` is none of {', '.join(known)}",
+            "add it to `audiences`, or correct the marker",
+        )
+    wrong = sorted(
+        key for key, value in rest.items() if not isinstance(value, str) and key not in HOOK_OPTIONS
+    )
     if wrong:
-        yield fail(f"`{name}`: HttpHook sends {', '.join(f'`{key}`' for key in wrong)} as headers, and they are no strings", "write them as strings, or remove them")
+        yield fail(
+            f"`{name}`: HttpHook sends {', '.join(f'`{key}`' for key in wrong)} as headers, and they are no "
+            "strings",
+            "write them as strings, or remove them",
+        )
     if found.login:
         yield fail(
             f"`{name}` has a login: HttpHook then sends that (Basic) instead of the access token",
             "remove login and password; a credential for the upstream belongs into Envoy",
         )
     if not found.host:
-        yield fail(f"`{name}` has no host", "set host and port to those of Envoy's listener, and `Host` in its extra to the upstream's name")
+        yield fail(
+            f"`{name}` has no host",
+            "set host and port to those of Envoy's listener, and `Host` in its extra to the upstream's name",
+        )
 
 
 def _reaches(context: Context, name: str, found: Any) -> Iterator[Finding]:
@@ -311,7 +354,9 @@ def _reaches(context: Context, name: str, found: Any) -> Iterator[Finding]:
     try:
         port = found.port or address.port or {"https": 443}.get(address.scheme, 80)
     except ValueError:
-        yield fail(f"`{name}`: `{found.host}` has no usable port", "set host and port to those of Envoy's listener")
+        yield fail(
+            f"`{name}`: `{found.host}` has no usable port", "set host and port to those of Envoy's listener"
+        )
         return
     yield _connect(context, address.hostname or "", int(port), f"`{name}`: ")
 
@@ -323,7 +368,10 @@ def _connect(context: Context, host: str, port: int, prefix: str) -> Finding:
             pass
     except OSError as error:
         reason = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        return fail(f"{prefix}{host}:{port}: {reason}", "is Envoy running there, and the way open from here? (workers are who must reach it)")
+        return fail(
+            f"{prefix}{host}:{port}: {reason}",
+            "is Envoy running there, and the way open from here? (workers are who must reach it)",
+        )
     return ok(f"{prefix}{host}:{port} is reached in {(time.monotonic() - start) * 1000:.0f} ms")
 
 
@@ -336,7 +384,10 @@ def envoy(context: Context) -> Iterator[Finding]:
     except ValueError:
         port = None
     if not address.hostname or port is None or address.scheme not in ("http", "https"):
-        yield fail(f"--envoy: `{context.args.envoy}` is no http or https URL", "such as http://127.0.0.1:10000/airflow-envoy/status")
+        yield fail(
+            f"--envoy: `{context.args.envoy}` is no http or https URL",
+            "such as http://127.0.0.1:10000/airflow-envoy/status",
+        )
         return
     if address.path in ("", "/"):
         yield _connect(context, address.hostname, port, "")
@@ -358,17 +409,29 @@ def envoy(context: Context) -> Iterator[Finding]:
 
 def _status(url: str, code: int, status: dict[str, Any], sources: list[dict[str, Any]]) -> Iterator[Finding]:
     if status.get("mode") == "shadow":
-        yield warn("the filter is in mode `shadow`: it refuses nothing", "set `mode` to `enforce` when the decisions are what you want")
+        yield warn(
+            "the filter is in mode `shadow`: it refuses nothing",
+            "set `mode` to `enforce` when the decisions are what you want",
+        )
     lines = []
     for source in sources:
         revision = f" revision {source['revision']}" if source.get("revision") is not None else ""
         age = "" if source.get("age_seconds") is None else f", confirmed {source['age_seconds']} s ago"
-        lines.append(f"{source['kind']} `{source['name']}` version {source['version']}{revision} ({source['count']}){age}")
+        lines.append(
+            f"{source['kind']} `{source['name']}` version {source['version']}{revision} "
+            f"({source['count']}){age}"
+        )
         error = source.get("error")
         why = f": {error.get('reason')}" if isinstance(error, dict) else ""
         if not source["ready"]:
-            yield fail(f"the filter cannot use {source['kind']} `{source['name']}`{why}", "is the cluster of this source right, and its server up?")
+            yield fail(
+                f"the filter cannot use {source['kind']} `{source['name']}`{why}",
+                "is the cluster of this source right, and its server up?",
+            )
         elif error:
-            yield warn(f"the filter's last fetch of {source['kind']} `{source['name']}` failed{why}", "the old one is used until it is too old (`max_age`)")
+            yield warn(
+                f"the filter's last fetch of {source['kind']} `{source['name']}` failed{why}",
+                "the old one is used until it is too old (`max_age`)",
+            )
     if status.get("ready") is True and code == 200:
         yield ok(f"the filter is ready: {'; '.join(lines)}")
