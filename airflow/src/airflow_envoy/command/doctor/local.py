@@ -198,9 +198,8 @@ def masking(context: Context) -> Iterator[Finding]:
     yield warn(
         f"Airflow does not mask values named {' and '.join(open_names)} by name (it masks what looks like a "
         "JWS in logs)",
-        "[core] sensitive_var_conn_names = x_airflow_identity,x-airflow-identity (the first is what Airflow "
-        "compares "
-        "from 3.2 on, the second before)",
+        "[core] sensitive_var_conn_names = x_airflow_identity,x-airflow-identity "
+        "(Airflow 3.3 compares the first, older ones the second)",
     )
 
 
