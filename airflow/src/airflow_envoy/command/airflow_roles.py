@@ -126,8 +126,10 @@ def _trust(ca_file: str | None) -> Any:
         return True
     try:
         return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError:
+        raise Problem(f"{ca_file}: is no CA bundle (PEM)") from None
     except OSError as error:
-        raise Problem(f"{ca_file}: {error.strerror or 'is no CA bundle'}") from None
+        raise Problem(f"{ca_file}: {error.strerror}") from None
 
 
 def _page(url: str, answer: Any) -> tuple[list[dict[str, Any]], int]:
