@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -95,6 +96,22 @@ def owners(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     return tuple(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
+
+
+def editors(access_control: Any) -> tuple[str, ...]:
+    """The claim `roles`: the roles that may edit the DAG, by its `access_control`.
+
+    That is `{role: {resource: actions}}`, or `{role: actions}` as Airflow 2 had it. A role that may only look
+    at a DAG says nothing about what the DAG may do.
+    """
+    if not isinstance(access_control, Mapping):
+        return ()
+    return tuple(sorted(role for role, granted in access_control.items() if _may_edit(granted)))
+
+
+def _may_edit(granted: Any) -> bool:
+    actions = granted.get("DAGs", ()) if isinstance(granted, Mapping) else granted
+    return not isinstance(actions, str) and isinstance(actions, Collection) and "can_edit" in actions
 
 
 def binding(access_token: str) -> str:

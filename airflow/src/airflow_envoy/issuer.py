@@ -30,23 +30,33 @@ class Issuer:
         self._clock = clock
 
     def headers(self, task: Task, marker: Marker, *, lifetime: int | None = None) -> dict[str, str]:
-        """`X-Airflow-Identity`, and `Authorization` if there is an OIDC provider, for ``task`` and as
-        ``marker`` asks.
+        """`X-Airflow-Identity`, and `Authorization` if there is an OIDC provider, for ``task``, as ``marker``
+        asks.
 
         The identity is valid for ``lifetime`` seconds (default: the setting). Waits for an access token for
         at most `token_timeout`. Raises `Refusal`.
         """
-        audience, seconds = self._audience(marker), lifetime or self.settings.identity_lifetime
+        self._audience(marker)
+        seconds = lifetime or self.settings.identity_lifetime
         token = self.tokens.token(marker.scope, marker.resource, lasting=seconds)
+        return self.headers_with(token, task, marker, lifetime=lifetime)
+
+    def headers_with(
+        self, token: str | None, task: Task, marker: Marker, *, lifetime: int | None = None
+    ) -> dict[str, str]:
+        """The same with an access token that is at hand (None: without one). Waits for nothing."""
+        audience, seconds = self._audience(marker), lifetime or self.settings.identity_lifetime
         return self._sign(task, audience, seconds, token)
 
-    async def headers_async(
-        self, task: Task, marker: Marker, *, lifetime: int | None = None
-    ) -> dict[str, str]:
-        """The same for an event loop, which is not held up by the wait for an access token."""
-        audience, seconds = self._audience(marker), lifetime or self.settings.identity_lifetime
-        token = await self.tokens.token_async(marker.scope, marker.resource, lasting=seconds)
-        return self._sign(task, audience, seconds, token)
+    async def token_async(self, marker: Marker, *, lifetime: int | None = None) -> str | None:
+        """The access token that ``marker`` asks for, to be given to `headers_with`; None if no provider is
+        set.
+
+        The event loop goes on meanwhile. Raises `Refusal`, also for what is wrong with the ``marker``.
+        """
+        self._audience(marker)
+        seconds = lifetime or self.settings.identity_lifetime
+        return await self.tokens.token_async(marker.scope, marker.resource, lasting=seconds)
 
     def jwks(self) -> dict[str, Any]:
         """The public keys that verifiers should know now. Raises `Refusal` (`key_unavailable`)."""

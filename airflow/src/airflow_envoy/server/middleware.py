@@ -1,0 +1,260 @@
+"""The middleware: adds credentials to marked connections that a running task reads from the API server.
+
+Everything else passes untouched. Whatever goes wrong with a marked connection becomes a 403 with the reason:
+a 5xx would make the task's supervisor try again for minutes, and a connection without its credentials would
+be refused later, by somebody who cannot say why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from logging import ERROR, WARNING
+from typing import Any
+
+from ..database import task_instance
+from ..issuer import Issuer
+from ..marker import AUTHORIZATION, NAME, Marker
+from ..record import record
+from ..refusal import Refusal
+from .caller import Callers
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_ROUTE = "/execution/connections/"
+_BODY_LIMIT = 1024 * 1024
+"""Bytes. A larger answer is no connection that could be marked: `extra` is a column of text."""
+_THREADS = 8
+"""Fewer than the connections that one process has to its database (15 by default), of which Airflow needs
+some itself.
+"""
+_DATABASE_PATIENCE = 5.0
+_WORD = NAME.lower().rpartition("-")[2].encode()
+
+
+class IdentityMiddleware:
+    """ASGI middleware around Airflow's whole API."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._callers = Callers()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="airflow-envoy")
+        # Not here: a secret that comes by a command, or a key ring on a slow disk, must not delay the API
+        # server.
+        threading.Thread(target=_prepare, name="airflow-envoy-start", daemon=True).start()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http" or scope["method"] != "GET" or not is_connection(scope):
+            await self._app(scope, receive, send)
+            return
+        # What an inner layer compressed could not be read. Layers outside still compress if they are asked
+        # to.
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
+        answer = _Answer(send)
+        await self._app({**scope, "headers": headers}, receive, answer.take)
+        if not answer.is_held:
+            return
+        body = await self._judged(headers, answer)
+        if body is None:
+            await answer.release()
+        else:
+            await answer.replace(*body)
+
+    async def _judged(self, headers: list[tuple[bytes, bytes]], answer: _Answer) -> tuple[int, bytes] | None:
+        """What replaces Airflow's answer; None if it passes as it is."""
+        connection = _read(answer.body)
+        if connection is None:
+            return None
+        started = time.monotonic()
+        ti_id: uuid.UUID | None = None
+        try:
+            extra = _extra(connection["extra"])
+            marker = Marker.take(extra)
+            if marker is None:
+                return None
+            issuer = Issuer.current()
+            ti_id = await self._callers.caller(headers)
+            credentials = await self._credentials(issuer, ti_id, marker)
+            if (
+                connection.get("conn_type") == "http"
+                and connection.get("login")
+                and AUTHORIZATION in credentials
+            ):
+                raise Refusal(
+                    "marker_invalid",
+                    "the marked connection has a login, which HTTP clients would send instead of the "
+                    "access token: "
+                    "remove login and password from it",
+                )
+            connection["extra"] = json.dumps({**extra, **credentials})
+            return 200, json.dumps(connection).encode()
+        except Refusal as error:
+            refusal, cause = error, None
+        except Exception as error:  # noqa: BLE001 - never a 5xx; the task is told that it is not its own fault
+            refusal = Refusal("internal", "no identity because of a fault in the API server: see its log")
+            cause = f"{type(error).__name__}: {error}"
+        record(
+            ERROR if cause else WARNING,
+            "refused",
+            code=refusal.code,
+            message=refusal.message,
+            cause=cause,
+            conn_id=connection.get("conn_id"),
+            ti_id=ti_id and str(ti_id),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return 403, json.dumps({"detail": refusal.detail()}).encode()
+
+    async def _credentials(self, issuer: Issuer, ti_id: uuid.UUID, marker: Marker) -> dict[str, str]:
+        token: str | None = None
+        refusal: Refusal | None = None
+        try:
+            # Before the thread is taken: waiting for a slow provider costs none.
+            token = await issuer.token_async(marker)
+        except Refusal as error:
+            refusal = error  # told below, unless something is wrong with the task itself
+
+        def mint() -> dict[str, str]:
+            task = task_instance(ti_id, roles=issuer.settings.roles)
+            if task.state != "running":
+                raise Refusal(
+                    "task_not_running",
+                    f"the task instance is in state `{task.state}`: only a running one gets an identity",
+                )
+            if refusal is not None:
+                raise refusal
+            return issuer.headers_with(token, task, marker)
+
+        work = asyncio.get_running_loop().run_in_executor(self._threads, mint)
+        try:
+            return await asyncio.wait_for(work, _DATABASE_PATIENCE)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise Refusal(
+                "database_unavailable",
+                f"Airflow's database did not answer within {_DATABASE_PATIENCE:g} s; try again",
+            ) from None
+
+
+class _Answer:
+    """Airflow's answer to a connection read, held back until it is whole, if it may be a marked connection."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: list[Message] = []
+        self._size = 0
+        self._complete = False
+        self._passing = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the whole answer is here, and none of it was sent."""
+        return self._complete and not self._passing
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self._held[1:])
+
+    async def take(self, message: Message) -> None:
+        """Airflow's `send`."""
+        if self._passing:
+            await self._send(message)
+            return
+        self._held.append(message)
+        if message["type"] == "http.response.body" and len(self._held) > 1:
+            self._size += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+            if self._size <= _BODY_LIMIT:
+                return
+        elif message["type"] == "http.response.start" and len(self._held) == 1 and _is_plain_json(message):
+            return
+        await self.release()
+
+    async def release(self) -> None:
+        """Sends what was held back, as it came; what follows passes at once."""
+        self._passing = True
+        held, self._held = self._held, []
+        for message in held:
+            await self._send(message)
+
+    async def replace(self, status: int, body: bytes) -> None:
+        """Sends ``body`` in place of Airflow's, with Airflow's headers: a refreshed task token is among them."""
+        start = self._held[0]
+        dropped = (b"content-length", b"cache-control", b"etag", b"transfer-encoding")
+        headers = [(name, value) for name, value in start.get("headers", ()) if name.lower() not in dropped]
+        headers += [(b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+        self._passing = True
+        await self._send({**start, "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def is_connection(scope: Scope) -> bool:
+    """Whether the request is for `/execution/connections/{id}`, exactly, below whatever path the API server
+    has.
+    """
+    path: str = scope["path"]
+    if _ROUTE not in path:
+        return False
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root + "/"):
+        path = path[len(root) :]
+    # Decoded already; as Airflow's router does it, an id does not reach over a slash, encoded or not.
+    return path.startswith(_ROUTE) and len(path) > len(_ROUTE) and "/" not in path[len(_ROUTE) :]
+
+
+def _is_plain_json(start: Message) -> bool:
+    if start["status"] != 200:
+        return False
+    kind, encoding = b"", b""
+    for name, value in start.get("headers", ()):
+        if name.lower() == b"content-type":
+            kind = value
+        elif name.lower() == b"content-encoding":
+            encoding = value
+    return kind.split(b";")[0].strip().lower() == b"application/json" and encoding in (b"", b"identity")
+
+
+def _read(body: bytes) -> dict[str, Any] | None:
+    """The connection, if it may be a marked one."""
+    # The marker's name can only be there in letters or in JSON's escapes: what has neither is not even parsed.
+    if _WORD not in body.lower() and b"\\u" not in body:
+        return None
+    try:
+        connection = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return connection if isinstance(connection, dict) and isinstance(connection.get("extra"), str) else None
+
+
+def _extra(text: str) -> dict[str, Any]:
+    """The connection's `extra`. Raises `Refusal` where it cannot be read but was meant to be marked."""
+    try:
+        extra = json.loads(text)
+    except (ValueError, RecursionError):
+        extra = None
+    if isinstance(extra, dict):
+        return extra
+    if NAME.lower() in text.lower():
+        raise Refusal("marker_invalid", f"the connection's extra has `{NAME}` in it, but is no JSON object")
+    return {}
+
+
+def _prepare() -> None:
+    """Reads settings and keys, and fetches the usual access token, before the first task asks."""
+    try:
+        issuer = Issuer.current()
+        issuer.jwks()
+        issuer.tokens.token()
+    except Refusal:
+        return  # it was logged where it happened, and every marked connection will say so
+    except Exception as error:  # noqa: BLE001 - the API server starts in any case
+        record(ERROR, "not_prepared", problem=f"{type(error).__name__}: {error}")
