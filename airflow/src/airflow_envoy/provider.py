@@ -17,6 +17,8 @@ def get_provider_info() -> dict[str, Any]:
         "name": "Airflow Envoy",
         "description": "Gives every Airflow task a verifiable identity at Envoy, without a change to a DAG.",
         "versions": [__version__],
+        # `airflow envoy …`, from Airflow 3.2 on; older ones do not look at it.
+        "cli": ["airflow_envoy.command.cli.airflow_commands"],
         "config": {
             SECTION: {"description": "Airflow Envoy: the identity of tasks at Envoy.", "options": _options()}
         },
