@@ -505,7 +505,7 @@ impl Airflow {
     /// # Errors
     /// If it is not over within three minutes.
     pub async fn wait(&self, run: &Run) -> Result<String> {
-        let path = format!("/api/v2/dags/{}/dagRuns/{}", run.dag, escaped(&run.id));
+        let path = self.path_of(run);
         let deadline = Instant::now() + RUN;
         loop {
             let state = self.get(&path).await?;
@@ -523,6 +523,22 @@ impl Airflow {
         }
     }
 
+    /// Waits for a moment; whether `run` is over.
+    ///
+    /// # Errors
+    /// If Airflow does not answer.
+    pub async fn wait_a_moment(&self, run: &Run) -> Result<bool> {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let state = self.get(&self.path_of(run)).await?;
+        let state = state.get("state").and_then(Value::as_str).unwrap_or_default();
+        Ok(matches!(state, "success" | "failed"))
+    }
+
+    /// The path of `run` in the REST API.
+    pub fn path_of(&self, run: &Run) -> String {
+        format!("/api/v2/dags/{}/dagRuns/{}", run.dag, escaped(&run.id))
+    }
+
     /// Runs `dag` to its end; the run and its state.
     ///
     /// # Errors
@@ -538,7 +554,7 @@ impl Airflow {
     /// # Errors
     /// If Airflow refuses.
     pub async fn tasks(&self, run: &Run) -> Result<Vec<TaskInstance>> {
-        let path = format!("/api/v2/dags/{}/dagRuns/{}/taskInstances", run.dag, escaped(&run.id));
+        let path = format!("{}/taskInstances", self.path_of(run));
         let mut listed = self.get(&path).await?;
         let tasks = listed.get_mut("task_instances").map(Value::take);
         let tasks = tasks.context("task instances")?;
@@ -562,9 +578,8 @@ impl Airflow {
     /// If Airflow refuses.
     pub async fn log(&self, run: &Run, task: &TaskInstance, try_number: u64) -> Result<String> {
         let path = format!(
-            "/api/v2/dags/{}/dagRuns/{}/taskInstances/{}/logs/{try_number}?map_index={}&full_content=true",
-            run.dag,
-            escaped(&run.id),
+            "{}/taskInstances/{}/logs/{try_number}?map_index={}&full_content=true",
+            self.path_of(run),
             task.task(),
             task.map_index()
         );
@@ -586,9 +601,8 @@ impl Airflow {
     /// If it returned none.
     pub async fn returned(&self, run: &Run, task: &str, map_index: i64) -> Result<Value> {
         let path = format!(
-            "/api/v2/dags/{}/dagRuns/{}/taskInstances/{task}/xcomEntries/return_value?map_index={map_index}&deserialize=false&stringify=false",
-            run.dag,
-            escaped(&run.id)
+            "{}/taskInstances/{task}/xcomEntries/return_value?map_index={map_index}&deserialize=false&stringify=false",
+            self.path_of(run)
         );
         self.get(&path).await?.get_mut("value").map(Value::take).context("the value")
     }

@@ -46,6 +46,17 @@ pub fn programs() -> Result<PathBuf> {
         })
 }
 
+/// Why `PostgreSQL` cannot serve Airflow here; `None` if it can.
+pub fn absence() -> Option<String> {
+    let driver = crate::airflow::folder(crate::airflow::VERSION).join("postgres.stamp");
+    if !driver.exists() {
+        return Some(
+            "Airflow has no driver for PostgreSQL: `scripts/testbed install --airflow`".to_owned(),
+        );
+    }
+    programs().err().map(|error| error.to_string())
+}
+
 impl Postgres {
     /// Makes an empty database and serves it; it lies in a folder of its own beside `directory`'s other files.
     ///

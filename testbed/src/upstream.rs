@@ -96,7 +96,11 @@ pub struct Received(Value);
 impl Received {
     /// What the upstream received for the call that `answer` answers; `None` if no upstream answered.
     pub fn from_answer(answer: &Answer) -> Option<Self> {
-        let echo = answer.json();
+        Self::from_json(answer.json())
+    }
+
+    /// What the upstream received, if this is what it said.
+    pub fn from_json(echo: Value) -> Option<Self> {
         echo.get("upstream").is_some().then_some(Self(echo))
     }
 

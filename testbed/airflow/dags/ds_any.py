@@ -1,7 +1,8 @@
 """Makes the calls that its run's configuration lists, in order.
 
 A call has a `connection`, and may have `path`, `headers`, `times` and, after each time, a `pause` in seconds. What came back
-is returned, with the seconds that reading the connection took; a connection that cannot be read is one more answer.
+is returned, with the seconds that reading the connection took; a connection that cannot be read is one more answer,
+unless the call is a `must`: then it ends the task.
 With `until`, the task goes on running until that file is there, for two minutes at most.
 """
 
@@ -17,7 +18,7 @@ from airflow.sdk import DAG, get_current_context, task
 with DAG(
     "ds_any",
     schedule=None,
-    start_date=datetime.datetime(2026, 1, 1),
+    start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     catchup=False,
     params={"calls": [], "until": ""},
     default_args={"owner": "ada"},
@@ -42,7 +43,9 @@ with DAG(
         begun = time.monotonic()
         try:
             hook.get_connection(asked["connection"])
-        except Exception as error:  # the answer that is asked for
+        except Exception as error:
+            if asked.get("must"):
+                raise
             return {"refused": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - begun}
         seconds = time.monotonic() - begun
         path = asked.get("path", "/v1/orders/ds_any/call")

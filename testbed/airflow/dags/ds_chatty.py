@@ -11,7 +11,7 @@ from airflow.sdk import DAG, task
 with DAG(
     "ds_chatty",
     schedule=None,
-    start_date=datetime.datetime(2026, 1, 1),
+    start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     catchup=False,
     default_args={"owner": "ada"},
     access_control={"DataScience": {"DAGs": {"can_read", "can_edit"}}},

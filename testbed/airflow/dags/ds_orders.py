@@ -12,7 +12,7 @@ from airflow.sdk import DAG, task
 with DAG(
     "ds_orders",
     schedule=None,
-    start_date=datetime.datetime(2026, 1, 1),
+    start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     catchup=False,
     tags=["orders", "churn"],
     default_args={"owner": "ada"},

@@ -10,7 +10,7 @@ from airflow.sdk import DAG
 with DAG(
     "ds_retry",
     schedule=None,
-    start_date=datetime.datetime(2026, 1, 1),
+    start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     catchup=False,
     default_args={"owner": "ada", "retries": 1, "retry_delay": datetime.timedelta(seconds=1)},
     access_control={"DataScience": {"DAGs": {"can_read", "can_edit"}}},

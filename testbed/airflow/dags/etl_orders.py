@@ -10,7 +10,7 @@ from airflow.sdk import DAG
 with DAG(
     "etl_orders",
     schedule=None,
-    start_date=datetime.datetime(2026, 1, 1),
+    start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     catchup=False,
     default_args={"owner": "eve"},
 ):

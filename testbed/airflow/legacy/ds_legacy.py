@@ -12,7 +12,7 @@ from airflow.providers.http.operators.http import HttpOperator
 with DAG(
     "ds_legacy",
     schedule=None,
-    start_date=datetime.datetime(2026, 1, 1),
+    start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     catchup=False,
     tags=["orders"],
     default_args={"owner": "ada"},
