@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use airflow_envoy_testbed::airflow::{self, Api, Run};
 use airflow_envoy_testbed::certificates::connector;
 use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
@@ -36,11 +37,26 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Run in the foreground until interrupted.
-    Run,
+    Run {
+        /// A real Airflow, too.
+        #[arg(long)]
+        airflow: bool,
+    },
     /// Call through Envoy as an Airflow task, and show the whole answer.
     Call(Box<CallArguments>),
     /// Show one call that is allowed and one that is denied.
     Show,
+    /// Show a run of Airflow's demo DAG, and of one that the policy denies.
+    #[command(hide = true)]
+    ShowAirflow,
+    /// Run a DAG of the testbed's Airflow to its end, and show what its tasks did.
+    Trigger {
+        /// The DAG.
+        dag: String,
+        /// The run's configuration, as a JSON object.
+        #[arg(long, default_value = "{}")]
+        conf: String,
+    },
     /// Show processes, ports, health and decisions.
     Status,
     /// Make the OIDC provider sign with new keys.
@@ -61,7 +77,11 @@ enum Verb {
     },
     /// Succeed if a testbed is ready.
     #[command(hide = true)]
-    Running,
+    Running {
+        /// And has Airflow.
+        #[arg(long)]
+        airflow: bool,
+    },
 }
 
 #[derive(Args)]
@@ -118,13 +138,17 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let directory = cli.directory.unwrap_or_else(|| repository().join(".testbed/run"));
     let done = match cli.command {
-        Verb::Run => run(&directory).await.map(|()| String::new()),
+        Verb::Run { airflow } => run(&directory, airflow).await.map(|()| String::new()),
         Verb::Call(arguments) => call(&directory, *arguments).await,
         Verb::Show => show(&directory).await,
+        Verb::ShowAirflow => show_airflow(&directory).await,
+        Verb::Trigger { dag, conf } => trigger(&directory, &dag, &conf).await,
         Verb::Status => status(&directory).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
-        Verb::Running => Running::find(&directory).map(|_| String::new()),
+        Verb::Running { airflow } => Running::find(&directory).and_then(|running| {
+            if airflow { running.airflow_home().map(|_| String::new()) } else { Ok(String::new()) }
+        }),
     };
     match done {
         Ok(text) => {
@@ -140,7 +164,7 @@ async fn main() -> ExitCode {
 }
 
 /// Runs a testbed in `directory`, which `state.json` describes as long as it is ready.
-async fn run(directory: &Path) -> Result<()> {
+async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
     // Signals first: one that arrives while we start must end us, too.
     let mut interrupted = signal(SignalKind::interrupt()).context("listening for signals")?;
     let mut terminated = signal(SignalKind::terminate()).context("listening for signals")?;
@@ -166,6 +190,11 @@ async fn run(directory: &Path) -> Result<()> {
         admin_port: preferred(9901),
         directory: Some(directory.to_owned()),
         policy: Source::File(policy),
+        airflow: with_airflow.then(|| airflow::Options {
+            triggerer: true,
+            port: preferred(8080),
+            ..airflow::Options::default()
+        }),
         log_level: "info",
         ..Options::default()
     };
@@ -241,6 +270,24 @@ impl Running {
         })
     }
 
+    /// The folder of Airflow.
+    fn airflow_home(&self) -> Result<PathBuf> {
+        let home = self.state.pointer("/airflow/home").and_then(Value::as_str).map(PathBuf::from);
+        home.ok_or_else(|| Error::new("no Airflow is running: `scripts/testbed up --airflow`"))
+    }
+
+    /// The API of Airflow.
+    async fn airflow(&self) -> Result<Api> {
+        let passwords = self.airflow_home()?.join("passwords.json");
+        let text = fs::read_to_string(&passwords).context(passwords.display())?;
+        let passwords: Value = serde_json::from_str(&text).context(passwords.display())?;
+        let password =
+            passwords.get(airflow::USER).and_then(Value::as_str).context("a password")?;
+        let address = self.state.pointer("/airflow/address").and_then(Value::as_str);
+        let address = address.context("an address")?.parse().context("an address")?;
+        Api::log_in(address, password).await
+    }
+
     async fn admin(&self, path: &str) -> Result<Answer> {
         Call::get("admin", path).send(self.address("admin")?, None).await
     }
@@ -302,6 +349,49 @@ async fn show(directory: &Path) -> Result<String> {
     Ok(format!("{}{allowed}\n{}{denied}", rule("allowed"), rule("denied")))
 }
 
+/// A DAG that the policy allows and one that it denies: what their tasks did, and what the denied one's log says.
+async fn show_airflow(directory: &Path) -> Result<String> {
+    let api = Running::find(directory)?.airflow().await?;
+    let rule = |title: &str| format!("\n── {title} {}\n", "─".repeat(70 - title.len()));
+    // Both at once.
+    let allowed = api.trigger("ds_orders", json!({})).await?;
+    let denied = api.trigger("etl_orders", json!({})).await?;
+    let mut text = rule("Airflow: allowed") + &ran(&api, &allowed, false).await?;
+    text += &rule("Airflow: denied");
+    text += &ran(&api, &denied, true).await?;
+    Ok(text)
+}
+
+async fn trigger(directory: &Path, dag: &str, configuration: &str) -> Result<String> {
+    let api = Running::find(directory)?.airflow().await?;
+    let configuration = serde_json::from_str(configuration).context("the configuration")?;
+    let run = api.trigger(dag, configuration).await?;
+    ran(&api, &run, true).await
+}
+
+/// What the tasks of `run` did, when it is over; if asked for, also what those that failed say in their logs.
+async fn ran(api: &Api, run: &Run, explained: bool) -> Result<String> {
+    let state = api.wait(run).await?;
+    let mut text = format!("DAG `{}`, run `{}`: {state}\n", run.dag, run.id);
+    for task in api.tasks(run).await? {
+        text += &format!("  {task}\n");
+        if !explained || task.state() != "failed" {
+            continue;
+        }
+        for line in api.log(run, &task, task.try_number()).await?.lines() {
+            let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
+            let event = line.get("event").and_then(Value::as_str).unwrap_or_default();
+            if line.get("level").is_some_and(|level| level == "error" || level == "warning") {
+                let problem: Value = serde_json::from_str(event).unwrap_or_default();
+                let shown =
+                    if problem.is_object() { format!("{problem:#}") } else { event.to_owned() };
+                text += &format!("    | {}\n", shown.replace('\n', "\n    | "));
+            }
+        }
+    }
+    Ok(text)
+}
+
 impl CallArguments {
     /// What `call` does without arguments.
     fn example() -> Self {
@@ -330,6 +420,22 @@ async fn status(directory: &Path) -> Result<String> {
     for name in ["supervisor", "processes/envoy", "processes/oidc"] {
         let short = name.trim_start_matches("processes/");
         text += &format!("  {short:12} {}\n", number(&format!("/{name}")));
+    }
+    let components = running.state.pointer("/airflow/processes").and_then(Value::as_array);
+    for (name, id) in
+        ["api-server", "scheduler", "triggerer"].iter().zip(components.into_iter().flatten())
+    {
+        text += &format!("  {name:12} {id}\n");
+    }
+    if let Ok(home) = running.airflow_home() {
+        let address = running.state.pointer("/airflow/address").and_then(Value::as_str);
+        text += &format!(
+            "Airflow\n  http://{}/  as `{}`, password in {}\n  AIRFLOW_HOME {}\n",
+            address.unwrap_or_default(),
+            airflow::USER,
+            home.join("passwords.json").display(),
+            home.display()
+        );
     }
     text += "addresses and health\n";
     let addresses = running.state.get("addresses").and_then(Value::as_object);

@@ -1,9 +1,10 @@
 //! A destination: answers every request with what it received, so that a test sees what an upstream sees.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Bytes;
 use hyper::{Request, Response};
@@ -13,14 +14,15 @@ use crate::client::Answer;
 use crate::server::{Service, reply};
 
 /// An echoing upstream. The query steers it: `fail=503` answers with that status, `once=500` does so only the first time
-/// that a run (`x-airflow-run-id`) asks for this target, `delay=250` waits as many milliseconds first, `close` closes the
+/// that a run (`x-airflow-run-id`) asks for this target, `late=6000` answers 404 until as many milliseconds after the run
+/// first asked for it, `delay=250` waits as many milliseconds first, `close` closes the
 /// connection. `/healthz` is its health check.
 #[derive(Debug)]
 pub struct Upstream {
     name: &'static str,
     healthy: AtomicBool,
     calls: AtomicU64,
-    failed: Mutex<HashSet<(String, String)>>,
+    asked: Mutex<HashMap<(String, String), Instant>>,
 }
 
 impl Upstream {
@@ -30,7 +32,7 @@ impl Upstream {
             name,
             healthy: AtomicBool::new(true),
             calls: AtomicU64::new(0),
-            failed: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 
@@ -44,13 +46,19 @@ impl Upstream {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Whether its run asks for this target for the first time. Remembered for as long as this lives: for tests.
-    fn is_first(&self, request: &Request<Bytes>) -> bool {
+    /// How long ago its run asked for this target for the first time; `None` if this is it. Remembered for as long as this lives: for tests.
+    fn since_first(&self, request: &Request<Bytes>) -> Option<Duration> {
         let run = request.headers().get("x-airflow-run-id");
         let run =
             run.map_or_else(String::new, |run| String::from_utf8_lossy(run.as_bytes()).into());
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.insert((run, request.uri().to_string()))
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        match asked.entry((run, request.uri().to_string())) {
+            Entry::Occupied(first) => Some(first.get().elapsed()),
+            Entry::Vacant(first) => {
+                first.insert(Instant::now());
+                None
+            }
+        }
     }
 }
 
@@ -65,7 +73,15 @@ impl Service for Upstream {
         for parameter in request.uri().query().unwrap_or_default().split('&') {
             match parameter.split_once('=').unwrap_or((parameter, "")) {
                 ("fail", code) => status = code.parse().unwrap_or(500),
-                ("once", code) if self.is_first(&request) => status = code.parse().unwrap_or(500),
+                ("once", code) if self.since_first(&request).is_none() => {
+                    status = code.parse().unwrap_or(500);
+                }
+                ("late", millis) => {
+                    let since = self.since_first(&request).unwrap_or_default();
+                    if since.as_millis() < millis.parse().unwrap_or(0) {
+                        status = 404;
+                    }
+                }
                 ("delay", millis) => {
                     tokio::time::sleep(Duration::from_millis(millis.parse().unwrap_or(0))).await;
                 }
