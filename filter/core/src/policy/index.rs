@@ -137,7 +137,7 @@ impl Index {
         }
     }
 
-    fn walk_all<F: FnMut(&Group)>(&self, number: u32, visit: &mut F) {
+    fn walk_all(&self, number: u32, visit: &mut dyn FnMut(&Group)) {
         let Some(node) = self.node(number) else { return };
         visit(&node.rest);
         visit(&node.end);
