@@ -20,6 +20,8 @@ pub struct Rejection {
     pub retry_after: Option<Span>,
     /// Whether the caller speaks gRPC.
     pub grpc: bool,
+    /// Whether the caller is one of a proxy: it has credentials for a proxy, or none, and none for a server.
+    pub by_proxy: bool,
     /// Who called, so far as it was verified, and what the policy made of it.
     pub known: Known,
 }
@@ -43,19 +45,24 @@ pub struct Known {
 pub const CODE_HEADER: &str = "x-airflow-envoy-code";
 
 impl Rejection {
-    /// The HTTP status.
+    /// The HTTP status: that of the code, but 407 for 401 to callers of a proxy (RFC 9110 §15.5.8). To them
+    /// 401 would be a word of the server behind it, and many clients send their credentials for a proxy
+    /// only when it asks for them so.
     pub fn status(&self) -> u16 {
-        self.reject.code.status()
+        match self.reject.code.status() {
+            401 if self.by_proxy => 407,
+            status => status,
+        }
     }
 
     /// The gRPC status code (the closest of the gRPC `Code` list to the HTTP status).
     pub fn grpc_status(&self) -> u32 {
         match self.status() {
-            400 => 3,  // INVALID_ARGUMENT
-            401 => 16, // UNAUTHENTICATED
-            403 => 7,  // PERMISSION_DENIED
-            431 => 8,  // RESOURCE_EXHAUSTED
-            _ => 14,   // UNAVAILABLE
+            400 => 3,        // INVALID_ARGUMENT
+            401 | 407 => 16, // UNAUTHENTICATED
+            403 => 7,        // PERMISSION_DENIED
+            431 => 8,        // RESOURCE_EXHAUSTED
+            _ => 14,         // UNAVAILABLE
         }
     }
 
@@ -71,8 +78,11 @@ impl Rejection {
             headers.push(("content-type", "application/problem+json".to_owned()));
             headers.push(("cache-control", "no-store".to_owned()));
         }
-        if self.status() == 401 {
-            headers.push(("www-authenticate", self.challenge()));
+        match self.status() {
+            401 => headers.push(("www-authenticate", self.challenge())),
+            // RFC 9110 §11.7.1: each 407 has one. RFC 7617 has no room in it for what was wrong.
+            407 => headers.push(("proxy-authenticate", "Basic realm=\"airflow-envoy\"".to_owned())),
+            _ => {}
         }
         if let Some(span) = self.retry_after {
             headers.push(("retry-after", span.as_secs_ceil().max(1).to_string()));
@@ -111,6 +121,7 @@ impl Rejection {
         member("status", self.status().into());
         member("code", reject.code.name().into());
         member("detail", reject.detail.as_str().into());
+        member("action", reject.action().into());
         member("decision_id", self.decision_id.as_str().into());
         if let Some(rule) = &reject.rule {
             member("rule", rule.as_str().into());
@@ -134,6 +145,7 @@ mod tests {
             decision_id: DecisionId::new(1, 2),
             retry_after: None,
             grpc: false,
+            by_proxy: false,
             known: Known::default(),
         }
     }
@@ -155,6 +167,8 @@ mod tests {
                 "status": 403,
                 "code": "policy_no_match",
                 "detail": "no rule",
+                "action": "ask who keeps the policy to allow this call, with `decision_id` and `detail`; \
+                           the nearest rule is `ds-reads-orders`",
                 "decision_id": "00000000000000010000000000000002",
                 "nearest": "ds-reads-orders",
             })
@@ -173,6 +187,27 @@ mod tests {
             "Bearer realm=\"airflow-envoy\", error=\"invalid_token\", \
              error_description=\"a 'quoted'' ???\""
         );
+    }
+
+    #[test]
+    fn callers_of_a_proxy_are_asked_by_the_proxy() {
+        for (code, status) in [
+            (Code::TokenMissing, 407),
+            (Code::IdentityExpired, 407),
+            (Code::PolicyDenied, 403),
+            (Code::RequestMalformed, 400),
+            (Code::KeysUnavailable, 503),
+        ] {
+            let rejection = Rejection { by_proxy: true, ..rejection(code, "x") };
+            assert_eq!(rejection.status(), status, "{code}");
+            let body: Value = serde_json::from_str(&rejection.body()).unwrap();
+            assert_eq!(body["status"], status);
+            let challenge = (status == 407).then_some("Basic realm=\"airflow-envoy\"");
+            assert_eq!(header(&rejection, "proxy-authenticate").as_deref(), challenge, "{code}");
+            assert_eq!(header(&rejection, "www-authenticate"), None);
+            let of_server = Rejection { by_proxy: false, ..rejection.clone() };
+            assert_eq!(of_server.grpc_status(), rejection.grpc_status());
+        }
     }
 
     #[test]

@@ -62,6 +62,12 @@ impl fmt::Display for DecisionId {
 /// The header that carries the Airflow identity.
 pub const IDENTITY_HEADER: &str = "x-airflow-identity";
 
+/// The header that carries credentials for a proxy (RFC 9110 §11.7.2).
+pub const PROXY_HEADER: &str = "proxy-authorization";
+
+/// The method that asks for a tunnel (RFC 9110 §9.3.6).
+pub const CONNECT: &str = "CONNECT";
+
 /// The plain headers of the Airflow family, in the order of [`Request::plain`].
 pub const PLAIN_HEADERS: [&str; 5] = [
     "x-airflow-dag-id",
@@ -96,7 +102,7 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// `:authority`.
     pub authority: &'a str,
-    /// `:path`.
+    /// `:path`; empty for a CONNECT, which has none.
     pub target: &'a str,
     /// `:scheme`.
     pub scheme: &'a str,
@@ -104,9 +110,11 @@ pub struct Request<'a> {
     pub authorization: Option<&'a [u8]>,
     /// `x-airflow-identity`.
     pub identity: Option<&'a [u8]>,
+    /// `proxy-authorization`.
+    pub proxy_authorization: Option<&'a [u8]>,
     /// Values of [`PLAIN_HEADERS`].
     pub plain: [Option<&'a [u8]>; 5],
-    /// Names of the family as the caller wrote them; all of them go.
+    /// Names of the family, and of `proxy-authorization`, as the caller wrote them; all of them go.
     pub family: Vec<&'a [u8]>,
     /// Whether Airflow's side left its marker in.
     pub marker: bool,
@@ -120,7 +128,8 @@ impl<'a> Request<'a> {
     /// # Errors
     /// [`Code::HeaderRepeated`] for a repeated header that decides, [`Code::RequestMalformed`] for a
     /// pseudo-header that is missing or not UTF-8, for a method that an upstream may read as another
-    /// one, and for a header that replaces the method or the path behind the policy's back.
+    /// one, for a header that replaces the method or the path behind the policy's back, and for a
+    /// CONNECT with a path or a protocol.
     pub fn read(headers: &[(&'a [u8], &'a [u8])]) -> Result<Self, Reject> {
         let mut request = Self::default();
         let (mut method, mut authority, mut target, mut scheme) = (None, None, None, None);
@@ -130,6 +139,12 @@ impl<'a> Request<'a> {
                 b":authority" => once(&mut authority, value, ":authority")?,
                 b":path" => once(&mut target, value, ":path")?,
                 b":scheme" => once(&mut scheme, value, ":scheme")?,
+                // RFC 8441 §4. Where WebSockets over HTTP/2 are wanted, Envoy turns them into the GET of
+                // HTTP/1.1 before any filter sees them; of anything else nobody knows what a rule would mean.
+                b":protocol" => {
+                    let detail = "an extended CONNECT (`:protocol`) is not supported";
+                    return Err(Reject::new(Code::RequestMalformed, detail));
+                }
                 _ if name.eq_ignore_ascii_case(b"authorization") => {
                     once(&mut request.authorization, value, "authorization")?;
                 }
@@ -137,6 +152,10 @@ impl<'a> Request<'a> {
                     request.grpc |= is_grpc(value);
                 }
                 _ if is_family(name) => request.take_family(name, value)?,
+                _ if is_for_proxy(name) => {
+                    request.family.push(name);
+                    once(&mut request.proxy_authorization, value, PROXY_HEADER)?;
+                }
                 _ if name.first().is_some_and(|first| matches!(first, b'x' | b'X')) => {
                     if let Some(name) = OVERRIDES.iter().find(|known| same_name(name, known)) {
                         let detail = format!(
@@ -154,7 +173,15 @@ impl<'a> Request<'a> {
             return Err(Reject::new(Code::RequestMalformed, detail));
         }
         request.authority = text(authority, ":authority")?;
-        request.target = text(target, ":path")?;
+        request.target = match target {
+            None if request.is_tunnel() => "",
+            // A rule could be meant for the path, and the tunnel leads to the authority.
+            Some(_) if request.is_tunnel() => {
+                let detail = "a CONNECT has no path (RFC 9110 §9.3.6)";
+                return Err(Reject::new(Code::RequestMalformed, detail));
+            }
+            target => text(target, ":path")?,
+        };
         request.scheme = text(scheme.or(Some(b"http")), ":scheme")?;
         Ok(request)
     }
@@ -173,6 +200,11 @@ impl<'a> Request<'a> {
         Ok(())
     }
 
+    /// Whether it asks for a tunnel.
+    pub fn is_tunnel(&self) -> bool {
+        self.method == CONNECT
+    }
+
     /// What is asked for, for the policy.
     pub fn call(&self) -> Call<'a> {
         Call {
@@ -189,6 +221,13 @@ impl<'a> Request<'a> {
         headers
             .iter()
             .any(|(name, value)| name.eq_ignore_ascii_case(b"content-type") && is_grpc(value))
+    }
+
+    /// Whether the header map has a credential for the filter beside those for a proxy.
+    pub fn has_explicit_credential(headers: &[(&[u8], &[u8])]) -> bool {
+        headers.iter().any(|(name, _)| {
+            name.eq_ignore_ascii_case(b"authorization") || same_name(name, IDENTITY_HEADER)
+        })
     }
 }
 
@@ -247,9 +286,20 @@ fn fold(byte: u8) -> u8 {
     if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() }
 }
 
-/// Whether a header or trailer of this name claims to speak for Airflow.
-pub fn is_family(name: &[u8]) -> bool {
+/// Whether a header of this name claims to speak for Airflow.
+fn is_family(name: &[u8]) -> bool {
     name.len() > FAMILY.len() && name.iter().zip(FAMILY).all(|(byte, known)| fold(*byte) == *known)
+}
+
+/// Whether it is `proxy-authorization`, also with `_` for `-`.
+fn is_for_proxy(name: &[u8]) -> bool {
+    same_name(name, PROXY_HEADER)
+}
+
+/// Whether a header or trailer of this name never goes on: it is addressed to the filter, or claims to
+/// come from it.
+pub fn ends_here(name: &[u8]) -> bool {
+    is_family(name) || is_for_proxy(name)
 }
 
 fn same_name(name: &[u8], known: &str) -> bool {
@@ -358,6 +408,39 @@ mod tests {
             let request = read(&[(b"content-type", content_type.as_bytes())]).unwrap();
             assert_eq!(request.grpc, grpc, "{content_type}");
         }
+    }
+
+    #[test]
+    fn credentials_for_a_proxy_are_seen_once_and_go() {
+        let request = read(&[(b"Proxy-Authorization", b"Basic eDp5")]).unwrap();
+        assert_eq!(request.proxy_authorization, Some(&b"Basic eDp5"[..]));
+        assert_eq!(request.family, [&b"Proxy-Authorization"[..]]);
+        let twice = [(&b"proxy-authorization"[..], &b"a"[..]), (b"proxy_authorization", b"a")];
+        assert_eq!(read(&twice).unwrap_err().code, Code::HeaderRepeated);
+        for (name, ends) in [
+            ("proxy-authorization", true),
+            ("PROXY_AUTHORIZATION", true),
+            ("X-Airflow-Dag-Id", true),
+            ("proxy-authorizations", false),
+            ("proxy-connection", false),
+            ("x-airflow-", false),
+        ] {
+            assert_eq!(ends_here(name.as_bytes()), ends, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_has_an_authority_and_nothing_else() {
+        let connect = [(&b":method"[..], &b"CONNECT"[..]), (b":authority", b"a:443")];
+        let request = Request::read(&connect).unwrap();
+        assert!(request.is_tunnel());
+        assert_eq!((request.target, request.authority), ("", "a:443"));
+        for more in [(&b":path"[..], &b"/"[..]), (b":path", b""), (b":protocol", b"websocket")] {
+            let reject = Request::read(&[&connect[..], &[more]].concat()).unwrap_err();
+            assert_eq!(reject.code, Code::RequestMalformed, "{more:?}");
+        }
+        assert_eq!(Request::read(&connect[..1]).unwrap_err().code, Code::RequestMalformed);
+        assert_eq!(read(&[(b":protocol", b"websocket")]).unwrap_err().code, Code::RequestMalformed);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Configuration {
     pub airflow_issuers: Vec<Issuer>,
     /// The policies.
     pub policy: Policies,
+    /// Where credentials may be beside their headers.
+    pub ways: Ways,
     /// Whether the upstream gets the access token that was verified.
     pub forward_token: bool,
     /// Bounds of the requests that wait for keys or policy.
@@ -38,6 +40,17 @@ pub struct Configuration {
     pub mode: Mode,
     /// The path at which the filter itself answers how it is; `None`: nowhere.
     pub status_path: Option<String>,
+}
+
+/// Where a request may have its credentials, beside `authorization` and `x-airflow-identity`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ways {
+    /// Nowhere.
+    Headers,
+    /// In `proxy-authorization`.
+    Proxy,
+    /// The access token in the cookie of this name.
+    Cookie(Box<str>),
 }
 
 /// Whether decisions are carried out.
@@ -215,6 +228,7 @@ fn read(
     let policy = root
         .required(report, "policy")
         .and_then(|node| read_policies(&node, report, limits, environment, &mut names));
+    let ways = read_ways(&mut root, report, token);
     let forward_token =
         root.optional("forward_token").map_or(Some(false), |node| node.boolean(report));
     let waiting = read_waiting(&mut root, report);
@@ -229,11 +243,35 @@ fn read(
         identity,
         airflow_issuers: airflow_issuers?,
         policy: policy?,
+        ways: ways?,
         forward_token: forward_token?,
         waiting: waiting?,
         mode: mode?,
         status_path: status_path?,
     })
+}
+
+fn read_ways(root: &mut Object<'_>, report: &mut Report, token: Requirement) -> Option<Ways> {
+    let proxy = root.optional("proxy_authorization");
+    let proxy = proxy.map_or(Some(false), |node| node.boolean(report));
+    let Some(node) = root.optional("token_cookie") else {
+        return proxy.map(|proxy| if proxy { Ways::Proxy } else { Ways::Headers });
+    };
+    let name = node.string(report)?;
+    // RFC 6265 §4.1.1: a token of RFC 9110 §5.6.2.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if !name.bytes().all(is_name) {
+        node.fault(report, format!("{} is not the name of a cookie", quote(name)));
+    }
+    if token == Requirement::Off {
+        node.fault(report, "is not used, because `token` is `off`");
+    }
+    if proxy == Some(true) {
+        let problem = "is for a server behind Envoy, and `proxy_authorization` for callers of a proxy: \
+                       give each a listener of its own";
+        node.fault(report, problem);
+    }
+    proxy.map(|_| Ways::Cookie(name.into()))
 }
 
 fn requirement(object: &mut Object<'_>, report: &mut Report, name: &'static str) -> Requirement {

@@ -147,6 +147,19 @@ impl Presented {
         &self.issuer
     }
 
+    /// Whether both speak for the same caller by their own words, which nobody vouches for yet: the same
+    /// issuer and the same `sub`, and of Airflow identities also the same run, map index and try.
+    pub fn speaks_for_the_caller_of(&self, other: &Self) -> bool {
+        const TASK: [&str; 3] = ["run_id", "map_index", "try_number"];
+        let named = |name: &str| (self.claims.0.get(name), other.claims.0.get(name));
+        let airflow = |presented: &Self, name: &str| {
+            presented.claims.0.get("airflow").and_then(|task| task.get(name)).cloned()
+        };
+        self.issuer == other.issuer
+            && matches!(named("sub"), (Some(Value::String(own)), Some(Value::String(others))) if own == others)
+            && TASK.iter().all(|name| airflow(self, name) == airflow(other, name))
+    }
+
     /// The header's `kid`.
     pub fn key_id(&self) -> Option<&str> {
         self.jws.header().key_id.as_deref()

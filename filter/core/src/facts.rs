@@ -70,10 +70,11 @@ pub struct Caller {
 pub struct Call<'a> {
     /// `:authority`.
     pub authority: &'a str,
-    /// `:scheme`, `http` or `https`: says which port is the default one.
+    /// `:scheme`, `http` or `https`: says which port is the default one. Not read for a CONNECT, which has
+    /// none: there it is that of `https`.
     pub scheme: &'a str,
     /// `:method`, case-sensitive (RFC 9110 §9.1).
     pub method: &'a str,
-    /// `:path` with its query, if any.
+    /// `:path` with its query, if any; not read for a CONNECT, which has none (RFC 9110 §9.3.6).
     pub target: &'a str,
 }

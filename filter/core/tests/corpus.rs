@@ -65,6 +65,7 @@ impl Subject for Core {
             Verdict::Reject(rejection) => Ok(Answer::Reject {
                 status: rejection.status(),
                 code: rejection.reject.code.name().to_owned(),
+                action: (!rejection.grpc).then(|| rejection.reject.action()),
                 rule: rejection.reject.rule,
                 nearest: rejection.reject.nearest,
                 detail: rejection.reject.detail,

@@ -330,3 +330,80 @@ fn parameters_help_past_no_deny_rule_enforced_or_not() {
         }
     }
 }
+
+#[test]
+fn a_tunnel_is_explained_whether_no_rule_allows_it_or_one_denies_it() {
+    let rules = |more: Value| {
+        let mut rules = vec![
+            json!({"id": "reads", "effect": "allow", "to": ["orders"], "methods": ["GET"], "paths": ["/v1/**"]}),
+            json!({"id": "tunnels", "effect": "allow", "to": ["partner"], "methods": ["CONNECT"]}),
+        ];
+        rules.extend(more.as_array().unwrap().clone());
+        policy(&json!({
+            "version": 1,
+            "destinations": {"orders": {"hosts": ["orders.internal"]}, "partner": {"hosts": ["api.example"]}},
+            "rules": rules,
+        }))
+    };
+    let decide = |policy: &PolicySet, authority| {
+        let standing = policy.standing(&caller(), None);
+        let call = Call { authority, scheme: "http", method: "CONNECT", target: "" };
+        policy.decide(&caller(), &standing, &call, UnixTime::default(), &Limits::DEFAULT)
+    };
+    let usual = rules(json!([]));
+    let decision = decide(&usual, "API.example:443");
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "tunnels".into() });
+    assert_eq!(decision.authority.as_deref(), Some("api.example:443"));
+    assert_eq!(decision.path, None);
+    let reject = refusal(decide(&usual, "orders.internal:443"));
+    assert_eq!((reject.code, reject.nearest.as_deref()), (Code::PolicyNoMatch, Some("reads")));
+    assert_eq!(
+        reject.detail,
+        "rule `reads` allows this destination, but no tunnel, which hides methods and paths: a rule that \
+         allows one names `CONNECT` in `methods` and has no `paths`"
+    );
+    for (more, detail) in [
+        (
+            json!({"id": "no", "intent": "No deletes.", "effect": "deny", "to": ["*"], "methods": ["DELETE"]}),
+            "rule `no` denies this tunnel because it cannot be evaluated: a tunnel hides methods and paths, \
+             and the rule is about some: `No deletes.`",
+        ),
+        (
+            json!({"id": "no", "intent": "No tunnels.", "effect": "deny", "to": ["partner"], "methods": ["CONNECT"]}),
+            "rule `no` denies this call: `No tunnels.`",
+        ),
+    ] {
+        let reject = refusal(decide(&rules(json!([more])), "api.example:443"));
+        assert_eq!((reject.code, reject.rule.as_deref()), (Code::PolicyDenied, Some("no")));
+        assert_eq!(reject.detail, detail);
+    }
+}
+
+#[test]
+fn a_path_of_somebody_else_is_explained_with_both_names() {
+    let document = json!({
+        "version": 1,
+        "destinations": {"orders": {"hosts": ["orders.internal"]}},
+        "rules": [{"id": "own", "effect": "allow", "to": ["orders"], "paths": ["/t/{sub}/run"]}],
+    });
+    let policy = policy(&document);
+    for (subjects, detail) in [
+        (
+            Fact::one("me"),
+            "rule `own` allows this destination, but only for paths `/t/{sub}/run`; this is `/t/you/run`; \
+             `{sub}` is the access token's `sub`, here `me`",
+        ),
+        (
+            Fact::Unknown,
+            "rule `own` allows this destination, but only for paths `/t/{sub}/run`; this is `/t/you/run`; \
+             `{sub}` is the access token's `sub`, which is unknown here",
+        ),
+    ] {
+        let caller = Caller { subjects, ..caller() };
+        let standing = policy.standing(&caller, None);
+        let call = Call { target: "/t/you/run", ..CALL };
+        let decision =
+            policy.decide(&caller, &standing, &call, UnixTime::default(), &Limits::DEFAULT);
+        assert_eq!(refusal(decision).detail, detail);
+    }
+}

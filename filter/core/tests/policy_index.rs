@@ -7,6 +7,7 @@
     reason = "a test may fail by panicking"
 )]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use serde_json::{Map, Value, json};
 fn the_index_changes_no_decision() {
     let mut random = Random { state: 0x9e37_79b9_7f4a_7c15, crowded: false };
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
-    for round in 0..600 {
+    for round in 0..1000 {
         let size = [3, 12, 40, 120][round % 4];
         let document = random.document(size);
         let text = document.to_string();
@@ -45,11 +46,26 @@ fn the_index_changes_no_decision() {
             let decision = policy.decide(&caller, &standing, &call, now, &limits);
             let roles = standing.roles().map(ToString::to_string).collect();
             let found = Found { roles, ..Found::from(&decision) };
-            let reference = Reference { document: &document, caller: &caller, now };
+            let reference = Reference {
+                document: &document,
+                caller: &caller,
+                now,
+                by_subject: Cell::default(),
+                by_unknown: Cell::default(),
+            };
             let expected = reference.decide(&call);
             assert_eq!(found, expected, "{document} for {caller:?} and {request:?} at {now}");
             let kind = expected.outcome.split(' ').take(2).collect::<Vec<_>>().join(" ");
             *outcomes.entry(kind).or_default() += 1;
+            if request.method == "CONNECT" {
+                let kind = expected.outcome.split(' ').next().unwrap_or_default();
+                *outcomes.entry(format!("tunnel {kind}")).or_default() += 1;
+            }
+            for (name, count) in
+                [("subject", &reference.by_subject), ("unknown", &reference.by_unknown)]
+            {
+                *outcomes.entry(name.to_owned()).or_default() += usize::from(count.get());
+            }
             *outcomes.entry("shadow".to_owned()).or_default() +=
                 usize::from(!expected.shadow.is_empty());
             *outcomes.entry("roles".to_owned()).or_default() +=
@@ -63,6 +79,12 @@ fn the_index_changes_no_decision() {
         "no match,",
         "destination_unknown",
         "path_invalid",
+        "authority_invalid",
+        "tunnel permit",
+        "tunnel denied",
+        "tunnel no",
+        "subject",
+        "unknown",
         "shadow",
         "roles",
     ] {
@@ -193,6 +215,9 @@ struct Reference<'a> {
     document: &'a Value,
     caller: &'a Caller,
     now: UnixTime,
+    /// A path matched by the caller's subject; one could have, were it known.
+    by_subject: Cell<bool>,
+    by_unknown: Cell<bool>,
 }
 
 /// As a [`PolicySet`] is made of.
@@ -210,7 +235,14 @@ impl Reference<'_> {
             shadow: Vec::new(),
             roles: roles.map(|(name, _)| name.clone()).collect(),
         };
-        let Ok(path) = path::normalise(call.target, &Limits::DEFAULT) else {
+        let tunnel = call.method == "CONNECT";
+        if tunnel && !call.authority.contains(':') {
+            found.outcome = "authority_invalid".to_owned();
+            return found;
+        }
+        let path =
+            if tunnel { Ok("".into()) } else { path::normalise(call.target, &Limits::DEFAULT) };
+        let Ok(path) = path else {
             found.outcome = "path_invalid".to_owned();
             return found;
         };
@@ -256,7 +288,8 @@ impl Reference<'_> {
         let host = call.authority.to_lowercase();
         let (host, port) = host.split_once(':').unwrap_or((&host, ""));
         let host = host.strip_suffix('.').unwrap_or(host);
-        let default = if call.scheme == "https" { "443" } else { "80" };
+        let tls = call.scheme == "https" || call.method == "CONNECT";
+        let default = if tls { "443" } else { "80" };
         let port = if port.is_empty() { default } else { port };
         let mut best: Option<(usize, String)> = None;
         for (name, destination) in self.document["destinations"].as_object().unwrap() {
@@ -288,15 +321,56 @@ impl Reference<'_> {
     fn rule(&self, rule: &Value, destination: &str, method: &str, path: &str) -> Truth {
         and([
             Some(self.is_for(rule, destination)),
-            Some(has_method(rule, method)),
-            Some(has_path(rule, path)),
+            self.request(rule, method, path),
             Some(self.in_time(rule)),
             and(self.conditions(rule)),
         ])
     }
 
+    /// What a rule says of a method and a path; in a tunnel there may be any.
+    fn request(&self, rule: &Value, method: &str, path: &str) -> Truth {
+        if method != "CONNECT" {
+            return and([Some(has_method(rule, method)), self.path(rule, path)]);
+        }
+        let (named, any) = (rule.get("methods").is_some(), rule.get("paths").is_none());
+        match rule["effect"].as_str().unwrap() {
+            "allow" => Some(named && has_method(rule, "CONNECT") && any),
+            _ if has_method(rule, "CONNECT") && any => Some(true),
+            _ => None,
+        }
+    }
+
+    fn path(&self, rule: &Value, path: &str) -> Truth {
+        let given: Vec<_> = path.split('/').skip(1).map(decoded).collect();
+        let Some(patterns) = rule.get("paths") else { return Some(true) };
+        or(patterns.as_array().unwrap().iter().map(|pattern| {
+            let pattern = decoded(pattern.as_str().unwrap());
+            let wanted: Vec<_> = pattern.split('/').skip(1).collect();
+            let varies = wanted.contains(&"{sub}");
+            match &self.caller.subjects {
+                _ if !varies => Some(segments(&wanted, &given, None)),
+                Fact::Known(subjects) => {
+                    let matched = subjects.iter().any(|sub| segments(&wanted, &given, Some(sub)));
+                    self.by_subject.set(self.by_subject.get() || matched);
+                    Some(matched)
+                }
+                Fact::Unknown if segments(&wanted, &given, None) => {
+                    self.by_unknown.set(true);
+                    None
+                }
+                Fact::Unknown => Some(false),
+            }
+        }))
+    }
+
     fn misses(&self, rule: &Value, method: &str, path: &str) -> usize {
-        let others = [has_method(rule, method), has_path(rule, path), self.in_time(rule)];
+        let (method, path) = if method == "CONNECT" {
+            let named = rule.get("methods").is_some() && has_method(rule, method);
+            (named, rule.get("paths").is_none())
+        } else {
+            (has_method(rule, method), self.path(rule, path) == Some(true))
+        };
+        let others = [method, path, self.in_time(rule)];
         let callers = self.conditions(rule);
         others.iter().filter(|held| !**held).count()
             + callers.iter().filter(|held| **held != Some(true)).count()
@@ -380,23 +454,24 @@ fn has_method(rule: &Value, method: &str) -> bool {
         .is_none_or(|methods| methods.as_array().unwrap().iter().any(|known| known == method))
 }
 
-fn has_path(rule: &Value, path: &str) -> bool {
-    let given: Vec<_> = path.split('/').skip(1).collect();
-    rule.get("paths").is_none_or(|patterns| {
-        patterns.as_array().unwrap().iter().any(|pattern| {
-            let wanted: Vec<_> = pattern.as_str().unwrap().split('/').skip(1).collect();
-            segments(&wanted, &given)
-        })
-    })
+/// The only escape that the generator makes.
+fn decoded(segment: &str) -> String {
+    segment.replace("%20", " ")
 }
 
-fn segments(wanted: &[&str], given: &[&str]) -> bool {
+/// Without a subject the variable stands for any.
+fn segments(wanted: &[&str], given: &[String], subject: Option<&str>) -> bool {
     match (wanted, given) {
         (["**"], _) | ([], []) => true,
+        (["{sub}", wanted @ ..], [segment, given @ ..]) => {
+            !segment.is_empty()
+                && subject.is_none_or(|subject| subject == segment)
+                && segments(wanted, given, subject)
+        }
         ([first, wanted @ ..], [segment, given @ ..]) => {
             (first.is_empty() == segment.is_empty())
                 && glob(first.as_bytes(), segment.as_bytes())
-                && segments(wanted, given)
+                && segments(wanted, given, subject)
         }
         _ => false,
     }
@@ -465,8 +540,10 @@ const GLOBS: [&str; 14] = [
     "a", "b", "ab", "ba", "abc", "team1_x", "a*", "team1*", "team1_*", "*", "*b", "a*c", "*a*",
     "ü*",
 ];
-const SEGMENTS: [&str; 6] = ["v1", "a", "ab", "abc", "b", "x"];
-const SEGMENT_GLOBS: [&str; 10] = ["v1", "a", "ab", "abc", "b", "*", "a*", "*b", "a*c", "x"];
+const SEGMENTS: [&str; 7] = ["v1", "a", "ab", "abc", "b", "x", "a%20b"];
+const SEGMENT_GLOBS: [&str; 14] =
+    ["v1", "a", "ab", "abc", "b", "*", "a*", "*b", "a*c", "x", "{sub}", "{sub}", "{sub}", "a%20b"];
+const SUBJECTS: [&str; 11] = ["v1", "a", "ab", "x", "a b", "v1", "a", "ab", "a/b", "", "*"];
 const TIMES: [&str; 4] = [
     "1970-01-01T00:00:00Z",
     "1970-01-01T00:01:40Z",
@@ -581,10 +658,14 @@ impl Random {
             }
             rule["from"] = selector;
         }
-        if self.one_in(3) {
+        let tunnels = self.one_in(5);
+        if tunnels {
+            rule["methods"] = json!([self.pick(&["GET", "CONNECT"]), "CONNECT"]);
+        } else if self.one_in(3) {
             rule["methods"] = self.picks(&["GET", "HEAD", "POST"], 2);
         }
-        if !self.crowded && !self.one_in(6) {
+        // No allow rule has both.
+        if !(self.crowded || self.one_in(6) || (tunnels && effect == "allow")) {
             let patterns: Vec<_> = (0..=self.below(2)).map(|_| self.pattern()).collect();
             rule["paths"] = patterns.into();
         }
@@ -622,6 +703,7 @@ impl Random {
             Fact::Known((0..self.below(4)).map(|_| self.pick(&VALUES).to_owned()).collect())
         };
         let mut caller = Caller {
+            subjects: fact(),
             dags: fact(),
             tasks: fact(),
             teams: fact(),
@@ -630,6 +712,9 @@ impl Random {
             issuers: fact(),
             ..Caller::default()
         };
+        if caller.subjects != Fact::Unknown {
+            caller.subjects = Fact::one(self.pick(&SUBJECTS));
+        }
         if !self.one_in(4) {
             let values = [
                 json!("a"),
@@ -654,6 +739,19 @@ impl Random {
         if target.is_empty() || self.one_in(8) {
             target.push_str(self.pick(&["/", "?q", "/..", "/%61", "/%2f"]));
         }
+        let method = self.pick(&["GET", "HEAD", "POST", "GET", "HEAD", "POST", "CONNECT"]);
+        if method == "CONNECT" {
+            let authority = self.pick(&[
+                "one.internal:443",
+                "ONE.internal.:8443",
+                "a.two.internal:443",
+                "two.internal:9",
+                "one.internal:80",
+                "one.internal",
+            ]);
+            let (authority, scheme) = (authority.to_owned(), self.pick(&["http", "https"]));
+            return Request { authority, scheme, method, target: String::new() };
+        }
         let authority = self.pick(&[
             "one.internal",
             "one.internal",
@@ -669,7 +767,7 @@ impl Random {
         Request {
             authority: authority.to_owned(),
             scheme: self.pick(&["http", "https"]),
-            method: self.pick(&["GET", "HEAD", "POST"]),
+            method,
             target,
         }
     }

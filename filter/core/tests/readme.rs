@@ -28,6 +28,7 @@ fn row(code: Code) -> String {
         decision_id: DecisionId::new(0, 0),
         retry_after: None,
         grpc: true,
+        by_proxy: false,
         known: Known::default(),
     };
     let grpc = match rejection.grpc_status() {
@@ -38,7 +39,7 @@ fn row(code: Code) -> String {
         16 => "UNAUTHENTICATED",
         other => panic!("{code} has gRPC status {other}"),
     };
-    format!("| `{code}` | {} | {grpc} | {} |", code.status(), code.title())
+    format!("| `{code}` | {} | {grpc} | {} | {} |", code.status(), code.title(), code.action())
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! Reading the case files and turning a case into what is sent at a given time.
 //!
 //! A case is its base and what it differs in: `set` puts values where JSON Pointers (RFC 6901) lead, `remove`
-//! takes them away. A table is a case with one row per variant. The resulting document has five members:
+//! takes them away. A table is a case with one row per variant. The resulting document has these members:
 //!
 //! - `configuration`: the plugin's. A string in an inline key set stands for the public key of that name,
 //!   an object with `$key` for one with changed members (`null` takes a member away).
 //! - `policy`: put into the configuration as its only source; `+60` in `valid` is relative to now.
 //! - `token`, `identity`: a [`Credential`] to mint, a text to send as it is, or null for none.
-//! - `request`: `method`, `scheme`, `authority`, `path` and `headers`, a list of pairs; `${token}` and
-//!   `${identity}` in a header's value are what was minted, an object `{"base64": …}` is bytes.
+//! - `other_token`, `other_identity`: such of another mint, if the case is about two of one kind.
+//! - `request`: `method`, `scheme`, `authority`, `path` and `headers`, a list of pairs; `${token}` and the like
+//!   in a header's value are what was minted, an object `{"base64": …}` is bytes, `{"basic": "user:password"}`
+//!   is RFC 7617's encoding of a text.
 //!
 //! Anywhere, `{"$repeat": ["a", 9]}` is `"aaaaaaaaa"`.
 
@@ -34,7 +36,7 @@ const BASES: &str = include_str!("../cases/bases.json");
 /// The names and texts of all case files.
 pub const fn files() -> &'static [(&'static str, &'static str)] {
     embedded! {
-        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "paths" "authorities" "configuration" "shadow"
+        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "paths" "authorities" "configuration" "shadow" "ways"
     }
 }
 
@@ -84,6 +86,10 @@ pub enum Expectation {
         nearest: Option<String>,
         /// What the explanation must contain.
         detail: Vec<String>,
+        /// What the advice must contain.
+        action: Vec<String>,
+        /// The HTTP status, if it is not that of the code's family.
+        status: Option<u16>,
     },
     /// The configuration is refused, for reasons that contain all of these.
     Unusable(Vec<String>),
@@ -144,9 +150,20 @@ impl Case {
             patch::set(&mut configuration, "/policy/sources/0/inline", policy)?;
         }
         fill_keys(&mut configuration)?;
-        let token = document.token.map(|token| token.text(now, None)).transpose()?;
-        let identity =
-            document.identity.map(|token_| token_.text(now, token.as_deref())).transpose()?;
+        let text = |presented: Option<Presented>, token: Option<&str>| {
+            presented.map(|presented| presented.text(now, token)).transpose()
+        };
+        let token = text(document.token, None)?;
+        let identity = text(document.identity, token.as_deref())?;
+        let other_token = text(document.other_token, None)?;
+        let bound_to = other_token.as_deref().or(token.as_deref());
+        let other_identity = text(document.other_identity, bound_to)?;
+        let minted: Minted<'_> = [
+            ("${token}", token.as_deref()),
+            ("${identity}", identity.as_deref()),
+            ("${other_token}", other_token.as_deref()),
+            ("${other_identity}", other_identity.as_deref()),
+        ];
         let request = document.request;
         let mut headers = Vec::new();
         for (name, value) in [
@@ -156,12 +173,11 @@ impl Case {
             (":path", request.path),
         ] {
             if let Some(value) = value {
-                headers.push((name.as_bytes().to_vec(), value.bytes(None, None)?));
+                headers.push((name.as_bytes().to_vec(), value.bytes(&minted)?));
             }
         }
         for (name, value) in request.headers {
-            let credentials = (token.as_deref(), identity.as_deref());
-            headers.push((name.into_bytes(), value.bytes(credentials.0, credentials.1)?));
+            headers.push((name.into_bytes(), value.bytes(&minted)?));
         }
         Ok(Exchange { configuration: configuration.to_string().into_bytes(), headers, token })
     }
@@ -219,6 +235,9 @@ struct Answer {
     #[serde(default)]
     detail: Vec<String>,
     #[serde(default)]
+    action: Vec<String>,
+    status: Option<u16>,
+    #[serde(default)]
     upstream: BTreeMap<String, Option<String>>,
 }
 
@@ -245,6 +264,8 @@ struct Document {
     policy: Option<Value>,
     token: Option<Presented>,
     identity: Option<Presented>,
+    other_token: Option<Presented>,
+    other_identity: Option<Presented>,
     request: Request,
 }
 
@@ -270,7 +291,11 @@ struct Request {
 enum HeaderValue {
     Text(String),
     Bytes { base64: String },
+    Basic { basic: String },
 }
+
+/// What a text may refer to.
+type Minted<'a> = [(&'static str, Option<&'a str>); 4];
 
 impl Entry {
     fn case(
@@ -335,6 +360,8 @@ impl Answer {
                 rule: self.rule.clone(),
                 nearest: self.nearest.clone(),
                 detail: self.detail.clone(),
+                action: self.action.clone(),
+                status: self.status,
             }),
             (None, None, Some(fragments)) if !fragments.is_empty() => {
                 Ok(Expectation::Unusable(fragments.clone()))
@@ -371,21 +398,25 @@ impl Presented {
 }
 
 impl HeaderValue {
-    fn bytes(self, token: Option<&str>, identity: Option<&str>) -> Result<Vec<u8>, String> {
+    fn bytes(self, minted: &Minted<'_>) -> Result<Vec<u8>, String> {
         match self {
             Self::Bytes { base64 } => STANDARD.decode(base64).map_err(|error| error.to_string()),
-            Self::Text(mut text) => {
-                for (placeholder, credential) in [("${token}", token), ("${identity}", identity)] {
-                    if text.contains(placeholder) {
-                        let credential =
-                            credential.ok_or_else(|| format!("{placeholder} was not minted"))?;
-                        text = text.replace(placeholder, credential);
-                    }
-                }
-                Ok(text.into_bytes())
+            Self::Text(text) => Ok(filled(text, minted)?.into_bytes()),
+            Self::Basic { basic } => {
+                Ok(format!("Basic {}", STANDARD.encode(filled(basic, minted)?)).into_bytes())
             }
         }
     }
+}
+
+fn filled(mut text: String, minted: &Minted<'_>) -> Result<String, String> {
+    for (placeholder, credential) in minted {
+        if text.contains(placeholder) {
+            let credential = credential.ok_or_else(|| format!("{placeholder} was not minted"))?;
+            text = text.replace(placeholder, credential);
+        }
+    }
+    Ok(text)
 }
 
 fn built(

@@ -60,6 +60,8 @@ pub enum Answer {
         nearest: Option<String>,
         /// The explanation.
         detail: String,
+        /// The advice; `None` where the reply has no room for one.
+        action: Option<String>,
     },
 }
 
@@ -229,13 +231,20 @@ fn compare(expected: &Expectation, answer: &Answer, exchange: &Exchange) -> Resu
             sees(headers, upstream, exchange)
         }
         (
-            Expectation::Reject { code: expected, rule, nearest, detail },
-            Answer::Reject { status, code, rule: told_rule, nearest: told_nearest, detail: told },
+            Expectation::Reject { code: expected, rule, nearest, detail, action, status: other },
+            Answer::Reject {
+                status,
+                code,
+                rule: told_rule,
+                nearest: told_nearest,
+                detail: told,
+                action: advice,
+            },
         ) => {
             if code != expected {
                 return Err(format!("expected `{expected}`, was `{code}`: {told}"));
             }
-            if *status != expected_status(code) {
+            if *status != other.unwrap_or_else(|| expected_status(code)) {
                 return Err(format!("`{code}` answered {status}"));
             }
             if rule.is_some() && rule != told_rule {
@@ -247,7 +256,13 @@ fn compare(expected: &Expectation, answer: &Answer, exchange: &Exchange) -> Resu
             if told.is_empty() {
                 return Err(format!("`{code}` is not explained"));
             }
-            contains_all(told, detail)
+            contains_all(told, detail)?;
+            match advice.as_deref() {
+                Some("") => Err(format!("`{code}` comes without advice")),
+                Some(advice) => contains_all(advice, action),
+                None if action.is_empty() => Ok(()),
+                None => Err("the advice is missing".to_owned()),
+            }
         }
         (_, Answer::Permit { rule, .. }) => Err(format!("was permitted, by {rule:?}")),
         (_, Answer::Reject { code, detail, .. }) => {

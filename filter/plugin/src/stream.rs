@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use airflow_envoy_core::answer::{Known, Rejection};
-use airflow_envoy_core::arrival::{Arrival, StreamId, is_family};
+use airflow_envoy_core::arrival::{Arrival, StreamId, ends_here};
 use airflow_envoy_core::gate::{Pass, Permit, Verdict};
 use airflow_envoy_core::policy::ShadowVerdict;
 use airflow_envoy_core::status::Reply;
@@ -110,7 +110,7 @@ impl HttpContext for Stream {
     /// Some upstreams read trailers as if they were headers.
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
         for (name, _) in host::headers(MapType::HttpRequestTrailers) {
-            if is_family(name.as_bytes()) {
+            if ends_here(name.as_bytes()) {
                 let _ = hostcalls::remove_map_value(MapType::HttpRequestTrailers, &name);
             }
         }

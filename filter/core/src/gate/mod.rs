@@ -5,6 +5,7 @@
 //! policy is parked, and then *decided*: by what has arrived, or by its deadline. It is never merely
 //! resumed.
 
+mod credentials;
 mod permit;
 mod realm;
 mod session;
@@ -14,14 +15,17 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use self::permit::removals;
+use self::credentials::{Cookies, Credentials, Look};
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
-use self::realm::{Realm, bearer, read_keys};
+use self::permit::{Onward, removals};
+use self::realm::{Realm, read_keys};
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
-use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, Request, StreamId};
+use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
 use crate::cache::Cache;
-use crate::configuration::{Configuration, Environment, Mode, Policies, PolicySource, Waiting};
+use crate::configuration::{
+    Configuration, Environment, Mode, Policies, PolicySource, Waiting, Ways,
+};
 use crate::document::Faults;
 use crate::feed::{Answer, Feed, FeedId, Fetch, Outcome as FeedOutcome, Read, Reader, Site};
 use crate::jose::{KeySet, SignatureVerifier};
@@ -66,6 +70,7 @@ pub struct Gate {
     /// What [`Self::confirmed`] was when the feeds were last looked after.
     seen: i64,
     observed_at: UnixTime,
+    ways: Ways,
     forward_token: bool,
     waiting: Waiting,
     mode: Mode,
@@ -266,6 +271,7 @@ impl Gate {
             stirred: false,
             seen: 0,
             observed_at: UnixTime::default(),
+            ways: configuration.ways,
             // What only watches must not take away what the upstream lives on today.
             forward_token: configuration.forward_token || configuration.mode == Mode::Shadow,
             waiting: configuration.waiting,
@@ -698,6 +704,9 @@ impl Gate {
             decision_id: arrival.decision_id,
             retry_after,
             grpc: Request::speaks_grpc(arrival.headers),
+            // Who came with credentials for the proxy, or with none, is told by the proxy.
+            by_proxy: self.ways == Ways::Proxy
+                && !Request::has_explicit_credential(arrival.headers),
             known,
         };
         match self.mode {
@@ -714,7 +723,14 @@ impl Gate {
     ) -> Result<Permit, Halt> {
         let now = times.now;
         let request = Request::read(headers)?;
-        let session = self.session(&request, times)?;
+        let look = Look {
+            token: self.tokens.requirement,
+            identity: self.identities.requirement,
+            ways: &self.ways,
+            limits: &self.limits,
+        };
+        let credentials = Credentials::find(&request, headers, look)?;
+        let session = self.session(&request, &credentials, times)?;
         agree(&request, &session, self.identities.requirement)
             .map_err(|reject| Refusal::of(reject, &session))?;
 
@@ -728,6 +744,7 @@ impl Gate {
                 rule,
                 destination: decision.destination,
                 remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
+                cookie: self.cookie_onward(&session, headers),
                 target: match decision.path {
                     Some(Cow::Owned(_)) => path::sent_on(request.target),
                     _ => None,
@@ -758,11 +775,37 @@ impl Gate {
         Err(Missing { refusal, retry_at, lacks: Lack::Document, formerly: None }.into())
     }
 
+    /// What becomes of the cookies. An upstream that reads the access token from one must not get one that
+    /// was not verified, so it goes on only as the very token that was, and only if tokens do.
+    fn cookie_onward(&self, session: &Session, headers: &[(&[u8], &[u8])]) -> Onward {
+        let Ways::Cookie(name) = &self.ways else { return Onward::AsItCame };
+        // What only watches takes nothing away.
+        if self.mode == Mode::Shadow {
+            return Onward::AsItCame;
+        }
+        // One that cannot be read was refused before.
+        let cookies = Cookies::read(headers, name).ok();
+        let is_verified = cookies.is_some_and(|cookies| cookies.token == session.token.as_deref());
+        if is_verified && self.forward_token {
+            return Onward::AsItCame;
+        }
+        match Cookies::without(headers, name) {
+            None => Onward::AsItCame,
+            Some(left) if left.is_empty() => Onward::Removed,
+            Some(left) => Onward::Only(left),
+        }
+    }
+
     /// The caller, by both credentials.
-    fn session(&mut self, request: &Request<'_>, times: Times) -> Result<Rc<Session>, Halt> {
+    fn session(
+        &mut self,
+        request: &Request<'_>,
+        credentials: &Credentials<'_>,
+        times: Times,
+    ) -> Result<Rc<Session>, Halt> {
         let now = times.now;
-        let token = self.tokens.requirement.wants(|| bearer(request))?.flatten();
-        let identity = self.identities.requirement.wants(|| Ok(request.identity))?.flatten();
+        let Credentials { token, identity } = credentials;
+        let (token, identity) = (token.as_deref(), identity.as_deref());
         let primary = identity.or(token);
         if let Some(session) = primary.and_then(|primary| self.sessions.find(primary))
             && session.token.as_deref() == token
@@ -776,19 +819,30 @@ impl Gate {
 
         let verifier = self.verifier.as_ref();
         let (limits, tally) = (&self.limits, &mut self.tally);
-        let from_token = self.tokens.verify(token, limits, verifier, times, tally, &|| {
+        let ways = &self.ways;
+        let missing = |code, header: &str| {
+            let also = match ways {
+                Ways::Proxy => format!(", and `{PROXY_HEADER}` does not have it"),
+                Ways::Cookie(name) if code == Code::TokenMissing => {
+                    format!(", and there is no cookie `{name}`")
+                }
+                Ways::Headers | Ways::Cookie(_) => String::new(),
+            };
             let marker = if request.marker {
                 "; the Airflow connection is marked for credentials, so the plugin on Airflow's \
                  side is not active"
             } else {
                 ""
             };
-            Reject::new(Code::TokenMissing, format!("header `authorization` is missing{marker}"))
+            let detail = format!("header `{header}` is missing{also}{marker}");
+            Reject { unserved: request.marker, ..Reject::new(code, detail) }
+        };
+        let from_token = self.tokens.verify(token, limits, verifier, times, tally, &|| {
+            missing(Code::TokenMissing, "authorization")
         })?;
         let from_identity =
             self.identities.verify(identity, limits, verifier, times, tally, &|| {
-                let detail = format!("header `{IDENTITY_HEADER}` is missing");
-                Reject::new(Code::IdentityMissing, detail)
+                missing(Code::IdentityMissing, IDENTITY_HEADER)
             })?;
 
         let session = Session::open(

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::session::Session;
 use crate::answer::Rejection;
-use crate::arrival::{DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, Request, is_family};
+use crate::arrival::{
+    DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, PROXY_HEADER, Request, ends_here,
+};
 use crate::configuration::Requirement;
 use crate::policy::ShadowVerdict;
 
@@ -17,12 +19,23 @@ pub struct Permit {
     pub(super) rule: Arc<str>,
     pub(super) destination: Option<Arc<str>>,
     pub(super) remove: Vec<Cow<'static, str>>,
+    /// The cookies without the access token.
+    pub(super) cookie: Onward,
     /// The path put right, with the query as it was sent, unless it was sent so.
     pub(super) target: Option<String>,
     /// The authority in its normal form, unless it was sent so.
     pub(super) authority: Option<String>,
     pub(super) session: Rc<Session>,
     pub(super) shadow: Vec<ShadowVerdict>,
+}
+
+/// What becomes of a header that may have a credential beside other things.
+#[derive(Debug)]
+pub(super) enum Onward {
+    AsItCame,
+    /// With this value.
+    Only(String),
+    Removed,
 }
 
 /// A request that would have been rejected, had the mode been to enforce. It goes on all the same, and
@@ -33,6 +46,8 @@ pub struct Pass {
     remove: Vec<Cow<'static, str>>,
     session: Option<Rc<Session>>,
 }
+
+const COOKIE_HEADER: &str = "cookie";
 
 /// The header by which the upstream learns the decision's name.
 pub const DECISION_HEADER: &str = "x-airflow-decision-id";
@@ -67,16 +82,23 @@ impl Permit {
         Some([dag, task, run])
     }
 
-    /// Headers that the upstream must not see; each is in the request.
+    /// Headers that the upstream must not see; each is in the request. They go before [`Self::set`] is done:
+    /// of several cookie headers one is left.
     pub fn remove(&self) -> impl Iterator<Item = &str> {
-        self.remove.iter().map(AsRef::as_ref)
+        let cookie = (!matches!(self.cookie, Onward::AsItCame)).then_some(COOKIE_HEADER);
+        self.remove.iter().map(AsRef::as_ref).chain(cookie)
     }
 
     /// Headers that the upstream sees, whatever the caller sent. The path and the authority are among
     /// them if they were not in their normal form: what was judged is what the router sees and what
     /// goes on, whatever the listener normalises.
     pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let cookie = match &self.cookie {
+            Onward::Only(left) => Some((COOKIE_HEADER, left.as_str())),
+            Onward::AsItCame | Onward::Removed => None,
+        };
         plain(Some(&self.session))
+            .chain(cookie)
             .chain(self.target.as_deref().map(|target| (":path", target)))
             .chain(self.authority.as_deref().map(|authority| (":authority", authority)))
             .chain(std::iter::once((DECISION_HEADER, self.decision_id.as_str())))
@@ -91,7 +113,7 @@ impl Pass {
         session: Option<Rc<Session>>,
     ) -> Self {
         // Not from a `Request`: the headers may be what was refused.
-        let family = headers.iter().map(|(name, _)| *name).filter(|name| is_family(name));
+        let family = headers.iter().map(|(name, _)| *name).filter(|name| ends_here(name));
         let remove = family_removals(family, session.as_deref());
         Self { rejection, remove, session }
     }
@@ -123,7 +145,7 @@ fn plain(session: Option<&Session>) -> impl Iterator<Item = (&'static str, &str)
 }
 
 /// Headers that must not reach the upstream: the caller's whole Airflow family but for those that are
-/// overwritten, and the token that was verified here.
+/// overwritten, what was for the proxy, and the token that was verified here.
 pub(super) fn removals(
     request: &Request<'_>,
     session: &Session,
@@ -146,8 +168,9 @@ fn family_removals<'a>(
         let overwritten = name == DECISION_HEADER.as_bytes()
             || (session.is_some_and(|session| session.plain.is_some())
                 && PLAIN_HEADERS.iter().any(|plain| plain.as_bytes() == name));
-        if name == IDENTITY_HEADER.as_bytes() {
-            names.push(Cow::Borrowed(IDENTITY_HEADER));
+        let usual = [IDENTITY_HEADER, PROXY_HEADER];
+        if let Some(usual) = usual.into_iter().find(|usual| usual.as_bytes() == name) {
+            names.push(Cow::Borrowed(usual));
         } else if !overwritten {
             names.push(Cow::Owned(String::from_utf8_lossy(name).into_owned()));
         }

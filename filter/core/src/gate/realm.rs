@@ -3,7 +3,6 @@
 use std::rc::Rc;
 
 use super::{CACHE_BYTES, CACHE_ENTRIES, Halt, Lack, Missing, Times};
-use crate::arrival::Request;
 use crate::cache::Cache;
 use crate::configuration::{Issuer, KeySource, Requirement};
 use crate::credential::{IssuerRules, Presented, Verified, issuer_unknown};
@@ -232,17 +231,4 @@ pub(super) fn read_keys(body: &[u8], limits: &Limits) -> Result<Read<KeySet>, St
     }
     let notes = skipped.iter().map(ToString::to_string).collect();
     Ok(Read { document: keys, notes, mark: String::new() })
-}
-
-/// The token of `authorization: Bearer …` (RFC 6750 §2.1); the scheme is case-insensitive (RFC 9110 §11.1).
-pub(super) fn bearer<'a>(request: &Request<'a>) -> Result<Option<&'a [u8]>, Reject> {
-    let Some(value) = request.authorization else { return Ok(None) };
-    let end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
-    let (scheme, token) = value.split_at_checked(end).unwrap_or((value, &[]));
-    if !scheme.eq_ignore_ascii_case(b"bearer") {
-        // The scheme is not quoted: a token sent without one would stand in its place.
-        let detail = "header `authorization` is not `Bearer` and a token";
-        return Err(Reject::new(Code::TokenSchemeUnsupported, detail));
-    }
-    Ok(Some(token.trim_ascii()))
 }

@@ -52,6 +52,20 @@ impl<'a> Authority<'a> {
     }
 }
 
+impl<'a> Authority<'a> {
+    /// Reads the `:authority` of a CONNECT, which always names the port (RFC 9110 §9.3.6). Most tunnels
+    /// carry TLS, so the default port of a destination is there that of `https`.
+    ///
+    /// # Errors
+    /// What is wrong with it, as the end of a sentence.
+    pub(super) fn of_tunnel(text: &'a str) -> Result<Self, &'static str> {
+        if split(text)?.1.is_none() {
+            return Err("has no port, and a CONNECT must have one");
+        }
+        Self::parse(text, "https")
+    }
+}
+
 /// Where a request goes, by its authority. Indexed: the number of hosts does not matter.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
@@ -250,6 +264,17 @@ mod tests {
         }
         assert!(Authority::parse("a", "ftp").is_err());
         assert!(Authority::parse(&"a".repeat(256), "http").is_err());
+    }
+
+    #[test]
+    fn a_tunnel_names_its_port() {
+        let authority = Authority::of_tunnel("A.example:443").unwrap();
+        assert_eq!((authority.host.as_ref(), authority.port_is_default), ("a.example", true));
+        assert_eq!(authority.normal.as_deref(), Some("a.example:443"));
+        assert!(!Authority::of_tunnel("a:80").unwrap().port_is_default);
+        for text in ["a", "", "a:", "[::1]", "a:0", "user@a:443", "a:443/x"] {
+            assert!(Authority::of_tunnel(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(super) struct Values {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Others {
-    /// Those without `*`, sorted, so that a long list costs little.
+    /// Those that match nothing but themselves, sorted, so that a long list costs little.
     exact: Box<[Box<str>]>,
     globs: Box<[Box<str>]>,
 }
@@ -59,8 +59,9 @@ struct Others {
 impl Values {
     /// Of at least one text: a document has no empty list.
     pub(super) fn new<'t>(texts: impl IntoIterator<Item = &'t str>) -> Self {
+        // `{`: a variable, if the texts are paths. Among other texts it does no harm.
         let (globs, mut exact): (Vec<_>, Vec<_>) =
-            texts.into_iter().partition(|text| text.contains('*'));
+            texts.into_iter().partition(|text| text.contains(['*', '{']));
         exact.sort_unstable();
         exact.dedup();
         let (mut exact, mut globs) = (exact.into_iter(), globs.into_iter());
@@ -79,7 +80,7 @@ impl Values {
     }
 
     /// Whether one of the texts is `given` or, read by `matches`, matches it.
-    pub(super) fn matches_by(&self, matches: fn(&str, &str) -> bool, given: &str) -> bool {
+    pub(super) fn matches_by(&self, matches: impl Fn(&str, &str) -> bool, given: &str) -> bool {
         let others = |others: &Others| {
             others.exact.binary_search_by(|exact| (**exact).cmp(given)).is_ok()
                 || others.globs.iter().any(|glob| matches(glob, given))
@@ -94,7 +95,7 @@ impl Values {
         self.texts().map(Key::of)
     }
 
-    /// The texts as written, those without `*` first.
+    /// The texts as written, those that match only themselves first.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
         let others = self.others.iter().flat_map(|others| others.exact.iter().chain(&others.globs));
         std::iter::once(&self.first).chain(others).map(AsRef::as_ref)

@@ -97,9 +97,13 @@ impl Index {
         mut visit: impl FnMut(u32) -> bool,
     ) {
         for root in self.roots_of(question.destination) {
-            self.walk(root, question.path.strip_prefix('/'), &mut |group| {
-                group.candidates(&question.who, search, &mut visit);
-            });
+            let visit = &mut |group: &Group| group.candidates(&question.who, search, &mut visit);
+            match (question.path, search) {
+                (Some(path), _) => self.walk(root, path.strip_prefix('/'), visit),
+                // A tunnel may carry every path, and is certainly meant only by rules without one.
+                (None, Search::Possible) => self.walk_all(root, visit),
+                (None, Search::Certain) => self.walk(root, None, visit),
+            }
         }
     }
 
@@ -107,7 +111,8 @@ impl Index {
     /// first, and among these those for its caller.
     pub(super) fn nearby(&self, question: &Question<'_>, mut visit: impl FnMut(u32) -> bool) {
         for root in self.roots_of(question.destination) {
-            if !self.walk_nearby(root, question.path.strip_prefix('/'), &question.who, &mut visit) {
+            let path = question.path.and_then(|path| path.strip_prefix('/'));
+            if !self.walk_nearby(root, path, &question.who, &mut visit) {
                 return;
             }
         }
@@ -132,6 +137,22 @@ impl Index {
         }
     }
 
+    fn walk_all(&self, number: u32, visit: &mut dyn FnMut(&Group)) {
+        let Some(node) = self.node(number) else { return };
+        visit(&node.rest);
+        visit(&node.end);
+        for child in self.below(number) {
+            self.walk_all(child, visit);
+        }
+    }
+
+    /// The nodes directly below one.
+    fn below(&self, number: u32) -> impl Iterator<Item = u32> {
+        let first = self.below.partition_point(|(parent, _)| *parent < number);
+        let below = self.below.iter().skip(first).take_while(move |(parent, _)| *parent == number);
+        below.map(|(_, child)| *child)
+    }
+
     fn walk_nearby<F: FnMut(u32) -> bool>(
         &self,
         number: u32,
@@ -144,14 +165,13 @@ impl Index {
         let matching: Vec<u32> = segment
             .map(|segment| self.edges.matching(number, &node.lengths, segment).flatten().collect())
             .unwrap_or_default();
-        let first = self.below.partition_point(|(parent, _)| *parent < number);
-        let below = self.below.iter().skip(first).take_while(|(parent, _)| *parent == number);
         matching.iter().all(|child| self.walk_nearby(*child, behind.flatten(), who, visit))
             && node.end.nearby(who, visit)
             && node.rest.nearby(who, visit)
-            && below
-                .filter(|(_, child)| !matching.contains(child))
-                .all(|(_, child)| self.walk_nearby(*child, None, who, visit))
+            && self
+                .below(number)
+                .filter(|child| !matching.contains(child))
+                .all(|child| self.walk_nearby(child, None, who, visit))
     }
 }
 

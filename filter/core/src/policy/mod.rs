@@ -5,6 +5,9 @@
 //! an allow rule with such a condition does not match, a deny rule with one does. The same holds for
 //! roles: whether a role is held may be unknown.
 //!
+//! A tunnel (CONNECT) hides the methods and paths that it carries. An allow rule is about tunnels only if
+//! it names `CONNECT` and no paths; a deny rule about some methods or paths cannot be evaluated for one.
+//!
 //! What the caller looks like is settled before ([`crate::facts::Caller`]); what is asked for is
 //! normalised here, because what rules compare must have one form only: the authority, and the path
 //! ([`path`]). Deciding depends on nothing but its arguments, cannot fail and, for a permit by the only
@@ -135,8 +138,8 @@ impl Policy {
     /// parameters of its segments off: `/admin;x/users` must not pass by a rule about `/admin/**`.
     fn denying(&self, question: &Question<'_>) -> Option<&Rule> {
         self.first(&self.deny, Search::Possible, question).or_else(|| {
-            let path = path::without_parameters(question.path)?;
-            self.first(&self.deny, Search::Possible, &Question { path: &path, ..*question })
+            let path = path::without_parameters(question.path?)?;
+            self.first(&self.deny, Search::Possible, &Question { path: Some(&path), ..*question })
         })
     }
 
@@ -205,9 +208,9 @@ impl Policy {
         };
         collect(question);
         if changing == Effect::Deny
-            && let Some(path) = path::without_parameters(question.path)
+            && let Some(path) = question.path.and_then(path::without_parameters)
         {
-            collect(&Question { path: &path, ..*question });
+            collect(&Question { path: Some(&path), ..*question });
         }
         numbers.into_iter().filter_map(|number| self.rule(number)).collect()
     }

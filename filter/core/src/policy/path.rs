@@ -15,7 +15,13 @@
 use std::borrow::Cow;
 
 use super::glob::{self, Key, Values};
+use super::selector::Truth;
+use crate::facts::Fact;
 use crate::limits::Limits;
+
+/// A segment of a pattern that stands for the `sub` of the access token. No path in its normal form has a
+/// brace, so it is nothing else.
+pub(super) const SUBJECT: &str = "{sub}";
 
 /// The path of a `:path` in its normal form, borrowed if it was in that form already.
 ///
@@ -192,15 +198,57 @@ pub(super) fn without_parameters(path: &str) -> Option<String> {
 }
 
 /// Whether a path in its normal form matches one of `patterns`, which [`normalise_pattern`] returned.
-pub(super) fn matches_any(patterns: &Values, path: &str) -> bool {
-    patterns.matches_by(matches, path)
+/// Unknown if it does so only for some `sub`, and that of the caller is unknown.
+pub(super) fn matches_any(patterns: &Values, path: &str, subjects: &Fact) -> Truth {
+    let known = subjects.values();
+    let is_subject = |segment: &str| {
+        known.is_some_and(|subjects| subjects.iter().any(|subject| is_escaped(subject, segment)))
+    };
+    if patterns.matches_by(|pattern, path| matches(pattern, path, is_subject), path) {
+        return Truth::Yes;
+    }
+    let perhaps = known.is_none()
+        && patterns.matches_by(|pattern, path| matches(pattern, path, |_| true), path);
+    if perhaps { Truth::Unknown } else { Truth::No }
 }
 
-fn matches(pattern: &str, path: &str) -> bool {
+/// Whether one of `patterns` has the variable.
+pub(super) fn name_subject(patterns: &Values) -> bool {
+    patterns.texts().any(|text| text.split('/').any(|segment| segment == SUBJECT))
+}
+
+/// Whether `segment`, in its normal form, is `text`. There is no segment for a text that is empty, or has a
+/// `/`, or is `.` or `..`: a normal path has no such ones.
+fn is_escaped(text: &str, segment: &str) -> bool {
+    let mut wanted = text.bytes();
+    let mut rest = segment.bytes();
+    while let Some(byte) = rest.next() {
+        let octet = match byte {
+            // INVARIANT: in the normal form two digits follow.
+            b'%' => match (rest.next().and_then(hex_value), rest.next().and_then(hex_value)) {
+                (Some(high), Some(low)) => high << 4 | low,
+                _ => return false,
+            },
+            _ => byte,
+        };
+        if wanted.next() != Some(octet) {
+            return false;
+        }
+    }
+    wanted.next().is_none()
+}
+
+fn matches(pattern: &str, path: &str, is_subject: impl Fn(&str) -> bool) -> bool {
     let (wanted, rest) = pattern_segments(pattern);
     let mut given = path.split('/').skip(1);
     for wanted in wanted {
         let Some(segment) = given.next() else { return false };
+        if wanted == SUBJECT {
+            if segment.is_empty() || !is_subject(segment) {
+                return false;
+            }
+            continue;
+        }
         // A wildcard stands for nothing within a segment, but not for a segment that is not there.
         if wanted != segment && (segment.is_empty() || !glob::matches(wanted, segment)) {
             return false;
@@ -218,13 +266,19 @@ fn pattern_segments(text: &str) -> (impl Iterator<Item = &str>, bool) {
 /// The keys of a pattern's segments before `**`, and whether it ends with that.
 pub(super) fn pattern_keys(text: &str) -> (impl Iterator<Item = Key<'_>>, bool) {
     let (segments, rest) = pattern_segments(text);
-    (segments.map(Key::of), rest)
+    let key = |segment| match segment {
+        // It may be anything.
+        SUBJECT => Key::Prefix(""),
+        segment => Key::of(segment),
+    };
+    (segments.map(key), rest)
 }
 
 /// The normal form of a rule's path pattern.
 ///
 /// `*` is any run of characters within one segment that is not empty, `**` as the last segment is
-/// everything that follows, also nothing: `/a/**` matches `/a`, `/a/` and `/a/b/c`.
+/// everything that follows, also nothing: `/a/**` matches `/a`, `/a/` and `/a/b/c`. `{sub}` is one whole
+/// segment that is the `sub` of the caller's access token.
 ///
 /// # Errors
 /// What is wrong with it, as the end of a sentence.
@@ -237,6 +291,7 @@ pub(super) fn normalise_pattern(text: &str, limits: &Limits) -> Result<String, &
     if normal != normalise_octets(text.as_bytes(), Escaped::Decoded)? {
         return Err("has empty or dot segments");
     }
+    let normal = with_variables(text, &normal)?;
     let mut segments = normal.split('/').skip(1).peekable();
     while let Some(segment) = segments.next() {
         if segment.contains("**") && (segment != "**" || segments.peek().is_some()) {
@@ -244,6 +299,23 @@ pub(super) fn normalise_pattern(text: &str, limits: &Limits) -> Result<String, &
         }
     }
     Ok(normal)
+}
+
+/// The normal form of a pattern with its variables as they were written: both have the same segments.
+fn with_variables(text: &str, normal: &str) -> Result<String, &'static str> {
+    let mut whole = String::with_capacity(normal.len());
+    for (written, segment) in text.split('/').zip(normal.split('/')).skip(1) {
+        whole.push('/');
+        whole.push_str(match written {
+            SUBJECT => SUBJECT,
+            _ if written.contains(['{', '}']) => {
+                return Err("has braces: the only variable is `{sub}`, a whole segment; \
+                            a brace itself is written `%7B` or `%7D`");
+            }
+            _ => segment,
+        });
+    }
+    Ok(whole)
 }
 
 #[cfg(test)]
@@ -413,12 +485,83 @@ mod tests {
             let normal = normalise_pattern(pattern, &Limits::DEFAULT).unwrap();
             let paths = Values::new([normal.as_str()]);
             for path in matching {
-                assert!(matches_any(&paths, path), "{pattern} {path}");
+                assert_eq!(
+                    matches_any(&paths, path, &Fact::Unknown),
+                    Truth::Yes,
+                    "{pattern} {path}"
+                );
             }
             for path in other {
-                assert!(!matches_any(&paths, path), "{pattern} {path}");
+                assert_eq!(
+                    matches_any(&paths, path, &Fact::Unknown),
+                    Truth::No,
+                    "{pattern} {path}"
+                );
             }
         }
+    }
+
+    #[test]
+    fn a_variable_is_one_whole_segment_that_is_the_callers_subject() {
+        let patterns = ["/t/{sub}/run", "/own/{sub}", "/tree/{sub}/**", "/lit/%7Bsub%7D"];
+        let normal = patterns.map(|text| normalise_pattern(text, &Limits::DEFAULT).unwrap());
+        let paths = Values::new(normal.iter().map(String::as_str));
+        assert!(name_subject(&paths));
+        assert!(!name_subject(&Values::new([normal[3].as_str()])));
+        for (subject, target, expected) in [
+            ("7f-e", "/t/7f-e/run", Truth::Yes),
+            ("7f-e", "/t/%37f%2De/run", Truth::Yes),
+            ("7f-e", "/t/7f-E/run", Truth::No),
+            ("7f-e", "/t/7f-ee/run", Truth::No),
+            ("7f-e", "/t/7f-/run", Truth::No),
+            ("7f-e", "/t/7f-e", Truth::No),
+            ("7f-e", "/t/7f-e;x/run", Truth::No),
+            ("7f-e", "/tree/7f-e", Truth::Yes),
+            ("7f-e", "/tree/7f-e/a/b", Truth::Yes),
+            ("7f-e", "/tree/other/a", Truth::No),
+            ("a b\u{fc}%", "/own/a%20b%c3%bc%25", Truth::Yes),
+            ("a%20b", "/own/a%20b", Truth::No),
+            ("a:b@c", "/own/a%3ab@c", Truth::Yes),
+            ("*", "/own/anything", Truth::No),
+            ("*", "/own/*", Truth::Yes),
+            ("a/b", "/own/a/b", Truth::No),
+            ("", "/own/", Truth::No),
+            ("", "/own", Truth::No),
+            ("..", "/own/x", Truth::No),
+            ("{sub}", "/own/%7Bsub%7D", Truth::Yes),
+            ("x", "/own/%7Bsub%7D", Truth::No),
+            ("x", "/lit/%7Bsub%7D", Truth::Yes),
+            ("x", "/lit/x", Truth::No),
+        ] {
+            let path = normalise(target, &Limits::DEFAULT).unwrap();
+            let found = matches_any(&paths, &path, &Fact::one(subject));
+            assert_eq!(found, expected, "{subject} {target}");
+        }
+        for (path, expected) in [
+            ("/t/anybody/run", Truth::Unknown),
+            ("/t//run", Truth::No),
+            ("/t/anybody/stop", Truth::No),
+            ("/own/", Truth::No),
+            ("/lit/%7Bsub%7D", Truth::Yes),
+        ] {
+            assert_eq!(matches_any(&paths, path, &Fact::Unknown), expected, "{path}");
+            let nobody = Fact::Known(Vec::new());
+            assert_ne!(matches_any(&paths, path, &nobody), Truth::Unknown, "{path}");
+        }
+    }
+
+    #[test]
+    fn braces_that_are_no_variable_are_refused_with_how_to_write_them() {
+        for pattern in ["/{id}", "/a{sub}", "/{sub}a", "/{sub}*", "/{", "/}", "/{Sub}", "/%7b{sub}"]
+        {
+            let problem = normalise_pattern(pattern, &Limits::DEFAULT).unwrap_err();
+            assert!(
+                problem.contains("`{sub}`") && problem.contains("`%7B`"),
+                "{pattern}: {problem}"
+            );
+        }
+        let literal = normalise_pattern("/%7Bid%7d", &Limits::DEFAULT);
+        assert_eq!(literal.as_deref(), Ok("/%7Bid%7D"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::glob::Values;
 use super::path::normalise_pattern;
 use super::rule::{Effect, Rule, Validity};
 use super::selector::{Condition, FIELDS, Subject};
-use crate::arrival::is_method;
+use crate::arrival::{CONNECT, is_method};
 use crate::document::{Faults, Node, Report, suggestion};
 use crate::limits::Limits;
 use crate::quote::quote;
@@ -243,6 +243,13 @@ fn read_rule<'a>(
         .optional("mode")
         .and_then(|node| node.choice(report, &[("enforce", false), ("shadow", true)]));
     object.finish(report);
+    if let (Some(Effect::Allow), Some(Part::Methods(methods)), Some(_)) = (effect, &methods, &paths)
+        && methods.iter().any(|method| **method == *CONNECT)
+    {
+        let problem = "allows `CONNECT` for some paths, and a tunnel has none that can be seen: \
+                       tunnels need a rule of their own, without `paths`";
+        node.fault(report, problem);
+    }
     let Some(Part::Destinations(to)) = to else { return None };
     Some(Rule {
         id: id?.into(),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::glob::Values;
-use super::path::matches_any;
+use super::path::{SUBJECT, matches_any, name_subject};
 use super::selector::{self, Condition, Truth, Who, few};
+use crate::arrival::CONNECT;
 use crate::quote::quote;
 use crate::time::UnixTime;
 
@@ -50,8 +51,8 @@ pub(super) struct Question<'a> {
     /// `None` if only other policies have the authority: rules for any destination are about it too.
     pub(super) destination: Option<u32>,
     pub(super) method: &'a str,
-    /// In its normal form.
-    pub(super) path: &'a str,
+    /// In its normal form. `None` for a tunnel, which may then carry any method and path.
+    pub(super) path: Option<&'a str>,
     pub(super) now: UnixTime,
 }
 
@@ -68,12 +69,27 @@ pub(super) enum Miss<'r> {
 impl Rule {
     /// Whether the call is one that the rule is about.
     pub(super) fn truth(&self, question: &Question<'_>) -> Truth {
-        let request = self.is_for(question.destination)
-            && self.has_method(question.method)
+        let here = self.is_for(question.destination)
             && self.early(question).is_none()
-            && self.late(question).is_none()
-            && self.has_path(question.path);
-        if request { selector::all(&self.from, &question.who) } else { Truth::No }
+            && self.late(question).is_none();
+        let request = if here { self.asks_for(question) } else { Truth::No };
+        match request {
+            Truth::No => Truth::No,
+            Truth::Unknown | Truth::Yes => request.min(selector::all(&self.from, &question.who)),
+        }
+    }
+
+    /// Whether it is about the method and the path. A tunnel hides both: to allow one, a rule says so, and
+    /// one that denies some of what it may carry cannot be evaluated.
+    fn asks_for(&self, question: &Question<'_>) -> Truth {
+        match (question.path, self.effect) {
+            (Some(path), _) if self.has_method(question.method) => self.has_path(path, question),
+            (Some(_), _) => Truth::No,
+            (None, Effect::Allow) if self.names_tunnels() && self.paths.is_none() => Truth::Yes,
+            (None, Effect::Allow) => Truth::No,
+            (None, Effect::Deny) if self.has_method(CONNECT) && self.paths.is_none() => Truth::Yes,
+            (None, Effect::Deny) => Truth::Unknown,
+        }
     }
 
     /// Whether it takes effect: an allow rule needs to know, a deny rule that cannot know denies.
@@ -86,8 +102,15 @@ impl Rule {
 
     /// Everything but the destination that keeps the call from being one that the rule is about.
     pub(super) fn misses<'r>(&'r self, question: &Question<'_>) -> impl Iterator<Item = Miss<'r>> {
-        let path = (!self.has_path(question.path)).then_some(Miss::Path);
-        let method = (!self.has_method(question.method)).then_some(Miss::Method);
+        let (path, method) = match question.path {
+            Some(path) => (self.has_path(path, question), self.has_method(question.method)),
+            // What a tunnel must be allowed by.
+            None => {
+                (if self.paths.is_none() { Truth::Yes } else { Truth::No }, self.names_tunnels())
+            }
+        };
+        let path = (path != Truth::Yes).then_some(Miss::Path);
+        let method = (!method).then_some(Miss::Method);
         let early = self.early(question).map(Miss::Early);
         let late = self.late(question).map(Miss::Late);
         let who = question.who;
@@ -108,12 +131,16 @@ impl Rule {
     ) -> String {
         let id = quote(name);
         match miss {
+            Miss::Path | Miss::Method if question.path.is_none() => format!(
+                "rule {id} allows this destination, but no tunnel, which hides methods and paths: a rule \
+                 that allows one names `{CONNECT}` in `methods` and has no `paths`"
+            ),
             Miss::Path => {
-                let paths = self.paths.iter().flat_map(|paths| paths.texts());
-                let paths = few(paths, quote);
-                let given = quote(question.path);
+                let paths = few(self.paths.iter().flat_map(|paths| paths.texts()), quote);
+                let given = quote(question.path.unwrap_or_default());
+                let subject = self.explain_subject(question);
                 format!(
-                    "rule {id} allows this destination, but only for paths {paths}; this is {given}"
+                    "rule {id} allows this destination, but only for paths {paths}; this is {given}{subject}"
                 )
             }
             Miss::Method => {
@@ -146,6 +173,19 @@ impl Rule {
         });
         let intent = self.intent.as_deref().map(|intent| format!(": {}", quote(intent)));
         let intent = intent.unwrap_or_default();
+        let path = question.path.map(|path| self.has_path(path, question));
+        if path.is_none() && self.asks_for(question) == Truth::Unknown {
+            return format!(
+                "rule {id} denies this tunnel because it cannot be evaluated: a tunnel hides methods and \
+                 paths, and the rule is about some{intent}"
+            );
+        }
+        if path == Some(Truth::Unknown) {
+            let subject = self.explain_subject(question);
+            return format!(
+                "rule {id} denies this call because it cannot be evaluated{subject}{intent}"
+            );
+        }
         match unknown {
             Some(both_sides) => format!(
                 "rule {id} denies this call because it cannot be evaluated: it asks for {both_sides}"
@@ -164,8 +204,29 @@ impl Rule {
         known.is_none_or(|methods| methods.iter().any(|known| **known == *method))
     }
 
-    fn has_path(&self, path: &str) -> bool {
-        self.paths.as_ref().is_none_or(|paths| matches_any(paths, path))
+    /// Whether it names the method by which tunnels are asked for. Without `methods` it does not: who wrote
+    /// "any method" did not think of one that carries all others.
+    fn names_tunnels(&self) -> bool {
+        self.methods.is_some() && self.has_method(CONNECT)
+    }
+
+    fn has_path(&self, path: &str, question: &Question<'_>) -> Truth {
+        let subjects = &question.who.caller.subjects;
+        self.paths.as_ref().map_or(Truth::Yes, |paths| matches_any(paths, path, subjects))
+    }
+
+    /// What the variable of its paths stands for, if they have it.
+    fn explain_subject(&self, question: &Question<'_>) -> String {
+        if !self.paths.as_ref().is_some_and(|paths| name_subject(paths)) {
+            return String::new();
+        }
+        match question.who.caller.subjects.values() {
+            Some(subjects) => {
+                let subjects = few(subjects, |subject| quote(subject));
+                format!("; `{SUBJECT}` is the access token's `sub`, here {subjects}")
+            }
+            None => format!("; `{SUBJECT}` is the access token's `sub`, which is unknown here"),
+        }
     }
 
     /// When it begins to apply, if it does not yet.

@@ -21,6 +21,7 @@ use super::path;
 use super::rule::{Effect, Question, Rule};
 use super::selector::{Truth, Who};
 use super::{MOST_SHADOW_VERDICTS, Policy};
+use crate::arrival::CONNECT;
 use crate::facts::{Call, Caller};
 use crate::limits::Limits;
 use crate::quote::quote;
@@ -57,7 +58,8 @@ pub struct Decision<'c> {
     /// The name of the destination, if the authority is that of one: by the source whose rule
     /// decided or came nearest, or else by the first source that has it.
     pub destination: Option<Arc<str>>,
-    /// The path in its normal form, if it has one; [`Cow::Borrowed`] if it was sent in that form.
+    /// The path in its normal form, if it has one; [`Cow::Borrowed`] if it was sent in that form. A tunnel
+    /// has none.
     pub path: Option<Cow<'c, str>>,
     /// The authority in its normal form, if it was not sent in that form.
     pub authority: Option<String>,
@@ -218,8 +220,12 @@ fn decide<'a, 'c>(
     now: UnixTime,
     limits: &Limits,
 ) -> Decision<'c> {
-    let path = path::normalise(call.target, limits);
-    let authority = Authority::parse(call.authority, call.scheme);
+    let (path, authority) = if call.method == CONNECT {
+        (Ok(None), Authority::of_tunnel(call.authority))
+    } else {
+        let path = path::normalise(call.target, limits).map(Some);
+        (path, Authority::parse(call.authority, call.scheme))
+    };
     let (outcome, destination, shadow) = match (&authority, &path) {
         (Err(problem), _) => {
             let detail = format!("the authority {} {problem}", quote(host_of(call.authority)));
@@ -235,6 +241,7 @@ fn decide<'a, 'c>(
             let mut asked = sources.map(|Source { name, policy, part }| {
                 let who = Who { caller, held: &part.held, perhaps_held: &part.perhaps_held };
                 let (number, destination) = policy.destination(authority).unzip();
+                let path = path.as_deref();
                 let question =
                     Question { who, destination: number, method: call.method, path, now };
                 Asked { name, policy, destination, question }
@@ -252,7 +259,7 @@ fn decide<'a, 'c>(
         }
     };
     let authority = authority.ok().and_then(|authority| authority.normal);
-    Decision { outcome, destination, path: path.ok(), authority, shadow }
+    Decision { outcome, destination, path: path.ok().flatten(), authority, shadow }
 }
 
 /// What `first` and the `others` make of a call to a destination of at least one of them.

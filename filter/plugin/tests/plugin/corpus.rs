@@ -46,6 +46,7 @@ impl Subject for Plugin {
                 rule: state("airflow_envoy.rule"),
                 nearest: None,
                 detail: detail.to_owned(),
+                action: None,
                 code,
             });
         }
@@ -58,6 +59,7 @@ impl Subject for Plugin {
             rule: member("rule"),
             nearest: member("nearest"),
             detail: member("detail").unwrap_or_default(),
+            action: Some(member("action").unwrap_or_default()),
             code,
         })
     }

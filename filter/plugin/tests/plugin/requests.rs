@@ -144,11 +144,157 @@ fn no_body_goes_on_before_its_request_may() {
 fn trailers_do_not_carry_what_the_headers_may_not() {
     let mut filter = start(&inline("/v1/**"));
     let (stream, _) = filter.request(&GET);
-    let sent =
-        [("x-airflow-dag-id", "forged"), ("grpc-status", "0"), ("x_airflow_identity", "forged")];
+    let sent = [
+        ("x-airflow-dag-id", "forged"),
+        ("grpc-status", "0"),
+        ("x_airflow_identity", "forged"),
+        ("proxy-authorization", "Basic eDp5"),
+    ];
     let gone_on = filter.trailers(stream, &sent);
     assert_eq!(gone_on, [(b"grpc-status".to_vec(), b"0".to_vec())]);
     filter.end(stream);
+}
+
+/// `airflow:`, neither token nor identity.
+const NOBODY: &str = "Basic YWlyZmxvdzo=";
+
+#[test]
+fn credentials_for_a_proxy_never_go_on() {
+    for (served, mode) in
+        [(false, "enforce"), (true, "enforce"), (false, "shadow"), (true, "shadow")]
+    {
+        let mut configuration = inline("/v1/**");
+        configuration["proxy_authorization"] = served.into();
+        configuration["mode"] = mode.into();
+        std::thread::spawn(move || {
+            let mut filter = start(&configuration);
+            for (name, method) in [
+                ("proxy-authorization", "GET"),
+                ("Proxy-Authorization", "GET"),
+                ("Proxy_Authorization", "GET"),
+                ("proxy-authorization", "DELETE"),
+            ] {
+                let mut headers = with(&[(name, NOBODY), ("proxy-connection", "x")]);
+                headers[0] = (":method", method);
+                let (stream, goes_on) = filter.request(&headers);
+                let seen = host::seen(stream);
+                assert_eq!(goes_on, method == "GET" || mode == "shadow", "{name} {method} {mode}");
+                if goes_on {
+                    let names: Vec<_> =
+                        seen.headers.iter().map(|(name, _)| name.as_slice()).collect();
+                    let known = |known: &&&[u8]| known.to_ascii_lowercase().starts_with(b"proxy");
+                    let left: Vec<_> = names.iter().filter(known).collect();
+                    assert_eq!(left, [&&b"proxy-connection"[..]], "{name} {served} {mode}");
+                } else {
+                    assert_eq!(code(&seen), "policy_no_match");
+                }
+                filter.end(stream);
+            }
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_proxy_asks_for_credentials_by_its_own_status() {
+    let mut configuration = inline("/v1/**");
+    configuration["token"] = "required".into();
+    configuration["proxy_authorization"] = true.into();
+    let mut filter = start(&configuration);
+    for (headers, status, expected) in [
+        (with(&[]), 407, "token_missing"),
+        (with(&[("proxy-authorization", NOBODY)]), 407, "token_missing"),
+        (with(&[("proxy-authorization", "Bearer x")]), 407, "token_scheme_unsupported"),
+        (with(&[("proxy-authorization", "Basic !")]), 400, "request_malformed"),
+        (with(&[("authorization", "Bearer x")]), 401, "token_malformed"),
+    ] {
+        let (stream, _) = filter.request(&headers);
+        let seen = host::seen(stream);
+        assert_eq!(code(&seen), expected);
+        let reply = seen.reply.unwrap();
+        assert_eq!(reply.status, status, "{expected}");
+        let challenge = (status == 407).then_some("Basic realm=\"airflow-envoy\"");
+        assert_eq!(header(&reply, "proxy-authenticate").as_deref(), challenge);
+        assert_eq!(header(&reply, "www-authenticate").is_some(), status == 401);
+        filter.end(stream);
+    }
+}
+
+#[test]
+fn a_tunnel_has_no_path_and_gets_none() {
+    let mut configuration = inline("/v1/**");
+    let rule =
+        json!({ "id": "tunnels", "effect": "allow", "to": ["orders"], "methods": ["CONNECT"] });
+    configuration["policy"]["sources"][0]["inline"]["rules"].as_array_mut().unwrap().push(rule);
+    let mut filter = start(&configuration);
+    let connect = |authority| [(":method", "CONNECT"), (":authority", authority)];
+    let (stream, goes_on) = filter.request(&connect("ORDERS.internal:443"));
+    assert!(goes_on && filter.body(stream, 3));
+    let seen = host::seen(stream);
+    assert_eq!(seen.state["airflow_envoy.rule"], "tunnels");
+    assert_eq!(seen.state["airflow_envoy.destination"], "orders");
+    let value = |name: &[u8]| {
+        let header = seen.headers.iter().find(|(known, _)| known == name);
+        header.map(|(_, value)| value.clone())
+    };
+    assert_eq!(value(b":authority").as_deref(), Some(&b"orders.internal:443"[..]));
+    assert_eq!(value(b":path"), None);
+    filter.end(stream);
+
+    for (authority, more, expected) in [
+        ("orders.internal:22", None, "destination_unknown"),
+        ("orders.internal", None, "authority_invalid"),
+        ("orders.internal:443", Some((":path", "/v1/x")), "request_malformed"),
+        ("orders.internal:443", Some((":protocol", "websocket")), "request_malformed"),
+        ("orders.internal:443", Some((":protocol", "connect-udp")), "request_malformed"),
+    ] {
+        let headers: Vec<_> = connect(authority).into_iter().chain(more).collect();
+        let (stream, goes_on) = filter.request(&headers);
+        assert!(!goes_on && !filter.body(stream, 3), "{authority} {more:?}");
+        assert_eq!(code(&host::seen(stream)), expected, "{authority} {more:?}");
+        filter.end(stream);
+    }
+}
+
+#[test]
+fn other_cookies_go_on_without_the_token() {
+    let mut configuration = inline("/v1/**");
+    configuration["token_cookie"] = "_token".into();
+    let mut filter = start(&configuration);
+    for (sent, left) in [
+        (&["a=b", "_token=", "c=d; e"][..], Some("a=b; c=d; e")),
+        (&["_token="], None),
+        (&["a=b;c=d"], Some("a=b;c=d")),
+    ] {
+        let cookies: Vec<_> = sent.iter().map(|value| ("cookie", *value)).collect();
+        let (stream, goes_on) = filter.request(&with(&cookies));
+        assert!(goes_on);
+        let seen = host::seen(stream);
+        let cookies = seen.headers.iter().filter(|(name, _)| name == b"cookie");
+        let cookies: Vec<_> = cookies.map(|(_, value)| String::from_utf8_lossy(value)).collect();
+        assert_eq!(cookies, left.into_iter().collect::<Vec<_>>(), "{sent:?}");
+        filter.end(stream);
+    }
+    let (stream, _) = filter.request(&with(&[("cookie", "_token=opaque")]));
+    assert_eq!(code(&host::seen(stream)), "token_malformed");
+}
+
+#[test]
+fn a_refusal_says_what_to_do() {
+    let mut configuration = inline("/v1/**");
+    configuration["token"] = "required".into();
+    let mut filter = start(&configuration);
+    for (headers, expected) in [
+        (with(&[]), "mark the Airflow connection"),
+        (with(&[("x-airflow-envoy", "on")]), "activate the airflow-envoy plugin on the API server"),
+    ] {
+        let (stream, _) = filter.request(&headers);
+        let reply = host::seen(stream).reply.unwrap();
+        let body: Value = serde_json::from_str(&reply.body).unwrap();
+        let action = body["action"].as_str().unwrap();
+        assert!(action.contains(expected), "{action}");
+    }
 }
 
 #[test]
