@@ -169,6 +169,7 @@ class AccessTokens:
         failure: Refusal | None = None
         token, lifetime = "", 0.0
         try:
+            self._provider.prepare()
             token, lifetime = await asyncio.wait_for(self._provider.fetch(*key), self._settings.token_timeout)
         except (asyncio.TimeoutError, TimeoutError):
             failure = self._too_slow()
@@ -259,6 +260,10 @@ class _Provider:
     _client_loop: Any = field(default=None, repr=False)
     _endpoint: str | None = None
     _endpoint_expires: float = 0.0
+
+    def prepare(self) -> None:
+        """Imports and reads what the first fetch needs, which must not count as the provider's time."""
+        self._http()
 
     async def fetch(self, scope: str | None, resource: str | None) -> tuple[str, float]:
         """A token and the seconds that it lives. Raises `Refusal`."""
@@ -437,7 +442,7 @@ def _token_response(body: bytes) -> tuple[str, float]:
     kind = document.get("token_type")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise Refusal("token_refused", "the OIDC provider's access token is not of the type Bearer")
-    stated = _seconds(document.get("expires_in"))
+    stated = _number(document.get("expires_in"))
     expiry = _expiry(token)
     own = None if expiry is None else expiry - time.time()
     if own is not None and own <= 0:
@@ -490,23 +495,19 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _seconds(value: object) -> float | None:
-    """`expires_in`: a number, or, as some providers send it, a text of digits. None if it is missing or
-    senseless.
-    """
+def _number(value: object) -> float | None:
+    """A number, or, as some providers send `expires_in`, a text of one. None if it makes no sense."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        seconds = float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return None
-    return None if math.isnan(seconds) else min(seconds, 366 * 86400.0)
+    return number if math.isfinite(number) else None
 
 
 def _expiry(token: str) -> float | None:
-    """`exp` of a token that happens to be a JWT. Nothing is verified: Envoy does that; this only tells when
-    to renew.
-    """
+    """`exp` of a token that happens to be a JWT. Not verified, that is for Envoy: it tells when to renew."""
     parts = token.split(".")
     if len(parts) != 3:
         return None
@@ -514,11 +515,7 @@ def _expiry(token: str) -> float | None:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (ValueError, binascii.Error, RecursionError):
         return None
-    expiry = claims.get("exp") if isinstance(claims, dict) else None
-    # A point in time, not a span: `_seconds` would take it for a senselessly long one.
-    if isinstance(expiry, bool) or not isinstance(expiry, (int, float)) or not math.isfinite(expiry):
-        return None
-    return float(expiry)
+    return _number(claims.get("exp")) if isinstance(claims, dict) else None
 
 
 def _unusable(option: str, error: BaseException) -> Refusal:
