@@ -25,4 +25,4 @@ class AirflowEnvoyPlugin(AirflowPlugin):  # type: ignore[misc]
     fastapi_apps: list[Any] = [  # noqa: RUF012
         {"app": key_sets, "url_prefix": "/airflow-envoy", "name": "airflow-envoy key sets"}
     ]
-    listeners: list[Any] = listeners()  # noqa: RUF012
+    listeners: list[Any] = listeners()
