@@ -329,7 +329,9 @@ class Proxy:
                 continue
             told = False
             self._set(credentials.url, credentials)
-            expires = credentials.expires or math.inf
+            if credentials.expires is None:
+                return
+            expires = credentials.expires
             wait = self._wait(expires)
 
     def _wait(self, expires: float) -> float:
@@ -406,7 +408,7 @@ def _mask(secret: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why the connection could not be read. The API server's own words, if it refused it: Airflow drops them."""
+    """Why the connection could not be read: in the API server's own words, which Airflow drops."""
     text = str(error) or type(error).__name__
     if not isinstance(error, Refusal) and "airflow.sdk.execution_time.task_runner" in sys.modules:
         with suppress(Exception):
