@@ -38,7 +38,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -271,7 +271,7 @@ class Proxy:
             "proxy_set",
             proxy=credentials.address,
             no_proxy=self._exempt or None,
-            until=expires,
+            until=int(expires) if expires is not None else None,
         )
         if expires is None or not self._renewable():
             return
@@ -324,12 +324,14 @@ class Proxy:
                         logging.WARNING,
                         "proxy_refused",
                         message=f"the credentials of raw HTTP calls could not be renewed: {_reason(error)}",
-                        until=expires,
+                        until=int(expires),
                     )
                 continue
             told = False
             self._set(credentials.url, credentials)
-            expires = credentials.expires or math.inf
+            if credentials.expires is None:
+                return
+            expires = credentials.expires
             wait = self._wait(expires)
 
     def _wait(self, expires: float) -> float:
@@ -406,7 +408,14 @@ def _mask(secret: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return scrub(str(error) or type(error).__name__)
+    """Why the connection could not be read: in the API server's own words, which Airflow drops."""
+    text = str(error) or type(error).__name__
+    if not isinstance(error, Refusal) and "airflow.sdk.execution_time.task_runner" in sys.modules:
+        with suppress(Exception):
+            from .reason import kept
+
+            text = kept() or text
+    return scrub(text)
 
 
 def _expiry(token: str | None) -> float | None:

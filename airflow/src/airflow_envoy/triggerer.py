@@ -195,7 +195,7 @@ def _connection(trigger: int, name: str) -> Any | None:
 
 
 def _deferred(trigger: int, *, roles: bool) -> Task:
-    """The task that waits for ``trigger``. Raises `Refusal` unless there is exactly one, and it is `deferred`."""
+    """The task that waits for ``trigger``. Raises `Refusal` unless it is one, and `deferred`."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from sqlalchemy import select

@@ -15,10 +15,10 @@ from .routes import key_sets
 
 
 class AirflowEnvoyPlugin(AirflowPlugin):  # type: ignore[misc]
-    """Adds the identity middleware and the key sets to the API server, and to the processes of tasks the reason of a
-    refusal and, if proxy mode is on, its listener.
+    """Adds the identity middleware and the key sets to the API server, and to tasks the reason of a refusal
+    and, if proxy mode is on, its listener.
 
-    Airflow 2 ignores the former two.
+    Airflow 2 ignores what is for the API server.
     """
 
     name = "airflow_envoy"
