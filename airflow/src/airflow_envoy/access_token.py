@@ -514,7 +514,11 @@ def _expiry(token: str) -> float | None:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (ValueError, binascii.Error, RecursionError):
         return None
-    return _seconds(claims.get("exp")) if isinstance(claims, dict) else None
+    expiry = claims.get("exp") if isinstance(claims, dict) else None
+    if isinstance(expiry, bool) or not isinstance(expiry, (int, float)):
+        return None
+    # Compared before it is converted: JSON has integers that no float can hold.
+    return float(expiry) if 0 <= expiry < 2**53 else None
 
 
 def _unusable(option: str, error: BaseException) -> Refusal:
