@@ -49,9 +49,11 @@ def get(context: Context, url: str) -> httpx.Response:
     import httpx
 
     if url not in context.memory:
-        trust: Any = ssl.create_default_context(cafile=context.args.ca_file) if context.args.ca_file else True
         start = time.time()
         try:
+            trust: Any = (
+                ssl.create_default_context(cafile=context.args.ca_file) if context.args.ca_file else True
+            )
             with httpx.Client(timeout=context.timeout, verify=trust, follow_redirects=False) as client:
                 answer: Any = client.get(url, headers={"accept": "application/json"})
             context.memory[f"clock {url}"] = (start + time.time()) / 2
@@ -204,8 +206,6 @@ def access_token(context: Context) -> Iterator[Finding]:
             f"{text}: Envoy refuses a token without `aud` or `exp`",
             "set `resource`, `token_audience` or `scope` as the provider wants it",
         )
-    elif left <= 0:
-        yield fail(f"{text}: it is over already", "compare the clocks of the provider and of this host")
     elif took > settings.token_timeout / 2:
         yield warn(
             f"{text}; that is more than half of token_timeout ({settings.token_timeout:g} s)",
