@@ -437,7 +437,7 @@ def _token_response(body: bytes) -> tuple[str, float]:
     kind = document.get("token_type")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise Refusal("token_refused", "the OIDC provider's access token is not of the type Bearer")
-    stated = _seconds(document.get("expires_in"))
+    stated = _number(document.get("expires_in"))
     expiry = _expiry(token)
     own = None if expiry is None else expiry - time.time()
     if own is not None and own <= 0:
@@ -490,17 +490,15 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _seconds(value: object) -> float | None:
-    """`expires_in`: a number, or, as some providers send it, a text of digits. None if it is missing or
-    senseless.
-    """
+def _number(value: object) -> float | None:
+    """A number, or, as some providers send `expires_in`, a text of one. None if it is missing or senseless."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        seconds = float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return None
-    return None if math.isnan(seconds) else min(seconds, 366 * 86400.0)
+    return number if math.isfinite(number) else None
 
 
 def _expiry(token: str) -> float | None:
@@ -514,11 +512,7 @@ def _expiry(token: str) -> float | None:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (ValueError, binascii.Error, RecursionError):
         return None
-    expiry = claims.get("exp") if isinstance(claims, dict) else None
-    if isinstance(expiry, bool) or not isinstance(expiry, (int, float)):
-        return None
-    # Compared before it is converted: JSON has integers that no float can hold.
-    return float(expiry) if 0 <= expiry < 2**53 else None
+    return _number(claims.get("exp")) if isinstance(claims, dict) else None
 
 
 def _unusable(option: str, error: BaseException) -> Refusal:

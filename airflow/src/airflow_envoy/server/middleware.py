@@ -12,6 +12,7 @@ import json
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from logging import ERROR, WARNING
@@ -20,6 +21,7 @@ from typing import Any
 from ..database import task_instance
 from ..issuer import Issuer
 from ..marker import AUTHORIZATION, NAME, Marker
+from ..reason import VARIABLE
 from ..record import record
 from ..refusal import Refusal
 from .caller import Callers
@@ -31,6 +33,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _ROUTE = "/execution/connections/"
+_REASON = f"/execution/variables/{VARIABLE}"
+_REASON_AGE = 120.0
+_REASONS = 1024
 _BODY_LIMIT = 1024 * 1024
 """Bytes. A larger answer is no connection that could be marked: `extra` is a column of text."""
 _THREADS = 8
@@ -47,6 +52,7 @@ class IdentityMiddleware:
     def __init__(self, app: App) -> None:
         self._app = app
         self._callers = Callers()
+        self._reasons = _Reasons()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="airflow-envoy")
         # Not here: a secret that comes by a command, or a key ring on a slow disk, must not delay the API
         # server.
@@ -54,7 +60,10 @@ class IdentityMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
-        if scope["type"] != "http" or scope["method"] != "GET" or not is_connection(scope):
+        route = _route(scope) if scope["type"] == "http" and scope["method"] == "GET" else ""
+        if route == _REASON and await self._reason(scope, send):
+            return
+        if not is_connection(route):
             await self._app(scope, receive, send)
             return
         # What an inner layer compressed could not be read. Layers outside still compress if they are asked
@@ -103,6 +112,8 @@ class IdentityMiddleware:
         except Exception as error:  # noqa: BLE001 - never a 5xx; the task is told that it is not its own fault
             refusal = Refusal("internal", "no identity because of a fault in the API server: see its log")
             cause = f"{type(error).__name__}: {error}"
+        if ti_id is not None:
+            self._reasons.put(ti_id, refusal.text)
         record(
             ERROR if cause else WARNING,
             "refused",
@@ -114,6 +125,22 @@ class IdentityMiddleware:
             seconds=round(time.monotonic() - started, 3),
         )
         return 403, json.dumps({"detail": refusal.detail()}).encode()
+
+    async def _reason(self, scope: Scope, send: Send) -> bool:
+        """Tells a task why it was refused last, as the variable that `reason.py` asks for; False if it was
+        not.
+        """
+        try:
+            text = self._reasons.get(await self._callers.caller(scope["headers"]))
+        except Refusal:
+            text = None
+        if text is None:
+            return False
+        body = json.dumps({"key": VARIABLE, "value": text}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        return True
 
     async def _credentials(self, issuer: Issuer, ti_id: uuid.UUID, marker: Marker) -> dict[str, str]:
         token: str | None = None
@@ -146,7 +173,7 @@ class IdentityMiddleware:
 
 
 class _Answer:
-    """Airflow's answer to a connection read, held back until it is whole, if it may be a marked connection."""
+    """Airflow's answer to a connection read, held back until it is whole if it may be a marked one."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -187,7 +214,7 @@ class _Answer:
             await self._send(message)
 
     async def replace(self, status: int, body: bytes) -> None:
-        """Sends ``body`` in place of Airflow's, with Airflow's headers: a refreshed task token is among them."""
+        """Sends ``body`` in place of Airflow's, with its headers: a refreshed task token is among them."""
         start = self._held[0]
         dropped = (b"content-length", b"cache-control", b"etag", b"transfer-encoding")
         headers = [(name, value) for name, value in start.get("headers", ()) if name.lower() not in dropped]
@@ -197,18 +224,38 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def is_connection(scope: Scope) -> bool:
-    """Whether the request is for `/execution/connections/{id}`, exactly, below whatever path the API server
-    has.
-    """
+class _Reasons:
+    """The last refusal of each task instance, for a while and bounded. Used from the event loop only."""
+
+    def __init__(self) -> None:
+        self._texts: OrderedDict[uuid.UUID, tuple[float, str]] = OrderedDict()
+
+    def put(self, ti_id: uuid.UUID, text: str) -> None:
+        self._texts[ti_id] = (time.monotonic() + _REASON_AGE, text)
+        self._texts.move_to_end(ti_id)
+        while len(self._texts) > _REASONS:
+            self._texts.popitem(last=False)
+
+    def get(self, ti_id: uuid.UUID) -> str | None:
+        until, text = self._texts.get(ti_id, (0.0, ""))
+        return text if time.monotonic() < until else None
+
+
+def _route(scope: Scope) -> str:
+    """The path below `[api] base_url`, as Airflow's router sees it; empty outside of the execution API."""
     path: str = scope["path"]
-    if _ROUTE not in path:
-        return False
+    if "/execution/" not in path:
+        return ""
     root: str = scope.get("root_path", "")
-    if root and path.startswith(root + "/"):
-        path = path[len(root) :]
-    # Decoded already; as Airflow's router does it, an id does not reach over a slash, encoded or not.
-    return path.startswith(_ROUTE) and len(path) > len(_ROUTE) and "/" not in path[len(_ROUTE) :]
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def is_connection(route: str) -> bool:
+    """Whether ``route`` is `/execution/connections/{id}`, exactly.
+
+    It is decoded already. As in Airflow's router, an id does not reach over a slash, encoded or not.
+    """
+    return route.startswith(_ROUTE) and len(route) > len(_ROUTE) and "/" not in route[len(_ROUTE) :]
 
 
 def _is_plain_json(start: Message) -> bool:
@@ -225,7 +272,8 @@ def _is_plain_json(start: Message) -> bool:
 
 def _read(body: bytes) -> dict[str, Any] | None:
     """The connection, if it may be a marked one."""
-    # The marker's name can only be there in letters or in JSON's escapes: what has neither is not even parsed.
+    # The marker's name can only be there in letters or in JSON's escapes: what has neither is not even
+    # parsed.
     if _WORD not in body.lower() and b"\\u" not in body:
         return None
     try:

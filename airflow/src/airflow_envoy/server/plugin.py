@@ -8,12 +8,16 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+from .. import reason
 from .middleware import IdentityMiddleware
 from .routes import key_sets
 
 
 class AirflowEnvoyPlugin(AirflowPlugin):  # type: ignore[misc]
-    """Adds the identity middleware and the key sets to Airflow's API server. Airflow 2 ignores both."""
+    """Adds the identity middleware and the key sets to the API server, and to tasks the reason of a refusal.
+
+    Airflow 2 ignores the former.
+    """
 
     name = "airflow_envoy"
     fastapi_root_middlewares: list[Any] = [  # noqa: RUF012 - as Airflow declares it
@@ -22,3 +26,4 @@ class AirflowEnvoyPlugin(AirflowPlugin):  # type: ignore[misc]
     fastapi_apps: list[Any] = [  # noqa: RUF012
         {"app": key_sets, "url_prefix": "/airflow-envoy", "name": "airflow-envoy key sets"}
     ]
+    listeners: list[Any] = [reason]  # noqa: RUF012

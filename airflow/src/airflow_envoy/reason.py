@@ -1,0 +1,55 @@
+"""Why a task got no identity, in the task's own log.
+
+Airflow tells a task that its connection was refused, but not why: the supervisor drops the text of a 403. So
+the API server keeps it for a while, and where this package is installed on the workers too, this listener
+asks for it when a task has failed, through the channel that tasks have: as the Airflow variable `VARIABLE`,
+which the API server's middleware answers to the very task that was refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from airflow.listeners import hookimpl
+
+VARIABLE = "airflow_envoy_refusal"
+_LOGGER = logging.getLogger("airflow_envoy")
+# By name: they have moved between Airflow's versions. The first since 3.3; before that, a refused connection
+# is not found.
+_ERRORS = frozenset({"AirflowSecretsBackendAccessDenied", "AirflowNotFoundException"})
+
+
+@hookimpl  # type: ignore[untyped-decorator]
+def on_task_instance_failed(task_instance: Any, error: Any) -> None:
+    """Writes the reason to the task's log if the task failed because the API server refused a marked
+    connection.
+    """
+    if not _in_task() or not _is_refusal(error):
+        return
+    from airflow.sdk import Variable
+
+    reason = Variable.get(VARIABLE, default=None)
+    if isinstance(reason, str) and reason.startswith("airflow-envoy: "):
+        _LOGGER.error("%s", reason)
+    else:
+        _LOGGER.info(
+            "If this connection is marked for Airflow Envoy, the API server's log says why it was refused: "
+            "look for the event `refused` and the ti_id %s",
+            getattr(task_instance, "id", "of this task instance"),
+        )
+
+
+def _in_task() -> bool:
+    """Whether this is a task's own process, of Airflow 3: the API server and others call listeners too."""
+    return hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS")
+
+
+def _is_refusal(error: Any) -> bool:
+    seen = 0
+    while isinstance(error, BaseException) and seen < 16:
+        if type(error).__name__ in _ERRORS:
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
