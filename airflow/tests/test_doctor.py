@@ -411,6 +411,17 @@ def test_api_server(folder, jwks, version, expected):
         expect(network.api_server(context(folder, api_server=server.url + "/")), expected)
 
 
+@pytest.mark.parametrize(
+    ("same", "expected"),
+    [(False, ("OK", "as it should")), (True, ("FAIL", "any DAG can sign as the API server"))],
+)
+def test_workers_have_keys_of_their_own(folder, same, expected):
+    published = ring.KeyRing(folder).jwks(time.time()) if same else {"keys": [{"kid": "the API server's"}]}
+    conf = Conf(workers__secrets_backend="airflow_envoy.worker.EnvoyIdentityBackend")
+    with serve(api(Answer(200, published))) as server:
+        expect(network.api_server(context(folder, api_server=server.url, conf=conf)), expected)
+
+
 def test_api_server_and_no_ring_to_compare(folder, tmp_path):
     with serve(api(Answer(200, {"keys": [{"kid": "a"}]}))) as server:
         expect(
@@ -571,11 +582,10 @@ MARKED = {"X-Airflow-Envoy": "on"}
         (Found({"X-Airflow-Envoy": True}), [("FAIL", "not a string")]),
         (Found({"X-Airflow-Envoy": "aud=other"}), [("FAIL", "audience `other` is none of orders")]),
         (Found({**MARKED, "retries": 3, "a": {}}), [("FAIL", "`a`, `retries` as headers")]),
-        (Found(MARKED, login="u"), [("FAIL", "has a login")]),
         (Found(MARKED, host=None), [("FAIL", "has no host")]),
         (
             Found({"X-Airflow-Envoy": "aud=other", "n": 1}, host="", login="u"),
-            [("FAIL", "audience"), ("FAIL", "`n`"), ("FAIL", "login"), ("FAIL", "no host")],
+            [("FAIL", "audience"), ("FAIL", "`n`"), ("FAIL", "no host")],
         ),
     ],
 )
@@ -583,6 +593,14 @@ def test_a_connection_is_judged(found, expected):
     if expected[0][1] == "[":
         expected = [("FAIL", "is none of `aud`, `scope`, `resource`")]
     expect(network.judge(context(values={}), "c", found), *expected)
+
+
+def test_a_login_is_sent_instead_of_the_access_token():
+    provider = {"token_url": "https://idp.example/token", "client_id": "a", "client_secret": "s"}
+    login = Found(MARKED, login="u")
+    expect(network.judge(context(values=provider), "c", login), ("FAIL", "has a login"))
+    # Where no access token is sent, nothing is sent instead of it.
+    expect(network.judge(context(values={}), "c", login), ("OK", "is marked"))
 
 
 def test_a_connection_is_judged_without_settings():
@@ -629,6 +647,21 @@ def test_a_connection_of_this_environment(monkeypatch, listening):
         ("WARN", "AIRFLOW_CONN_ORDERS_API is set in this environment"),
         ("OK", "is reached in"),
     )
+
+
+def test_the_connection_of_proxy_mode(monkeypatch, listening):
+    expect(network.proxy(context()), ("SKIP", "proxy mode is off"))
+    pytest.importorskip("airflow.models")
+    conf = Conf(airflow_envoy__proxy_connection="way_out")
+    for port, expected in ((listening, ("OK", "is reached in")), (None, ("FAIL", "has no port"))):
+        text = json.dumps({"conn_type": "http", "host": "127.0.0.1", "port": port, "extra": MARKED})
+        monkeypatch.setenv("AIRFLOW_CONN_WAY_OUT", text)
+        expect(
+            network.proxy(context(values={}, conf=conf)),
+            ("OK", "`way_out` is marked"),
+            ("WARN", "AIRFLOW_CONN_WAY_OUT"),
+            expected,
+        )
 
 
 def test_a_connection_that_does_not_exist(monkeypatch):
