@@ -28,10 +28,8 @@ def on_task_instance_failed(task_instance: Any, error: Any) -> None:
     """
     if not _in_task() or not _is_refusal(error):
         return
-    from airflow.sdk import Variable
-
-    reason = Variable.get(VARIABLE, default=None)
-    if isinstance(reason, str) and reason.startswith("airflow-envoy: "):
+    reason = kept()
+    if reason is not None:
         _LOGGER.error("%s", reason)
     else:
         _LOGGER.info(
@@ -39,6 +37,14 @@ def on_task_instance_failed(task_instance: Any, error: Any) -> None:
             "look for the event `refused` and the ti_id %s",
             getattr(task_instance, "id", "of this task instance"),
         )
+
+
+def kept() -> str | None:
+    """The reason that the API server keeps for the task of this process; None if it has none."""
+    from airflow.sdk import Variable
+
+    reason = Variable.get(VARIABLE, default=None)
+    return reason if isinstance(reason, str) and reason.startswith("airflow-envoy: ") else None
 
 
 def _in_task() -> bool:
@@ -50,6 +56,6 @@ def _is_refusal(error: Any) -> bool:
     seen = 0
     while isinstance(error, BaseException) and seen < 16:
         if type(error).__name__ in _ERRORS:
-            return True
+            return not str(error).startswith("airflow-envoy: ")  # a worker's own refusal says why itself
         error, seen = error.__cause__ or error.__context__, seen + 1
     return False

@@ -106,6 +106,26 @@ OPTIONS: tuple[Option, ...] = (
         example="/etc/airflow-envoy/ca.pem",
     ),
     Option("roles", "Whether a DAG's `access_control` roles go into the identity.", "True", kind="boolean"),
+    Option(
+        "proxy_connection",
+        "Switches proxy mode on: the connection whose host and port are Envoy's and by whose credentials raw "
+        "HTTP calls of tasks (requests, httpx, urllib, curl) go through it. For workers, and where identities "
+        "are signed.",
+        example="airflow_envoy",
+    ),
+    Option(
+        "proxy_identity_lifetime",
+        "Seconds for which the identities of `proxy_connection` are valid, 10 to 3600: child processes keep "
+        "the one that they started with.",
+        "600",
+        kind="integer",
+    ),
+    Option(
+        "no_proxy",
+        "Hosts that tasks call directly in proxy mode, separated by commas, besides Airflow's API server and "
+        "what `NO_PROXY` has already.",
+        example="localhost, vault.internal",
+    ),
 )
 """Every option. The documentation's table, the provider metadata and the parser all come from here."""
 
@@ -133,11 +153,18 @@ class Settings:
     token_timeout: float = 0.8
     ca_file: Path | None = None
     roles: bool = True
+    proxy_connection: str | None = None
+    proxy_identity_lifetime: int = 600
+    no_proxy: str | None = None
 
     @property
     def has_provider(self) -> bool:
         """Whether access tokens are fetched at all."""
         return self.token_url is not None or self.oidc_issuer is not None
+
+    def lifetime(self, conn_id: str) -> int:
+        """Seconds for which an identity for the connection ``conn_id`` is valid while its task runs."""
+        return self.proxy_identity_lifetime if conn_id == self.proxy_connection else self.identity_lifetime
 
     @staticmethod
     def from_airflow() -> Settings:
@@ -186,6 +213,9 @@ class Settings:
             token_timeout=_number(given, "token_timeout", 0.05, 5),
             ca_file=_path(given, "ca_file"),
             roles=_boolean(given, "roles"),
+            proxy_connection=_text(given, "proxy_connection"),
+            proxy_identity_lifetime=int(_number(given, "proxy_identity_lifetime", 10, 3600, whole=True)),
+            no_proxy=_text(given, "no_proxy"),
         )
         if settings.scope is not None and not is_scope(settings.scope):
             raise Invalid("scope: must be scopes separated by single spaces")

@@ -93,7 +93,8 @@ class IdentityMiddleware:
                 return None
             issuer = Issuer.current()
             ti_id = await self._callers.caller(headers)
-            credentials = await self._credentials(issuer, ti_id, marker)
+            lifetime = issuer.settings.lifetime(str(connection.get("conn_id")))
+            credentials = await self._credentials(issuer, ti_id, marker, lifetime)
             if (
                 connection.get("conn_type") == "http"
                 and connection.get("login")
@@ -126,6 +127,11 @@ class IdentityMiddleware:
         )
         return 403, json.dumps({"detail": refusal.detail()}).encode()
 
+<<<<<<< HEAD
+    async def _credentials(
+        self, issuer: Issuer, ti_id: uuid.UUID, marker: Marker, lifetime: int
+    ) -> dict[str, str]:
+=======
     async def _reason(self, scope: Scope, send: Send) -> bool:
         """Tells a task why it was refused last, as the variable that `reason.py` asks for; False if it was
         not.
@@ -143,11 +149,12 @@ class IdentityMiddleware:
         return True
 
     async def _credentials(self, issuer: Issuer, ti_id: uuid.UUID, marker: Marker) -> dict[str, str]:
+>>>>>>> air-core
         token: str | None = None
         refusal: Refusal | None = None
         try:
             # Before the thread is taken: waiting for a slow provider costs none.
-            token = await issuer.token_async(marker)
+            token = await issuer.token_async(marker, lifetime=lifetime)
         except Refusal as error:
             refusal = error  # told below, unless something is wrong with the task itself
 
@@ -160,7 +167,7 @@ class IdentityMiddleware:
                 )
             if refusal is not None:
                 raise refusal
-            return issuer.headers_with(token, task, marker)
+            return issuer.headers_with(token, task, marker, lifetime=lifetime)
 
         work = asyncio.get_running_loop().run_in_executor(self._threads, mint)
         try:

@@ -9,14 +9,16 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from .. import reason
+from ..proxy import listeners
 from .middleware import IdentityMiddleware
 from .routes import key_sets
 
 
 class AirflowEnvoyPlugin(AirflowPlugin):  # type: ignore[misc]
-    """Adds the identity middleware and the key sets to the API server, and to tasks the reason of a refusal.
+    """Adds the identity middleware and the key sets to the API server, and to tasks the reason of a refusal
+    and, if proxy mode is on, its listener.
 
-    Airflow 2 ignores the former.
+    Airflow 2 ignores what is for the API server.
     """
 
     name = "airflow_envoy"
@@ -26,4 +28,4 @@ class AirflowEnvoyPlugin(AirflowPlugin):  # type: ignore[misc]
     fastapi_apps: list[Any] = [  # noqa: RUF012
         {"app": key_sets, "url_prefix": "/airflow-envoy", "name": "airflow-envoy key sets"}
     ]
-    listeners: list[Any] = [reason]  # noqa: RUF012
+    listeners: list[Any] = [reason, *listeners()]  # noqa: RUF012
