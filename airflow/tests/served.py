@@ -45,7 +45,7 @@ class Served:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def any(self) -> None:
+            def _any(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 request = Request(self.command, self.path, headers, self.rfile.read(length))
@@ -63,7 +63,7 @@ class Served:
                     self.end_headers()
                     self.wfile.write(body)
 
-            do_GET = do_POST = do_HEAD = any
+            do_GET = do_POST = do_HEAD = _any  # noqa: N815 - http.server's names
 
             def log_message(self, *_: object) -> None:
                 """Tests have their own output."""

@@ -28,18 +28,23 @@ def test_every_command_explains_itself(path, capsys):
         assert "--json" in shown
 
 
-@pytest.mark.parametrize(("path", "one"), list(arguments.walk()), ids=lambda value: str(getattr(value, "name", value)))
+@pytest.mark.parametrize(
+    ("path", "one"), list(arguments.walk()), ids=lambda value: str(getattr(value, "name", value))
+)
 def test_every_command_can_be_carried_out(path, one):
     assert callable(one.load())
     # Airflow's help takes text in square brackets for colours.
-    assert "[" not in one.help + one.description + "".join(str(a.options.get("help", "")) for a in one.arguments)
+    assert "[" not in one.help + one.description + "".join(
+        str(a.options.get("help", "")) for a in one.arguments
+    )
     for example in one.examples:
         words = example.split(" > ")[0].split()
         assert arguments.parser("x").parse_args(words).command is one, example
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["keys"], ["nothing"], ["keys", "retire"], ["check-roles"], ["keys", "new", "--alg", "HS256"]]
+    "argv",
+    [[], ["keys"], ["nothing"], ["keys", "retire"], ["check-roles"], ["keys", "new", "--alg", "HS256"]],
 )
 def test_wrong_usage_is_exit_code_2(argv):
     with pytest.raises(SystemExit) as stopped:
@@ -66,7 +71,11 @@ def test_what_is_no_span_is_refused(text):
         (command.Problem("no ring", "make one"), 3, "no ring"),
         (command.Problem("which?", code=2), 2, "which?"),
         (Refusal("key_unavailable", "no key"), 3, "no key [key_unavailable]"),
-        (PermissionError(13, "Permission denied", "/secret/keys.json"), 3, "/secret/keys.json: Permission denied"),
+        (
+            PermissionError(13, "Permission denied", "/secret/keys.json"),
+            3,
+            "/secret/keys.json: Permission denied",
+        ),
     ],
 )
 def test_what_a_user_can_cause_is_told_in_words(raised, code, words, capsys, monkeypatch):

@@ -37,7 +37,10 @@ def test_a_new_ring_has_one_key_which_signs(folder, capsys):
 
 def test_a_ring_is_never_made_twice(folder, capsys):
     before = (folder / "keys.json").read_bytes()
-    assert "use `keys rotate`" in answer(capsys, "keys", "new", "--folder", str(folder), code=3)["error"]["message"]
+    assert (
+        "use `keys rotate`"
+        in answer(capsys, "keys", "new", "--folder", str(folder), code=3)["error"]["message"]
+    )
     assert (folder / "keys.json").read_bytes() == before
 
 
@@ -68,7 +71,9 @@ def test_now_and_lead_exclude_each_other(folder, capsys):
 
 
 def test_the_algorithm_of_the_next_key_can_change(folder, capsys):
-    assert answer(capsys, "keys", "rotate", "--alg", "EdDSA", "--folder", str(folder))["key"]["alg"] == "EdDSA"
+    assert (
+        answer(capsys, "keys", "rotate", "--alg", "EdDSA", "--folder", str(folder))["key"]["alg"] == "EdDSA"
+    )
 
 
 def test_a_key_that_leaked_is_gone_at_once(folder, capsys):

@@ -1,4 +1,4 @@
-"""`import-roles` and `check-roles`, against a FAB API of the recorded shape and against Airflow's real tables."""
+"""`import-roles` and `check-roles`: against a FAB API of the recorded shape, and Airflow's real tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAB = [
     {"name": "Admin", "actions": [grant("can_edit", "DAGs"), grant("can_read", "Roles")]},
     {"name": "Public", "actions": []},
     {"name": "Viewer", "actions": [grant("can_read", "DAGs"), grant("can_read", "DAG:churn")]},
-    {"name": "DataRole", "actions": [grant("can_edit", "DAG:churn"), grant("can_edit", "DAG:absence"), grant("can_edit", "DAG Run:x")]},
+    {"name": "DataRole", "actions": [grant("can_edit", "DAG:churn"), grant("can_edit", "DAG:absence")]},
     {"name": "Finance Team", "actions": [grant("can_edit", "DAG:report_daily")]},
 ]  # fmt: skip
 
@@ -89,23 +89,32 @@ def test_the_output_is_the_same_whatever_the_order(token, capsys):
     for roles in (FAB, FAB[::-1]):
         turned = [{**role, "actions": role["actions"][::-1]} for role in roles]
         with serve(fab(turned)) as server:
-            outputs.add(carry_out(capsys, "import-roles", "--api-server", server.url, "--token-file", token, "--json")[1])
+            outputs.add(
+                carry_out(
+                    capsys, "import-roles", "--api-server", server.url, "--token-file", token, "--json"
+                )[1]
+            )
     assert len(outputs) == 1
 
 
 def test_by_claim_names_the_role_itself(token, capsys):
     with serve(fab()) as server:
         _, out, _ = carry_out(
-            capsys, "import-roles", "--api-server", server.url, "--token-file", token, "--by", "claim", "--role", "Finance Team", "--json",
+            capsys, "import-roles", "--api-server", server.url, "--token-file", token,
+            "--by", "claim", "--role", "Finance Team", "--json",
         )  # fmt: skip
-    assert json.loads(out) == {"roles": {policy_name("Finance Team"): {"any": [{"airflow_roles": ["Finance Team"]}]}}}
+    assert json.loads(out) == {
+        "roles": {policy_name("Finance Team"): {"any": [{"airflow_roles": ["Finance Team"]}]}}
+    }
 
 
 def test_an_answer_of_the_token_endpoint_is_a_token_file_too(tmp_path, capsys):
     file = tmp_path / "answer.json"
     file.write_text('{"access_token": "the-token"}')
     with serve(fab()) as server:
-        assert carry_out(capsys, "import-roles", "--api-server", server.url, "--token-file", str(file))[0] == 0
+        assert (
+            carry_out(capsys, "import-roles", "--api-server", server.url, "--token-file", str(file))[0] == 0
+        )
 
 
 def test_the_token_may_be_in_the_environment(monkeypatch, capsys):
@@ -138,7 +147,9 @@ def test_what_goes_wrong_at_the_api_is_told(answer, words, token, capsys):
 
 def test_an_api_server_that_never_ends_its_list_is_left(token, capsys):
     with serve(fab(total=10**9)) as server:
-        code, out, _ = carry_out(capsys, "import-roles", "--api-server", server.url, "--token-file", token, "--json")
+        code, out, _ = carry_out(
+            capsys, "import-roles", "--api-server", server.url, "--token-file", token, "--json"
+        )
     assert (code, len(json.loads(out)["roles"])) == (0, 3)
 
 
@@ -180,13 +191,16 @@ def test_a_role_that_airflow_lacks_is_not_imported(token, capsys):
 
 
 def test_a_token_does_not_travel_in_the_open_unnoticed(token, capsys):
-    code, _, err = carry_out(capsys, "import-roles", "--api-server", "http://invalid.invalid", "--token-file", token)
+    code, _, err = carry_out(
+        capsys, "import-roles", "--api-server", "http://invalid.invalid", "--token-file", token
+    )
     assert code == 3
     assert "unencrypted" in err
 
 
 @pytest.mark.parametrize(
-    "role", ["DataRole", "a.b_c-d", "Data Team", "Data_Team", "Équipe", "a/b", "a\nb", "x" * 64, "x" * 300, "*", ""]
+    "role",
+    ["DataRole", "a.b_c-d", "Data Team", "Data_Team", "Équipe", "a/b", "a\nb", "x" * 64, "x" * 300, "*", ""],
 )
 def test_policy_names_are_names_of_a_policy(role):
     # The filter's own rule (policy/read.rs, check_id).
@@ -206,6 +220,10 @@ def test_a_role_with_a_star_is_never_written_as_a_pattern():
     assert len(left_out) == 2
 
 
+def marked(kind: str, value: object) -> dict[str, object]:
+    return {"__type": kind, "__var": value}
+
+
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
@@ -213,10 +231,13 @@ def test_a_role_with_a_star_is_never_written_as_a_pattern():
         ({}, {}),
         ({"A": {"DAGs": ["can_edit"]}}, {"A": {"d"}}),
         ({"A": ["can_edit", "can_read"]}, {"A": {"d"}}),
-        ({"A": {"DAGs": ["can_read"]}, "B": {"DAG Runs": ["can_edit"]}, "C": {}}, {"A": set(), "B": set(), "C": set()}),
+        (
+            {"A": {"DAGs": ["can_read"]}, "B": {"DAG Runs": ["can_edit"]}, "C": {}},
+            {"A": set(), "B": set(), "C": set()},
+        ),
         # As Airflow serializes it.
         (
-            {"__type": "dict", "__var": {"A": {"__type": "dict", "__var": {"DAGs": {"__type": "set", "__var": ["can_edit"]}}}}},
+            marked("dict", {"A": marked("dict", {"DAGs": marked("set", ["can_edit"])})}),
             {"A": {"d"}},
         ),
     ],
@@ -225,7 +246,9 @@ def test_access_control_is_read_in_each_of_its_forms(written, expected):
     roles: dict[str, Role] = {}
     from_access_control("d", written, roles)
     assert {name: role.dags for name, role in roles.items()} == expected
-    assert {name: role.claimed for name, role in roles.items()} == {name: bool(dags) for name, dags in expected.items()}
+    assert {name: role.claimed for name, role in roles.items()} == {
+        name: bool(dags) for name, dags in expected.items()
+    }
 
 
 POLICY = {
@@ -262,12 +285,20 @@ def test_roles_that_do_not_exist_are_found_with_their_place(capsys, tmp_path, to
     document["rules"][0]["from"]["airflow_roles"] = ["Finance team"]
     code, out, _ = check(capsys, tmp_path, token, document)
     assert code == 1
-    assert "roles.data.any[1].airflow_roles[2]: Airflow has no role `datarole`, did you mean `DataRole`?" in out
+    assert (
+        "roles.data.any[1].airflow_roles[2]: Airflow has no role `datarole`, did you mean `DataRole`?" in out
+    )
     assert "roles.data.any[1].airflow_roles[3]: Airflow has no role `Zebra?`\n" in out
-    assert "rules[r].from.airflow_roles[0]: Airflow has no role `Finance team`, did you mean `Finance Team`?" in out
+    assert (
+        "rules[r].from.airflow_roles[0]: Airflow has no role `Finance team`, did you mean `Finance Team`?"
+        in out
+    )
     code, out, _ = check(capsys, tmp_path, token, document, "--json")
     found = json.loads(out)
-    assert (code, [entry["role"] for entry in found["missing"]]) == (1, ["datarole", "Zebra?", "Finance team"])
+    assert (code, [entry["role"] for entry in found["missing"]]) == (
+        1,
+        ["datarole", "Zebra?", "Finance team"],
+    )
 
 
 def test_a_role_that_no_identity_can_have_is_noted(capsys, tmp_path, token):
@@ -323,7 +354,8 @@ def merge(capsys, tmp_path, token, document, *options):
     file.write_text(json.dumps(document))
     with serve(fab()) as server:
         return carry_out(
-            capsys, "import-roles", "--api-server", server.url, "--token-file", token, "--merge", str(file), "--json", *options,
+            capsys, "import-roles", "--api-server", server.url, "--token-file", token,
+            "--merge", str(file), "--json", *options,
         )  # fmt: skip
 
 

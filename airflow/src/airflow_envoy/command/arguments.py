@@ -145,8 +145,8 @@ KEYS = Group(
             "Withdraw a key that leaked",
             "airflow_envoy.command.keys:retire",
             (Argument("kid", metavar="KID", help="id of the key, as `keys list` shows it"), FOLDER, JSON),
-            "The key leaves the published set at once, and its file is deleted. Envoy stops believing it at its "
-            "next refresh of the keys: within the minute for which the answer may be cached.",
+            "The key leaves the published set at once, and its file is deleted. Envoy stops believing it "
+            "at its next refresh of the keys: within the minute for which the answer may be cached.",
             (
                 "keys retire 5v3PS0kWbtRHZYEyQAzWUDt8F3_Zt_PIgFQBvQeQKnM",
                 "keys retire -- -an-id-that-begins-with-a-hyphen",

@@ -29,6 +29,7 @@ CHECKS = (
     Check("all_admins", local.all_admins),
     Check("airflow_tokens", local.airflow_tokens),
     Check("backends", local.backends, loads_airflow=True),
+    Check("proxy", network.proxy, loads_airflow=True),
 )
 CONNECTION = Check("connection", network.connection, loads_airflow=True)
 ENVOY = Check("envoy", network.envoy)

@@ -302,7 +302,8 @@ def _backend(context: Context, option: str, path: str, kwargs: str) -> Iterator[
         yield fail(f"{option}_kwargs is not a JSON object", "write one JSON object")
         return
     try:
-        backend(**arguments)
+        # Airflow makes the backend when it reads its configuration, and the delegate at the first question.
+        _ = getattr(backend(**arguments), "delegate", None)
     except Exception as error:  # noqa: BLE001 - whatever a delegate raises is the finding
         yield fail(
             f"{option} = {path} cannot be made: {type(error).__name__}: {str(error)[:200]}",

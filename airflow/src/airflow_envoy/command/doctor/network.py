@@ -49,9 +49,11 @@ def get(context: Context, url: str) -> httpx.Response:
     import httpx
 
     if url not in context.memory:
-        trust: Any = ssl.create_default_context(cafile=context.args.ca_file) if context.args.ca_file else True
         start = time.time()
         try:
+            trust: Any = (
+                ssl.create_default_context(cafile=context.args.ca_file) if context.args.ca_file else True
+            )
             with httpx.Client(timeout=context.timeout, verify=trust, follow_redirects=False) as client:
                 answer: Any = client.get(url, headers={"accept": "application/json"})
             context.memory[f"clock {url}"] = (start + time.time()) / 2
@@ -111,6 +113,8 @@ def api_server(context: Context) -> Iterator[Finding]:
             f"{base} serves {len(served)} keys; the ring here cannot be read to compare",
             "see the check `keys`",
         )
+    elif context.option("workers", "secrets_backend").startswith("airflow_envoy."):
+        yield _beside_the_worker(base, same=served == expected)
     elif served == expected:
         yield ok(f"{base} serves the keys of the ring")
     else:
@@ -119,6 +123,17 @@ def api_server(context: Context) -> Iterator[Finding]:
             "it reads another folder, or it cannot read this one (its log says so); several API servers "
             "need the same keys",
         )
+
+
+def _beside_the_worker(base: str, *, same: bool) -> Finding:
+    """The worker backend's ring must be another one than the API server's."""
+    if same:
+        return fail(
+            f"the worker backend here signs with the keys that {base} signs with: any DAG can sign as the "
+            "API server",
+            "make a ring and an issuer for the workers, and `keys retire` what they could read",
+        )
+    return ok(f"{base} serves other keys than the workers' ring here, as it should")
 
 
 def _without_plugin(context: Context, base: str) -> Finding:
@@ -204,8 +219,6 @@ def access_token(context: Context) -> Iterator[Finding]:
             f"{text}: Envoy refuses a token without `aud` or `exp`",
             "set `resource`, `token_audience` or `scope` as the provider wants it",
         )
-    elif left <= 0:
-        yield fail(f"{text}: it is over already", "compare the clocks of the provider and of this host")
     elif took > settings.token_timeout / 2:
         yield warn(
             f"{text}; that is more than half of token_timeout ({settings.token_timeout:g} s)",
@@ -272,7 +285,19 @@ def _clock(context: Context, url: str, whose: str) -> Iterator[Finding]:
 
 def connection(context: Context) -> Iterator[Finding]:
     """The connection is marked well, and what it names can be reached."""
-    name = context.args.connection
+    yield from _named(context, context.args.connection)
+
+
+def proxy(context: Context) -> Iterator[Finding]:
+    """The same of proxy mode's connection, if proxy mode is on."""
+    name = context.option("airflow_envoy", "proxy_connection")
+    if not name:
+        yield skip("proxy mode is off")
+        return
+    yield from _named(context, name, needs_port=True)
+
+
+def _named(context: Context, name: str, *, needs_port: bool = False) -> Iterator[Finding]:
     if context.conf is None:
         yield skip("needs Airflow")
         return
@@ -286,7 +311,12 @@ def connection(context: Context) -> Iterator[Finding]:
         return
     yield from judge(context, name, found)
     yield from local.shadowing(name)
-    if found.host:
+    if needs_port and not found.port:
+        yield fail(
+            f"`{name}` has no port: proxy mode needs host and port",
+            "set them to those of Envoy's proxy listener",
+        )
+    elif found.host:
         yield from _reaches(context, name, found)
 
 
@@ -336,7 +366,7 @@ def _problems(context: Context, name: str, found: Any) -> Iterator[Finding]:
             "strings",
             "write them as strings, or remove them",
         )
-    if found.login:
+    if found.login and (context.settings is None or context.settings.has_provider):
         yield fail(
             f"`{name}` has a login: HttpHook then sends that (Basic) instead of the access token",
             "remove login and password; a credential for the upstream belongs into Envoy",
