@@ -8,7 +8,7 @@
 )]
 
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use airflow_envoy_testbed::bootstrap::Bootstrap;
 use airflow_envoy_testbed::certificates::server_name;
@@ -19,7 +19,6 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::process::Command;
 use tokio::sync::OnceCell;
 
 /// The testbed of all tests. It is never dropped; the kernel ends its processes with this one.
@@ -324,8 +323,8 @@ fn authority_file(testbed: &Testbed) -> PathBuf {
     testbed.log("envoy").with_file_name("authority.crt")
 }
 
-/// Runs a client, which must end well, and returns what it printed.
-async fn run(program: &str, arguments: &[&str]) -> (bool, String, String) {
+/// Runs a client: whether it ended well, and what it printed. It may hold this thread up: what it needs runs on others.
+fn run(program: &str, arguments: &[&str]) -> (bool, String, String) {
     let mut command = Command::new(program);
     for variable in [
         "http_proxy",
@@ -338,7 +337,7 @@ async fn run(program: &str, arguments: &[&str]) -> (bool, String, String) {
     ] {
         command.env_remove(variable);
     }
-    let output = command.args(arguments).stdin(Stdio::null()).output().await.unwrap();
+    let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), text(&output.stdout), text(&output.stderr))
 }
@@ -358,14 +357,14 @@ async fn curl_goes_through_the_proxy() {
             let (token, identity) = user(testbed, &task).await;
             let credentials = format!("{token}:{identity}");
             let arguments = [&usual[..], &[kind, "--proxy-user", &credentials, url]].concat();
-            let (well, out, err) = run("curl", &arguments).await;
+            let (well, out, err) = run("curl", &arguments);
             assert!(well, "{kind} {url}: {out}{err}");
             let (headers, by) = received(&serde_json::from_str(&out).unwrap());
             assert_eq!(by, upstream, "{kind}");
             no_credentials(&headers);
         }
     }
-    let (well, _, err) = run("curl", &[&usual[..], &[&secure]].concat()).await;
+    let (well, _, err) = run("curl", &[&usual[..], &[&secure]].concat());
     assert!(!well && err.contains("407"), "{err}");
 }
 
@@ -391,7 +390,7 @@ async fn python_goes_through_the_proxy() {
     let address = testbed.second.unwrap();
     let ask = async |credentials: &str, url: &str| -> Value {
         let proxy = format!("http://{credentials}{address}");
-        let (well, out, err) = run("python3", &["-c", PYTHON, &proxy, &authority, url]).await;
+        let (well, out, err) = run("python3", &["-c", PYTHON, &proxy, &authority, url]);
         assert!(well, "{out}{err}");
         serde_json::from_str(&out).unwrap()
     };
