@@ -45,6 +45,8 @@ pub const RESOURCE: &str = "urn:RS256:airflow-egress:300";
 const START: Duration = Duration::from_secs(120);
 /// How long a command may take, in seconds.
 const COMMAND: u32 = 180;
+/// The connection whose credentials tasks show to Envoy as their proxy.
+const PROXY_CONNECTION: &str = "orders_proxy";
 /// A copy of the database before anything was in it.
 const EMPTY: &str = "empty.db";
 
@@ -59,8 +61,8 @@ pub struct Options {
     pub postgres: bool,
     /// The port of the API server; 0 for any.
     pub port: u16,
-    /// More variables of the API server's environment.
-    pub server: Vec<(String, String)>,
+    /// Lets tasks use Envoy as their proxy, too: `raw_clients` and what else calls without a hook.
+    pub proxy: bool,
 }
 
 /// A running Airflow.
@@ -178,6 +180,7 @@ fn connections(egress: SocketAddr) -> Vec<(String, String)> {
     };
     [
         ("ORDERS_API", Some("on")),
+        (PROXY_CONNECTION, Some("on")),
         ("ORDERS_PLAIN", None),
         ("ORDERS_MALFORMED", Some("aud=airflow-egress; colour=red")),
         ("ORDERS_ELSEWHERE", Some("aud=elsewhere")),
@@ -187,7 +190,9 @@ fn connections(egress: SocketAddr) -> Vec<(String, String)> {
         ("ORDERS_REFUSED", Some("resource=urn:RS256:airflow-egress:303")),
     ]
     .into_iter()
-    .map(|(name, marker)| (format!("AIRFLOW_CONN_{name}"), connection(marker).to_string()))
+    .map(|(name, marker)| {
+        (format!("AIRFLOW_CONN_{}", name.to_uppercase()), connection(marker).to_string())
+    })
     .collect()
 }
 
@@ -264,7 +269,7 @@ impl Airflow {
             ("AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC", "1".to_owned()),
             ("AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "False".to_owned()),
             // A proxy of the surroundings is not on the way to ourselves.
-            ("no_proxy", "*".to_owned()),
+            ("no_proxy", "127.0.0.1".to_owned()),
         ]);
         let settings = variables(&[
             ("AIRFLOW__AIRFLOW_ENVOY__ISSUER", ISSUER.to_owned()),
@@ -278,6 +283,7 @@ impl Airflow {
             ("AIRFLOW__AIRFLOW_ENVOY__CA_FILE", path(around.authority_file)),
             // Not longer than `envoy.yaml` accepts (`max_lifetime`).
             ("AIRFLOW__AIRFLOW_ENVOY__DEFERRED_IDENTITY_LIFETIME", "120".to_owned()),
+            ("AIRFLOW__AIRFLOW_ENVOY__PROXY_IDENTITY_LIFETIME", "120".to_owned()),
         ]);
 
         let tls = around.authority.issue("airflow.internal")?.acceptor()?;
@@ -301,13 +307,20 @@ impl Airflow {
             fs::copy(new, &empty).context(empty.display())?;
         }
         let connections = connections(airflow.egress.address);
-        let server = [settings.clone(), connections.clone(), options.server.clone()].concat();
+        // All that a worker is told, and no secret; the API server has to know it to sign for longer.
+        let proxy = if options.proxy {
+            let name = "AIRFLOW__AIRFLOW_ENVOY__PROXY_CONNECTION";
+            variables(&[(name, PROXY_CONNECTION.to_owned())])
+        } else {
+            Vec::new()
+        };
+        let server = [settings.clone(), connections.clone(), proxy.clone()].concat();
         let workers = options.workers.max(1).to_string();
         let server = airflow.component("api-server", &["--workers", &workers], &server)?;
         // The first to be imported is the slowest; what comes next finds it in memory.
         airflow.command(&["dags", "reserialize"]).await?;
         let mut components = vec![server];
-        components.push(airflow.component("scheduler", &["--skip-serve-logs"], &[])?);
+        components.push(airflow.component("scheduler", &["--skip-serve-logs"], &proxy)?);
         if options.triggerer {
             let backend = ("AIRFLOW__SECRETS__BACKEND", TRIGGERER_BACKEND.to_owned());
             let triggerer = [settings, connections, variables(&[backend])].concat();
@@ -392,7 +405,7 @@ impl Airflow {
             ("AIRFLOW__CORE__LOAD_EXAMPLES", "False".to_owned()),
             ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", format!("sqlite:///{database}")),
             ("AIRFLOW__SECRETS__BACKEND", "airflow_envoy.worker2.EnvoyIdentityBackend".to_owned()),
-            ("no_proxy", "*".to_owned()),
+            ("no_proxy", "127.0.0.1".to_owned()),
         ]);
         let more = [more, self.worker_settings(ring), connections(self.egress.address)].concat();
         let program = program(LEGACY_VERSION, "airflow")?;

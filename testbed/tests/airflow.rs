@@ -16,13 +16,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use airflow_envoy_testbed::airflow::{self, Airflow, Run, TaskInstance};
+use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::identity::{claims, header};
 use airflow_envoy_testbed::tap::Passed;
 use airflow_envoy_testbed::{
-    AUDIENCE, Options, Received, Serving, Signer, Task, Testbed, postgres, within,
+    AUDIENCE, Options, Received, Serving, Signer, Task, Testbed, postgres, repository, within,
 };
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -577,19 +578,51 @@ fn asserted(airflow: &Airflow, dag: &str, tasks: &[&str], said: &str) {
     assert!(!said.contains("401") && !said.contains("Unauthorized"), "{said}");
 }
 
+/// The testbed's policy, and a rule for the DAG whose tasks call without a hook.
+fn policy_with_raw_clients() -> Value {
+    let text = fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
+    let mut policy: Value = serde_json::from_str(&text).unwrap();
+    policy["rules"].as_array_mut().unwrap().push(json!({
+        "id": "raw-clients-read-orders", "effect": "allow", "from": { "dags": ["raw_clients"] },
+        "to": ["orders"], "methods": ["GET"], "paths": ["/v1/orders/**"],
+    }));
+    policy
+}
+
+/// The credentials of a proxy's client (RFC 7617): access token and identity.
+fn basic(passed: &Passed) -> Option<(String, String)> {
+    let encoded = passed.header("proxy-authorization")?.strip_prefix("Basic ")?;
+    let text = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+    text.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
+}
+
 #[tokio::test]
-async fn on_postgresql_with_several_api_server_workers() {
-    if let Some(why) = airflow::absence().or_else(postgres::absence) {
-        println!("SKIPPED: {why}");
-        return;
+async fn on_postgresql_with_several_api_server_workers_and_envoy_as_a_proxy() {
+    if airflow::absence().is_some() {
+        return; // said by the others
     }
-    let options =
-        airflow::Options { workers: 2, triggerer: true, postgres: true, ..Default::default() };
-    let options = Options { airflow: Some(options), ..Options::default() };
+    let absence = postgres::absence();
+    if let Some(why) = &absence {
+        println!("SKIPPED: no PostgreSQL, so this runs on SQLite: {why}");
+    }
+    let options = airflow::Options {
+        workers: 2,
+        triggerer: true,
+        postgres: absence.is_none(),
+        proxy: true,
+        ..Default::default()
+    };
+    let options = Options {
+        airflow: Some(options),
+        policy: Source::Text(policy_with_raw_clients().to_string()),
+        configure: Box::new(|configuration| configuration["proxy_authorization"] = json!(true)),
+        ..Options::default()
+    };
     let testbed = Testbed::start(options).await.unwrap();
     let airflow = real(&testbed);
     let mut expected = Vec::new();
     for (dag, state) in [
+        ("raw_clients", "success"),
         ("ds_orders", "success"),
         ("ds_deferred", "success"),
         ("ds_retry", "success"),
@@ -601,10 +634,24 @@ async fn on_postgresql_with_several_api_server_workers() {
         let ended = airflow.wait(&run).await.unwrap();
         assert_eq!(ended, state, "{run:?}\n{}", logs(airflow, &run).await);
         let sent = sent(airflow, &run);
-        assert!(!sent.is_empty(), "{run:?}");
+        assert_eq!(sent.is_empty(), run.dag == "raw_clients", "{run:?}");
         for sent in sent {
             assert!(sent.path.starts_with(&format!("/v1/orders/{}/", run.dag)), "{sent:?}");
             assert_eq!(sent.claims["airflow"]["dag_id"], run.dag.as_str());
         }
     }
+    // Five clients, each as its own task, none of which knows of a proxy.
+    let mut seen = BTreeSet::new();
+    for passed in airflow.egress.requests() {
+        let Some((token, identity)) = basic(&passed) else { continue };
+        let claims = part(&identity, 1);
+        if claims["airflow"]["dag_id"] == "raw_clients" {
+            assert_eq!(part(&token, 1)["sub"], "airflow");
+            let client = passed.target.rsplit('/').next().unwrap_or_default();
+            assert_eq!(claims["airflow"]["task_id"], format!("by_{client}"), "{passed:?}");
+            seen.insert(client.to_owned());
+        }
+    }
+    let clients = ["aiohttp", "curl", "httpx", "requests", "urllib"];
+    assert_eq!(seen, clients.map(str::to_owned).into());
 }
