@@ -434,6 +434,30 @@ impl Airflow {
         Ok(said.lines().last().unwrap_or_default().to_owned())
     }
 
+    /// Measures what an identity costs a reader of a connection, with `mint_cost.py` and these arguments, while one task
+    /// instance runs; what it printed.
+    ///
+    /// # Errors
+    /// If it fails, also because an identity costs more than it may.
+    pub async fn mint_cost(&self, arguments: &[String]) -> Result<String> {
+        let until = self.home.join("release-measured");
+        let run = self.trigger("ds_any", json!({ "calls": [], "until": until })).await?;
+        let running = async || {
+            self.tasks(&run)
+                .await
+                .is_ok_and(|tasks| tasks.iter().any(|task| task.state() == "running"))
+        };
+        crate::within(START, "a task runs", running).await?;
+        let script = crate::repository().join("testbed/airflow/mint_cost.py").display().to_string();
+        let own = [script.as_str(), "--marked", "orders_api", "--plain", "orders_plain"];
+        let arguments = own.map(str::to_owned).into_iter().chain(arguments.iter().cloned());
+        let python = program(VERSION, "python")?;
+        let said = self::run(python, arguments.collect(), self.environment.clone()).await;
+        fs::write(&until, "").context(until.display())?;
+        self.wait(&run).await?;
+        said
+    }
+
     /// Signs identities with a new key from now on.
     ///
     /// # Errors

@@ -75,6 +75,19 @@ enum Verb {
         #[arg(default_value = "")]
         filter: String,
     },
+    /// Measure what an identity costs the reader of a connection, on an Airflow of its own.
+    #[command(hide = true)]
+    MintCost {
+        /// The API server's worker processes.
+        #[arg(long, default_value_t = 1)]
+        workers: u32,
+        /// Uses `PostgreSQL`.
+        #[arg(long)]
+        postgres: bool,
+        /// For `mint_cost.py`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Succeed if a testbed is ready.
     #[command(hide = true)]
     Running {
@@ -146,6 +159,9 @@ async fn main() -> ExitCode {
         Verb::Status => status(&directory).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
+        Verb::MintCost { workers, postgres, arguments } => {
+            mint_cost(workers, postgres, &arguments).await
+        }
         Verb::Running { airflow } => Running::find(&directory).and_then(|running| {
             if airflow { running.airflow_home().map(|_| String::new()) } else { Ok(String::new()) }
         }),
@@ -471,6 +487,14 @@ async fn rotation(quick: bool, filter: &str) -> Result<String> {
         return Ok(String::new());
     }
     Err(Error::new(format!("not as expected, for example:\n  {wrong:#?}")))
+}
+
+async fn mint_cost(workers: u32, postgres: bool, arguments: &[String]) -> Result<String> {
+    let options = airflow::Options { workers, postgres, ..airflow::Options::default() };
+    let options = Options { airflow: Some(options), ..Options::default() };
+    let testbed = Testbed::start(options).await?;
+    let airflow = testbed.real_airflow.as_ref().context("Airflow")?;
+    airflow.mint_cost(arguments).await
 }
 
 /// A whole answer, as text.
