@@ -3,8 +3,8 @@
     api_tokens.py keys FOLDER           makes FOLDER/private.pem and FOLDER/jwks.json (Ed25519)
     api_tokens.py task TASK_INSTANCE_ID prints the token that this task instance's supervisor would hold
 
-The second one needs Airflow's settings in its environment: it signs with Airflow's own key, by Airflow's own code. Only
-whoever may read that key can do so.
+The second one needs Airflow's settings in its environment: it signs with Airflow's own key, by Airflow's own
+code. Only whoever may read that key can do so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def keys(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with os.fdopen(os.open(folder / "private.pem", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    with os.fdopen(
+        os.open(folder / "private.pem", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
+    ) as file:
         file.write(private)
     x = base64.urlsafe_b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
     public = {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": KEY_ID}

@@ -1,4 +1,4 @@
-"""Says too much: writes its connection and the headers of its request to its log, to XCom and to a rendered field."""
+"""Says too much: writes its connection and the headers of its request to its log."""
 
 from __future__ import annotations
 

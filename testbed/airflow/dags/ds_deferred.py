@@ -1,6 +1,7 @@
 """Waits without a worker: a deferrable operator and a deferrable sensor.
 
-They try again: a trigger that fires before the scheduler has heard that its task was deferred costs the task that try.
+They try again: a trigger that fires before the scheduler has heard that its task was deferred costs the task
+that try.
 """
 
 from __future__ import annotations
