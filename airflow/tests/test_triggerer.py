@@ -11,9 +11,8 @@ import uuid
 from types import SimpleNamespace
 from typing import Any
 
-from backends import MARKED, Chained, Delegate, extra_of, make_issuer, verified
-
 import pytest
+from backends import MARKED, Chained, Delegate, extra_of, make_issuer, verified
 
 pytest.importorskip("airflow.sdk", reason="needs Airflow 3")
 
@@ -66,9 +65,19 @@ def tables(tmp_path_factory):
         ):
             connection.execute(
                 TaskInstance.__table__.insert().values(
-                    id=ids[name], task_id=name, dag_id="ds_churn", run_id="r", map_index=-1, try_number=1,
-                    state=state, trigger_id=trigger, pool="p", queue="q", pool_slots=1, max_tries=0,
-                )  # fmt: skip
+                    id=ids[name],
+                    task_id=name,
+                    dag_id="ds_churn",
+                    run_id="r",
+                    map_index=-1,
+                    try_number=1,
+                    state=state,
+                    trigger_id=trigger,
+                    pool="p",
+                    queue="q",
+                    pool_slots=1,
+                    max_tries=0,
+                )
             )
     patch = pytest.MonkeyPatch()
     patch.setattr(settings, "NonScopedSession", sessionmaker(bind=engine), raising=False)
@@ -135,8 +144,8 @@ def server(monkeypatch):
 
 @pytest.fixture
 def in_triggerer(monkeypatch, server):
-    """Runs something where the triggerer's supervisor answers: below Airflow's own `TriggererJobRunner._execute`,
-    in a thread, as its in-process API does.
+    """Runs something where the triggerer's supervisor answers: below Airflow's own
+    `TriggererJobRunner._execute`, in a thread, as its in-process API does.
     """
 
     def run(work: Any, *, environment: str = "server") -> Any:
@@ -211,7 +220,9 @@ def test_a_trigger_that_no_deferred_task_waits_for_is_refused(
     assert refusal_of(in_triggerer(lambda: ask(EnvoyTriggererBackend(), trigger))) == code
 
 
-def test_what_goes_wrong_is_told_and_never_raised(tables, facts, issuer, connections, in_triggerer, monkeypatch):
+def test_what_goes_wrong_is_told_and_never_raised(
+    tables, facts, issuer, connections, in_triggerer, monkeypatch
+):
     def refusing(error: Exception) -> Any:
         def raising(*_: Any, **__: Any) -> Any:
             raise error
@@ -274,7 +285,9 @@ def test_outside_of_a_triggerer_nobody_is_answered_under_the_reserved_name(
         monkeypatch.delenv("_AIRFLOW_PROCESS_CONTEXT")
     else:
         monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", process)
-    assert "airflow.jobs.triggerer_job_runner" in sys.modules  # the API server imports it for its health check
+    assert (
+        "airflow.jobs.triggerer_job_runner" in sys.modules
+    )  # the API server imports it for its health check
     backend = kind(delegate="backends.Delegate")
     Delegate.made = []
     for trigger in (WAITING, OTHER, RUNNING):
@@ -283,7 +296,9 @@ def test_outside_of_a_triggerer_nobody_is_answered_under_the_reserved_name(
     assert Delegate.made == []
 
 
-def test_the_boundary_is_what_keeps_the_identity_from_them(tables, facts, issuer, connections, server, monkeypatch):
+def test_the_boundary_is_what_keeps_the_identity_from_them(
+    tables, facts, issuer, connections, server, monkeypatch
+):
     """Counter-check of the test above: without the boundary there would be an identity to take."""
     monkeypatch.setattr(triggerer, "_in_supervisor", lambda: True)
     assert "X-Airflow-Identity" in extra_of(ask(EnvoyTriggererBackend()))
@@ -294,7 +309,9 @@ def test_the_triggerers_job_in_another_than_the_main_thread_is_no_triggerer(
 ):
     """Whoever runs code in a thread of an API server does not become the triggerer by calling its job."""
     answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(in_triggerer(lambda: ask(EnvoyTriggererBackend()))))
+    thread = threading.Thread(
+        target=lambda: answers.append(in_triggerer(lambda: ask(EnvoyTriggererBackend())))
+    )
     thread.start()
     thread.join()
     assert answers == [None]
@@ -327,7 +344,9 @@ class Comms:
 
 def answer(**fields: Any) -> ConnectionResult:
     unset = dict.fromkeys(("schema", "login", "password", "port", "extra"))
-    return ConnectionResult(**{**unset, "conn_id": "other", "conn_type": "http", "host": "127.0.0.1", **fields})
+    return ConnectionResult(
+        **{**unset, "conn_id": "other", "conn_type": "http", "host": "127.0.0.1", **fields}
+    )
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from backends import MARKED, Chained, Delegate, context, extra_of, make_issuer, verified
-
 import pytest
+from backends import MARKED, Chained, Delegate, context, extra_of, make_issuer, verified
 
 try:
     import airflow.sdk  # noqa: F401
@@ -21,7 +20,8 @@ else:
 from airflow import configuration
 from airflow.exceptions import AirflowException
 from airflow.hooks.base import BaseHook
-from airflow.models import connection as models, taskinstance
+from airflow.models import connection as models
+from airflow.models import taskinstance
 from airflow.models.connection import Connection
 from airflow.utils.log import trigger_handler
 
@@ -89,7 +89,7 @@ def test_without_a_task_the_marker_stays(issuer, chain, monkeypatch):
 
 
 def test_the_delegate_comes_first(issuer, task, chain):
-    Delegate.connection = staticmethod(lambda conn_id: marked(conn_id))
+    Delegate.connection = staticmethod(marked)
     behind = Chained()
     backend = chain(EnvoyIdentityBackend(delegate="backends.Delegate"), behind)
     assert "X-Airflow-Identity" in extra_of(BaseHook.get_connection("orders_api"))
@@ -119,7 +119,9 @@ def test_a_hook_fails_with_the_reason(issuer, task, chain):
 def test_a_trigger_gets_the_identity_of_its_task_for_longer(issuer, chain, monkeypatch):
     monkeypatch.setattr(taskinstance, "_CURRENT_CONTEXT", [])
     backend = chain(EnvoyIdentityBackend(), Chained({"orders_api": marked()}))
-    instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1, state="deferred")
+    instance = SimpleNamespace(
+        dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1, state="deferred"
+    )
     token = trigger_handler.ctx_task_instance.set(instance)
     try:
         claims = verified(issuer, extra_of(backend.get_connection("orders_api"))["X-Airflow-Identity"])

@@ -285,6 +285,7 @@ class Proxy:
         """Puts the variables back to what they were, except those that the task has changed itself."""
         with self._lock:
             self._stopped.set()
+            _forget_opener()
             for name, ours in self._ours.items():
                 if self._environment.get(name) != ours:
                     continue
@@ -304,6 +305,7 @@ class Proxy:
         with self._lock:
             if self._stopped.is_set():
                 return
+            _forget_opener()
             for name, value in values.items():
                 # One that the task has changed since is the task's.
                 if self._environment.get(name) == self._ours.get(name, self._before[name]):
@@ -399,6 +401,22 @@ def exemptions(environment: Any, urls: Iterable[str], more: str) -> str:
         if host:
             names.append(host)
     return ",".join(dict.fromkeys(names))
+
+
+def _forget_opener() -> None:
+    """Lets `urllib.request.urlopen` look at the environment again, which it only does for its first call.
+
+    Before the environment is changed: what urllib would make of it now is then what it did make, unless the
+    task has installed an opener of its own, which stays.
+    """
+    module = sys.modules.get("urllib.request")
+    opener = getattr(module, "_opener", None)
+    if module is not None and opener is not None and _shape(opener) == _shape(module.build_opener()):
+        module.install_opener(None)
+
+
+def _shape(opener: Any) -> list[Any]:
+    return [(type(handler), getattr(handler, "proxies", None)) for handler in opener.handlers]
 
 
 def _mask(secret: str) -> None:
