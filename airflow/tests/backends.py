@@ -80,7 +80,9 @@ def context(**changes: Any) -> dict[str, Any]:
         access_control={"DataScience": {"DAGs": {"can_edit", "can_read"}}, "Viewer": {"DAGs": {"can_read"}}},
     )
     task = SimpleNamespace(owner="alice, bob", pool="small", queue="gpu", dag=dag)
-    run = SimpleNamespace(run_type=SimpleNamespace(value="manual"), triggering_user_name="carol", team_name=None)
+    run = SimpleNamespace(
+        run_type=SimpleNamespace(value="manual"), triggering_user_name="carol", team_name=None
+    )
     return {"ti": ti, "dag": dag, "task": task, "dag_run": run} | changes
 
 

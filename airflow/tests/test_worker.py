@@ -16,7 +16,7 @@ pytest.importorskip("airflow.sdk", reason="needs Airflow 3")
 from airflow.sdk.definitions._internal import contextmanager
 from airflow.sdk.definitions.connection import Connection
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSecretsBackendAccessDenied
-from airflow.sdk.execution_time import supervisor, task_runner  # noqa: F401 - a task's process has it
+from airflow.sdk.execution_time import supervisor, task_runner
 from airflow.sdk.execution_time.context import _async_get_connection, _get_connection
 
 from airflow_envoy import connection as connection_module
@@ -161,7 +161,7 @@ def test_before_the_context_is_there_the_task_is_known_by_what_airflow_binds_for
 
 
 def test_the_delegate_comes_first(issuer, task, chain):
-    Delegate.connection = staticmethod(lambda conn_id: marked(conn_id))
+    Delegate.connection = staticmethod(marked)
     behind = Chained({"orders_api": marked(extra={})})
     chain(EnvoyIdentityBackend(delegate="backends.Delegate", delegate_kwargs={"path": "kv"}), behind)
     assert "X-Airflow-Identity" in extra_of(_get_connection("orders_api"))
@@ -209,6 +209,12 @@ def test_a_delegate_that_fails_is_passed_over(issuer, task, chain):
     Delegate.connection = staticmethod(fail)
     chain(EnvoyIdentityBackend(delegate="backends.Delegate"), Chained({"orders_api": marked()}))
     assert "X-Airflow-Identity" in extra_of(_get_connection("orders_api"))
+
+
+def test_a_delegate_that_cannot_be_made_is_told(issuer, task, chain, caplog):
+    chain(EnvoyIdentityBackend(delegate="backends.Absent"), Chained({"orders_api": marked()}))
+    assert "X-Airflow-Identity" not in extra_of(_get_connection("orders_api"))
+    assert '"event": "delegate_failed", "delegate": "backends.Absent"' in caplog.text
 
 
 def test_a_refusal_of_the_api_server_is_final(issuer, task, chain):
@@ -290,7 +296,10 @@ def test_before_airflow_had_a_final_refusal_the_connection_cannot_be_used(issuer
     from airflow.exceptions import AirflowException
 
     monkeypatch.setattr(connection_module, "access_denied", lambda: None)
-    behind, last = Chained({"c": marked("c", {"X-Airflow-Envoy": "aud=other"})}), Chained({"c": marked("c", {})})
+    behind, last = (
+        Chained({"c": marked("c", {"X-Airflow-Envoy": "aud=other"})}),
+        Chained({"c": marked("c", {})}),
+    )
     chain(EnvoyIdentityBackend(), behind, last)
     refused = _get_connection("c")  # Airflow's own dispatch is through with it
     assert last.asked == []

@@ -93,31 +93,31 @@ except ImportError:  # without Airflow, for the tests of what is below
         return arguments[0] if arguments else hookimpl
 
 
-@hookimpl
+@hookimpl  # type: ignore[untyped-decorator, unused-ignore]
 def on_task_instance_running(previous_state: Any, task_instance: Any) -> None:
     """Sets the variables. Raises nothing: Airflow would print a traceback and go on."""
     start(task_instance)
 
 
-@hookimpl
+@hookimpl  # type: ignore[untyped-decorator, unused-ignore]
 def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     """Takes the variables back."""
     stop()
 
 
-@hookimpl
+@hookimpl  # type: ignore[untyped-decorator, unused-ignore]
 def on_task_instance_failed(previous_state: Any, task_instance: Any) -> None:
     """Takes the variables back; also before a retry."""
     stop()
 
 
-@hookimpl(optionalhook=True)
+@hookimpl(optionalhook=True)  # type: ignore[untyped-decorator, unused-ignore]
 def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
     """Takes the variables back."""
     stop()
 
 
-@hookimpl
+@hookimpl  # type: ignore[untyped-decorator, unused-ignore]
 def before_stopping(component: Any) -> None:
     """Takes the variables back: the last that Airflow 3 calls, also for a task that is deferred or
     rescheduled.
@@ -285,6 +285,7 @@ class Proxy:
         """Puts the variables back to what they were, except those that the task has changed itself."""
         with self._lock:
             self._stopped.set()
+            _forget_opener()
             for name, ours in self._ours.items():
                 if self._environment.get(name) != ours:
                     continue
@@ -304,6 +305,7 @@ class Proxy:
         with self._lock:
             if self._stopped.is_set():
                 return
+            _forget_opener()
             for name, value in values.items():
                 # One that the task has changed since is the task's.
                 if self._environment.get(name) == self._ours.get(name, self._before[name]):
@@ -399,6 +401,22 @@ def exemptions(environment: Any, urls: Iterable[str], more: str) -> str:
         if host:
             names.append(host)
     return ",".join(dict.fromkeys(names))
+
+
+def _forget_opener() -> None:
+    """Lets `urllib.request.urlopen` look at the environment again, which it only does for its first call.
+
+    Before the environment is changed: what urllib would make of it now is then what it did make, unless the
+    task has installed an opener of its own, which stays.
+    """
+    module = sys.modules.get("urllib.request")
+    opener = getattr(module, "_opener", None)
+    if module is not None and opener is not None and _shape(opener) == _shape(module.build_opener()):
+        module.install_opener(None)
+
+
+def _shape(opener: Any) -> list[Any]:
+    return [(type(handler), getattr(handler, "proxies", None)) for handler in opener.handlers]
 
 
 def _mask(secret: str) -> None:

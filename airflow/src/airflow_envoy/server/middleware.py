@@ -109,7 +109,7 @@ class IdentityMiddleware:
             self._remember(conn_id)
             issuer = Issuer.current()
             facts = await (early or self._facts(headers))
-            lifetime = issuer.settings.lifetime(str(connection.get("conn_id")))
+            lifetime = issuer.settings.lifetime(conn_id)
             credentials = await _credentials(issuer, facts, marker, lifetime)
             if (
                 AUTHORIZATION in credentials
@@ -199,7 +199,7 @@ async def _credentials(issuer: Issuer, facts: _Facts, marker: Marker, lifetime: 
         facts.check()  # what is wrong with the task itself is the better reason
         raise
     task, key = facts.check()
-    return issuer.headers_with(token, task, marker, key=key, lifetime=lifetime)
+    return issuer.headers_with(token, task, marker, lifetime=lifetime, key=key)
 
 
 def _look_up(ti_id: uuid.UUID) -> tuple[Task, SigningKey | None]:
