@@ -328,6 +328,7 @@ impl Airflow {
         }
         airflow.components = Mutex::new(components);
         airflow.ready(options.triggerer).await?;
+        airflow.warm(options.workers.max(1)).await?;
         airflow.api = Api::log_in(address, &airflow.password).await?;
         Ok(airflow)
     }
@@ -505,6 +506,27 @@ impl Airflow {
                 return Err(Error::new(what));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    /// Asks the execution API until each of its workers must have answered. The first answer takes a worker seconds of
+    /// work, in which it answers nobody; a task's supervisor has less patience than that, and tries again later and later.
+    async fn warm(&self, workers: u32) -> Result<()> {
+        let deadline = Instant::now() + START;
+        let mut quick = 0;
+        // The kernel picks a worker for each connection: so many in a row will have met all.
+        while quick < workers.saturating_mul(8) {
+            let begun = Instant::now();
+            // For nobody in particular: refused, but not before everything is in place.
+            let answer = self.connection("nobody", "nothing").await;
+            quick = match answer {
+                Ok(_) if begun.elapsed() < Duration::from_secs(1) => quick.saturating_add(1),
+                _ => 0,
+            };
+            if Instant::now() > deadline {
+                return Err(Error::new(format!("the execution API is not quick after {START:?}")));
+            }
         }
         Ok(())
     }
