@@ -169,6 +169,7 @@ class AccessTokens:
         failure: Refusal | None = None
         token, lifetime = "", 0.0
         try:
+            self._provider.prepare()
             token, lifetime = await asyncio.wait_for(self._provider.fetch(*key), self._settings.token_timeout)
         except (asyncio.TimeoutError, TimeoutError):
             failure = self._too_slow()
@@ -259,6 +260,10 @@ class _Provider:
     _client_loop: Any = field(default=None, repr=False)
     _endpoint: str | None = None
     _endpoint_expires: float = 0.0
+
+    def prepare(self) -> None:
+        """Imports and reads what the first fetch needs, which must not count as the provider's time."""
+        self._http()
 
     async def fetch(self, scope: str | None, resource: str | None) -> tuple[str, float]:
         """A token and the seconds that it lives. Raises `Refusal`."""
@@ -491,7 +496,7 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 
 def _number(value: object) -> float | None:
-    """A number, or, as some providers send `expires_in`, a text of one. None if it is missing or senseless."""
+    """A number, or, as some providers send `expires_in`, a text of one. None if it makes no sense."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -502,9 +507,7 @@ def _number(value: object) -> float | None:
 
 
 def _expiry(token: str) -> float | None:
-    """`exp` of a token that happens to be a JWT. Nothing is verified: Envoy does that; this only tells when
-    to renew.
-    """
+    """`exp` of a token that happens to be a JWT. Not verified, that is for Envoy: it tells when to renew."""
     parts = token.split(".")
     if len(parts) != 3:
         return None

@@ -53,18 +53,19 @@ def task_instance(ti_id: uuid.UUID, *, roles: bool = True, tier: str = "server")
 
 
 def _read(ti_id: uuid.UUID, roles: bool, tier: str) -> Task:
-    from airflow.utils.session import create_session
+    from airflow import settings
 
     query = _query()
-    with create_session(**_unscoped()) as session:
-        row = session.execute(query.statement, {"ti_id": query.identifier(ti_id)}).mappings().one_or_none()
+    # A plain connection of Airflow's pool: an ORM session costs as much again as the query.
+    with settings.engine.connect() as connection:
+        row = connection.execute(query.statement, {"ti_id": query.identifier(ti_id)}).mappings().one_or_none()
         if row is None:
             raise Refusal(
                 "task_unknown",
                 "Airflow has no such task instance; it was cleared or deleted while it ran, let Airflow "
                 "retry it",
             )
-        dag = _dag(session, row)
+        dag = _dag(connection, row)
     return Task(
         dag_id=row["dag_id"],
         task_id=row["task_id"],
@@ -155,23 +156,11 @@ def _query() -> _Query:
     return _Query(statement, isinstance(ti.c.id.type, String), has_teams, has_user)
 
 
-@lru_cache(maxsize=1)
-def _unscoped() -> dict[str, bool]:
-    """A session of one's own where this Airflow offers it: threads of a pool must not share one that others
-    reuse.
-    """
-    import inspect
-
-    from airflow.utils.session import create_session
-
-    return {"scoped": False} if "scoped" in inspect.signature(create_session).parameters else {}
-
-
 _lock = threading.Lock()
 _dags: OrderedDict[str, tuple[tuple[str, str], _Dag]] = OrderedDict()
 
 
-def _dag(session: Any, row: Any) -> _Dag:
+def _dag(connection: Any, row: Any) -> _Dag:
     """What the latest serialized version of the row's DAG says; read once for each version."""
     if row["serialized_id"] is None:
         return _Dag(None, None)
@@ -181,7 +170,7 @@ def _dag(session: Any, row: Any) -> _Dag:
         if known is not None and known[0] == key:
             _dags.move_to_end(dag_id)
             return known[1]
-    found = _read_dag(session, row["serialized_id"], key)
+    found = _read_dag(connection, row["serialized_id"], key)
     with _lock:
         _dags[dag_id] = (key, found)
         while len(_dags) > _KNOWN_DAGS:
@@ -189,13 +178,13 @@ def _dag(session: Any, row: Any) -> _Dag:
     return found
 
 
-def _read_dag(session: Any, serialized_id: Any, key: tuple[str, str]) -> _Dag:
+def _read_dag(connection: Any, serialized_id: Any, key: tuple[str, str]) -> _Dag:
     from airflow.models.serialized_dag import SerializedDagModel
     from sqlalchemy import select
 
     table = SerializedDagModel.__table__
     statement = select(table.c.data, table.c.data_compressed).where(table.c.id == serialized_id)
-    row = session.execute(statement).one_or_none()
+    row = connection.execute(statement).one_or_none()
     try:
         if row is None:  # written anew in this moment
             return _Dag(None, None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from .access_token import AccessTokens
 from .identity import Task, sign
-from .keys import KeyRing
+from .keys import KeyRing, SigningKey
 from .marker import AUTHORIZATION, IDENTITY, Marker
 from .record import record
 from .refusal import Refusal
@@ -42,11 +42,24 @@ class Issuer:
         return self.headers_with(token, task, marker, lifetime=lifetime)
 
     def headers_with(
-        self, token: str | None, task: Task, marker: Marker, *, lifetime: int | None = None
+        self,
+        token: str | None,
+        task: Task,
+        marker: Marker,
+        *,
+        key: SigningKey | None = None,
+        lifetime: int | None = None,
     ) -> dict[str, str]:
-        """The same with an access token that is at hand (None: without one). Waits for nothing."""
+        """The same with an access token that is at hand (None: without one). Waits for nothing.
+
+        With a ``key``, of `KeyRing.signing`, it reads nothing either: an event loop may call it.
+        """
         audience, seconds = self._audience(marker), lifetime or self.settings.identity_lifetime
-        return self._sign(task, audience, seconds, token)
+        return self._sign(task, audience, seconds, token, key)
+
+    def signing_key(self) -> SigningKey:
+        """The key that signs now. Raises `Refusal` (`key_unavailable`)."""
+        return self.keys.signing(self._clock())
 
     async def token_async(self, marker: Marker, *, lifetime: int | None = None) -> str | None:
         """The access token that ``marker`` asks for, to be given to `headers_with`; None if no provider is
@@ -81,9 +94,11 @@ class Issuer:
             )
         return marker.audience
 
-    def _sign(self, task: Task, audience: str, lifetime: int, token: str | None) -> dict[str, str]:
+    def _sign(
+        self, task: Task, audience: str, lifetime: int, token: str | None, key: SigningKey | None
+    ) -> dict[str, str]:
         now = int(self._clock())
-        key = self.keys.signing(now)
+        key = key or self.keys.signing(now)
         identity, jti = sign(
             task,
             key,

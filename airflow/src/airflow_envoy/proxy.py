@@ -285,6 +285,7 @@ class Proxy:
         """Puts the variables back to what they were, except those that the task has changed itself."""
         with self._lock:
             self._stopped.set()
+            _forget_opener()
             for name, ours in self._ours.items():
                 if self._environment.get(name) != ours:
                     continue
@@ -304,6 +305,7 @@ class Proxy:
         with self._lock:
             if self._stopped.is_set():
                 return
+            _forget_opener()
             for name, value in values.items():
                 # One that the task has changed since is the task's.
                 if self._environment.get(name) == self._ours.get(name, self._before[name]):
@@ -329,7 +331,9 @@ class Proxy:
                 continue
             told = False
             self._set(credentials.url, credentials)
-            expires = credentials.expires or math.inf
+            if credentials.expires is None:
+                return
+            expires = credentials.expires
             wait = self._wait(expires)
 
     def _wait(self, expires: float) -> float:
@@ -399,6 +403,22 @@ def exemptions(environment: Any, urls: Iterable[str], more: str) -> str:
     return ",".join(dict.fromkeys(names))
 
 
+def _forget_opener() -> None:
+    """Lets `urllib.request.urlopen` look at the environment again, which it only does for its first call.
+
+    Before the environment is changed: what urllib would make of it now is then what it did make, unless the
+    task has installed an opener of its own, which stays.
+    """
+    module = sys.modules.get("urllib.request")
+    opener = getattr(module, "_opener", None)
+    if module is not None and opener is not None and _shape(opener) == _shape(module.build_opener()):
+        module.install_opener(None)
+
+
+def _shape(opener: Any) -> list[Any]:
+    return [(type(handler), getattr(handler, "proxies", None)) for handler in opener.handlers]
+
+
 def _mask(secret: str) -> None:
     from .connection import mask
 
@@ -406,7 +426,7 @@ def _mask(secret: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why the connection could not be read. The API server's own words, if it refused it: Airflow drops them."""
+    """Why the connection could not be read: in the API server's own words, which Airflow drops."""
     text = str(error) or type(error).__name__
     if not isinstance(error, Refusal) and "airflow.sdk.execution_time.task_runner" in sys.modules:
         with suppress(Exception):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
 from ..refusal import Refusal
-
-_PATIENCE = 2.0
-"""Seconds for Airflow's validator, which may have to fetch keys from `[api_auth] trusted_jwks_url`."""
 
 
 class Callers:
@@ -24,7 +20,9 @@ class Callers:
     async def caller(self, headers: Iterable[tuple[bytes, bytes]]) -> uuid.UUID:
         """The id of the task instance that the request's token proves. Raises `Refusal` (`task_unknown`)."""
         try:
-            claims = await asyncio.wait_for(self._validated(_token(headers)), _PATIENCE)
+            # It may have to fetch keys from `[api_auth] trusted_jwks_url`; its HTTP client gives up after 5
+            # s.
+            claims = await self._validated(_token(headers))
             # `workload` tokens only start a task. Airflow 3.0 and 3.1 have but one kind, without a scope.
             if claims.get("scope", "execution") != "execution":
                 raise ValueError("another scope")

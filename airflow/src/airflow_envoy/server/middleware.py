@@ -15,11 +15,14 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from logging import ERROR, WARNING
 from typing import Any
 
 from ..database import task_instance
+from ..identity import Task
 from ..issuer import Issuer
+from ..keys import SigningKey
 from ..marker import AUTHORIZATION, NAME, Marker
 from ..reason import VARIABLE
 from ..record import record
@@ -30,12 +33,15 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _ROUTE = "/execution/connections/"
 _REASON = f"/execution/variables/{VARIABLE}"
 _REASON_AGE = 120.0
 _REASONS = 1024
+_MARKED = 4096
+_RUNNING = "running"
 _BODY_LIMIT = 1024 * 1024
 """Bytes. A larger answer is no connection that could be marked: `extra` is a column of text."""
 _THREADS = 8
@@ -53,6 +59,8 @@ class IdentityMiddleware:
         self._app = app
         self._callers = Callers()
         self._reasons = _Reasons()
+        self._marked: set[str] = set()
+        self._running: set[asyncio.Task[_Facts]] = set()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="airflow-envoy")
         # Not here: a secret that comes by a command, or a key ring on a slow disk, must not delay the API
         # server.
@@ -70,35 +78,43 @@ class IdentityMiddleware:
         # to.
         headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
         answer = _Answer(send)
+        conn_id = route[len(_ROUTE) :]
+        # Of a connection that was marked when it was last read, the facts are looked up while Airflow reads
+        # it.
+        early = self._start(headers) if conn_id in self._marked else None
         await self._app({**scope, "headers": headers}, receive, answer.take)
         if not answer.is_held:
             return
-        body = await self._judged(headers, answer)
+        body = await self._judged(conn_id, headers, answer, early)
         if body is None:
             await answer.release()
         else:
             await answer.replace(*body)
 
-    async def _judged(self, headers: list[tuple[bytes, bytes]], answer: _Answer) -> tuple[int, bytes] | None:
+    async def _judged(
+        self, conn_id: str, headers: Headers, answer: _Answer, early: asyncio.Task[_Facts] | None
+    ) -> tuple[int, bytes] | None:
         """What replaces Airflow's answer; None if it passes as it is."""
         connection = _read(answer.body)
         if connection is None:
             return None
         started = time.monotonic()
-        ti_id: uuid.UUID | None = None
+        facts = _Facts()
         try:
             extra = _extra(connection["extra"])
             marker = Marker.take(extra)
             if marker is None:
+                self._marked.discard(conn_id)
                 return None
+            self._remember(conn_id)
             issuer = Issuer.current()
-            ti_id = await self._callers.caller(headers)
-            lifetime = issuer.settings.lifetime(str(connection.get("conn_id")))
-            credentials = await self._credentials(issuer, ti_id, marker, lifetime)
+            facts = await (early or self._facts(headers))
+            lifetime = issuer.settings.lifetime(conn_id)
+            credentials = await _credentials(issuer, facts, marker, lifetime)
             if (
-                connection.get("conn_type") == "http"
+                AUTHORIZATION in credentials
+                and connection.get("conn_type") == "http"
                 and connection.get("login")
-                and AUTHORIZATION in credentials
             ):
                 raise Refusal(
                     "marker_invalid",
@@ -111,27 +127,54 @@ class IdentityMiddleware:
         except Refusal as error:
             refusal, cause = error, None
         except Exception as error:  # noqa: BLE001 - never a 5xx; the task is told that it is not its own fault
-            refusal = Refusal("internal", "no identity because of a fault in the API server: see its log")
+            refusal = _fault()
             cause = f"{type(error).__name__}: {error}"
-        if ti_id is not None:
-            self._reasons.put(ti_id, refusal.text)
+        if facts.ti_id is not None:
+            self._reasons.put(facts.ti_id, refusal.text)
         record(
             ERROR if cause else WARNING,
             "refused",
             code=refusal.code,
             message=refusal.message,
             cause=cause,
-            conn_id=connection.get("conn_id"),
-            ti_id=ti_id and str(ti_id),
+            conn_id=conn_id,
+            ti_id=facts.ti_id and str(facts.ti_id),
             seconds=round(time.monotonic() - started, 3),
         )
         return 403, json.dumps({"detail": refusal.detail()}).encode()
 
-<<<<<<< HEAD
-    async def _credentials(
-        self, issuer: Issuer, ti_id: uuid.UUID, marker: Marker, lifetime: int
-    ) -> dict[str, str]:
-=======
+    def _remember(self, conn_id: str) -> None:
+        if len(self._marked) >= _MARKED:
+            self._marked.clear()  # it is only about speed
+        self._marked.add(conn_id)
+
+    def _start(self, headers: Headers) -> asyncio.Task[_Facts]:
+        task = asyncio.ensure_future(self._facts(headers))
+        self._running.add(task)  # the event loop itself holds no reference
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def _facts(self, headers: Headers) -> _Facts:
+        """Who is calling, and with which key it would be signed. Never raises: the refusal is one of the
+        facts.
+        """
+        facts = _Facts()
+        try:
+            facts.ti_id = await self._callers.caller(headers)
+            work = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, facts.ti_id)
+            facts.task, facts.key = await asyncio.wait_for(work, _DATABASE_PATIENCE)
+        except (asyncio.TimeoutError, TimeoutError):
+            facts.refusal = Refusal(
+                "database_unavailable",
+                f"Airflow's database did not answer within {_DATABASE_PATIENCE:g} s; try again",
+            )
+        except Refusal as refusal:
+            facts.refusal = refusal
+        except Exception as error:  # noqa: BLE001 - see above
+            record(ERROR, "fault", cause=f"{type(error).__name__}: {error}")
+            facts.refusal = _fault()
+        return facts
+
     async def _reason(self, scope: Scope, send: Send) -> bool:
         """Tells a task why it was refused last, as the variable that `reason.py` asks for; False if it was
         not.
@@ -148,35 +191,47 @@ class IdentityMiddleware:
         await send({"type": "http.response.body", "body": body})
         return True
 
-    async def _credentials(self, issuer: Issuer, ti_id: uuid.UUID, marker: Marker) -> dict[str, str]:
->>>>>>> air-core
-        token: str | None = None
-        refusal: Refusal | None = None
-        try:
-            # Before the thread is taken: waiting for a slow provider costs none.
-            token = await issuer.token_async(marker, lifetime=lifetime)
-        except Refusal as error:
-            refusal = error  # told below, unless something is wrong with the task itself
 
-        def mint() -> dict[str, str]:
-            task = task_instance(ti_id, roles=issuer.settings.roles)
-            if task.state != "running":
-                raise Refusal(
-                    "task_not_running",
-                    f"the task instance is in state `{task.state}`: only a running one gets an identity",
-                )
-            if refusal is not None:
-                raise refusal
-            return issuer.headers_with(token, task, marker, lifetime=lifetime)
+async def _credentials(issuer: Issuer, facts: _Facts, marker: Marker, lifetime: int) -> dict[str, str]:
+    try:
+        token = await issuer.token_async(marker, lifetime=lifetime)
+    except Refusal:
+        facts.check()  # what is wrong with the task itself is the better reason
+        raise
+    task, key = facts.check()
+    return issuer.headers_with(token, task, marker, lifetime=lifetime, key=key)
 
-        work = asyncio.get_running_loop().run_in_executor(self._threads, mint)
-        try:
-            return await asyncio.wait_for(work, _DATABASE_PATIENCE)
-        except (asyncio.TimeoutError, TimeoutError):
+
+def _look_up(ti_id: uuid.UUID) -> tuple[Task, SigningKey | None]:
+    """What has to be read, from the database and at times from disk. Runs in a thread."""
+    issuer = Issuer.current()
+    task = task_instance(ti_id, roles=issuer.settings.roles)
+    return task, issuer.signing_key() if task.state == _RUNNING else None
+
+
+def _fault() -> Refusal:
+    return Refusal("internal", "no identity because of a fault in the API server: see its log")
+
+
+@dataclass(slots=True)
+class _Facts:
+    """About the caller; `refusal` if they could not be had."""
+
+    ti_id: uuid.UUID | None = None
+    task: Task | None = None
+    key: SigningKey | None = None
+    refusal: Refusal | None = None
+
+    def check(self) -> tuple[Task, SigningKey]:
+        """The task and the key, if the task may have an identity. Raises `Refusal`."""
+        if self.refusal is not None or self.task is None:
+            raise self.refusal or _fault()
+        if self.task.state != _RUNNING or self.key is None:
             raise Refusal(
-                "database_unavailable",
-                f"Airflow's database did not answer within {_DATABASE_PATIENCE:g} s; try again",
-            ) from None
+                "task_not_running",
+                f"the task instance is in state `{self.task.state}`: only a running one gets an identity",
+            )
+        return self.task, self.key
 
 
 class _Answer:
