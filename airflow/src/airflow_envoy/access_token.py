@@ -27,7 +27,7 @@ from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus, urlencode
 
-from .record import record, scrub
+from .record import record
 from .refusal import Refusal
 from .settings import Settings, url_problem
 
@@ -53,7 +53,7 @@ _ERROR = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]{1,64}")  # RFC 6749, section 
 
 @dataclass(slots=True)
 class _Entry:
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     lifetime: float = 0.0
     expires: float = 0.0  # by the monotonic clock
     flight: _Flight[str] | None = None
@@ -473,7 +473,7 @@ def _error_response(status: int, body: bytes, secret: str | None) -> Refusal:
             "token_error",
             status=status,
             error=shown,
-            description=None if hidden else scrub(description[:300]),
+            description=None if hidden else description[:300],
         )
     if status in (408, 429) or status >= 500:
         return Refusal(
