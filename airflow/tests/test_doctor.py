@@ -292,7 +292,16 @@ def test_masking_asks_airflow_itself(monkeypatch, names, hides):
         configure()
 
 
+def test_masking_of_airflow_2_is_not_praised(monkeypatch):
+    monkeypatch.setattr(local, "_hides", lambda name: False)
+    (finding,) = local.masking(context(version=(2, 11, 2)))
+    assert "JWS" not in finding.text
+    (finding,) = local.masking(context())
+    assert "JWS" in finding.text
+
+
 def test_all_admins():
+    expect(local.all_admins(context(version=(2, 11, 2))), ("SKIP", "Airflow 2"))
     expect(local.all_admins(context()), ("OK", "off"))
     expect(
         local.all_admins(context(conf=Conf(core__simple_auth_manager_all_admins="True"))), ("WARN", "trials")
@@ -447,6 +456,7 @@ def test_api_server_that_is_slow_costs_no_more_than_the_limit():
 
 
 def test_api_server_of_airflow_2():
+    expect(network.api_clock(context(version=(2, 11, 2))), ("SKIP", "Airflow 2"))
     expect(network.api_server(context(version=(2, 11, 2))), ("SKIP", "3.0"))
 
 
