@@ -557,6 +557,29 @@ def test_access_token(answer, expected):
     assert "opaque-token" not in str(found)
 
 
+def test_a_provider_that_is_slow_once_is_not_called_slow():
+    answers = [token_answer(jwt(iss="i", aud="orders", exp=NOW + 600), delay=delay) for delay in (0.6, 0.0)]
+    with serve(lambda _: answers[min(len(server.requests), 2) - 1]) as server:
+        values = {
+            "token_url": f"{server.url}/token",
+            "client_id": "a",
+            "client_secret": "s",
+            "token_timeout": "1",
+        }
+        expect(network.access_token(context(values=values)), ("OK", "fetched in"))
+
+
+def test_a_long_token_timeout_is_waited_for():
+    provider = {"token_url": "https://idp.example/token", "client_id": "a", "client_secret": "s"}
+    assert network.token_patience(context()) == 1.0
+    assert network.token_patience(context(values={**provider, "token_timeout": "5"})) == 10.5
+    (finding,) = checks.carry_out(
+        Check("slow", lambda _: time.sleep(0.5) or [checks.ok("late")], patience=lambda _: 3.0),
+        context(timeout=0.1),
+    )
+    assert finding.text == "late"
+
+
 def test_no_access_token():
     expect(network.access_token(context()), ("SKIP", "needs valid settings"))
     expect(network.access_token(context(values={})), ("OK", "`token: off` or `optional`"))
@@ -712,6 +735,7 @@ FAILED = {"age_seconds": 2, "reason": "HTTP 500"}
     [
         (status(source()), [("OK", "policy `main` version 3 revision 42 (17), confirmed 3 s ago")]),
         (status(source(**OLD_KEYS, age_seconds=None)), [("OK", "keys `idp` version 3 (17)")]),
+        (status(source(version=0, revision=None, age_seconds=None)), [("OK", "policy `main` (17)")]),
         (status(source(), mode="shadow"), [("WARN", "refuses nothing"), ("OK", "is ready")]),
         (
             status(source(error=FAILED)),

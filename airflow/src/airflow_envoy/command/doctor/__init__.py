@@ -22,7 +22,7 @@ CHECKS = (
     Check("plugin", local.plugin, loads_airflow=True),
     Check("api_server", network.api_server),
     Check("api_clock", network.api_clock),
-    Check("access_token", network.access_token),
+    Check("access_token", network.access_token, patience=network.token_patience),
     Check("oidc_clock", network.oidc_clock),
     Check("masking", local.masking, loads_airflow=True),
     Check("all_admins", local.all_admins),
