@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,55 @@ def test_a_key_that_cannot_be_used_is_left_out_and_the_other_signs(
     assert reader.signing(T0 + 2).kid == first
     assert kids(reader.jwks(T0 + 2)) == {first}
     assert [line["event"] for line in records()] == ["key_unreadable"]
+
+
+def test_threads_that_come_first_together_all_get_a_key(
+    key_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = keys._load
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.1)
+        return load(*arguments)
+
+    monkeypatch.setattr(keys, "_load", slow)
+    reader = KeyRing(key_folder)
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(
+            lambda number: (time.sleep(number / 100), reader.signing(time.time()))[1].kid, range(8)
+        )
+        assert len(set(found)) == 1
+
+
+def test_a_key_that_becomes_readable_is_used_without_a_change_to_the_index(
+    tmp_path: Path, records: Callable[[], list[dict[str, Any]]]
+) -> None:
+    folder = tmp_path / "k"
+    first = keys.create(folder, now=T0).kid
+    second = keys.rotate(folder, now=T0 + 1, lead=0).kid
+    path = folder / f"{second}.pem"
+    good = path.read_bytes()
+    path.write_bytes(b"")
+    reader = ring(folder)
+    for _ in range(3):
+        assert reader.signing(T0 + 2).kid == first
+    assert len(records()) == 1
+    path.write_bytes(good)
+    assert reader.signing(T0 + 2).kid == second
+
+
+def test_a_retired_key_is_dropped_even_if_the_next_one_cannot_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "k"
+    leaked = keys.create(folder, now=T0).kid
+    reader = ring(folder)
+    reader.signing(T0)
+    successor = keys.retire(folder, leaked, now=T0)
+    assert successor is not None
+    (folder / f"{successor.kid}.pem").write_bytes(b"")
+    with pytest.raises(Refusal) as caught:
+        reader.signing(T0)
+    assert caught.value.code == "key_unavailable"
+    assert reader.jwks(T0) == {"keys": []}
 
 
 def test_the_folder_is_looked_at_once_a_second_at_most(

@@ -211,6 +211,12 @@ def test_a_delegate_that_fails_is_passed_over(issuer, task, chain):
     assert "X-Airflow-Identity" in extra_of(_get_connection("orders_api"))
 
 
+def test_a_delegate_that_cannot_be_made_is_told(issuer, task, chain, caplog):
+    chain(EnvoyIdentityBackend(delegate="backends.Absent"), Chained({"orders_api": marked()}))
+    assert "X-Airflow-Identity" not in extra_of(_get_connection("orders_api"))
+    assert '"event": "delegate_failed", "delegate": "backends.Absent"' in caplog.text
+
+
 def test_a_refusal_of_the_api_server_is_final(issuer, task, chain):
     denied = Chained(error=AirflowSecretsBackendAccessDenied("no"))
     behind = Chained({"orders_api": marked()})

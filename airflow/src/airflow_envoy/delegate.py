@@ -20,10 +20,10 @@ try:
 except ImportError:  # Airflow 2, 3.0 and 3.1
     from airflow.secrets import BaseSecretsBackend
 
+from .record import record
+
 if TYPE_CHECKING:
     Connection = Any
-
-log = logging.getLogger("airflow_envoy")
 
 
 class Delegating(BaseSecretsBackend):  # type: ignore[misc, unused-ignore]
@@ -59,8 +59,15 @@ class Delegating(BaseSecretsBackend):  # type: ignore[misc, unused-ignore]
     def delegate(self) -> Any | None:
         """The other backend, made at the first question; None if none is configured."""
         if self._made is None and self._class_path is not None:
-            # Two threads may both make one, as they would if it were configured directly; the later stays.
-            self._made = self._make(self._class_path)
+            try:
+                # Two threads may both make one, as if it were configured directly; the later stays.
+                self._made = self._make(self._class_path)
+            except Exception as error:
+                # Airflow only tells at the level `debug` that a backend failed, and asks the next one.
+                record(
+                    logging.ERROR, "delegate_failed", delegate=self._class_path, problem=type(error).__name__
+                )
+                raise
         return self._made
 
     def _make(self, class_path: str) -> Any:
@@ -74,16 +81,20 @@ class Delegating(BaseSecretsBackend):  # type: ignore[misc, unused-ignore]
     # What Airflow asks. The signatures are those of Airflow 3.2 and later; before, nobody passes `team_name`.
 
     def get_conn_value(self, conn_id: str, team_name: str | None = None) -> str | None:
-        return self._ask("get_conn_value", team_name, conn_id=conn_id)
+        found: str | None = self._ask("get_conn_value", team_name, conn_id=conn_id)
+        return found
 
     def get_conn_uri(self, conn_id: str) -> str | None:
-        return self._ask("get_conn_uri", None, conn_id=conn_id)
+        found: str | None = self._ask("get_conn_uri", None, conn_id=conn_id)
+        return found
 
     def get_variable(self, key: str, team_name: str | None = None) -> str | None:
-        return self._ask("get_variable", team_name, key=key)
+        found: str | None = self._ask("get_variable", team_name, key=key)
+        return found
 
     def get_config(self, key: str) -> str | None:
-        return self._ask("get_config", None, key=key)
+        found: str | None = self._ask("get_config", None, key=key)
+        return found
 
     def get_connection(self, conn_id: str, team_name: str | None = None) -> Connection | None:
         return self._ask("get_connection", team_name, conn_id=conn_id)
@@ -92,7 +103,8 @@ class Delegating(BaseSecretsBackend):  # type: ignore[misc, unused-ignore]
         return await self._aask("aget_connection", "get_connection", conn_id)
 
     async def aget_variable(self, key: str) -> str | None:
-        return await self._aask("aget_variable", "get_variable", key)
+        found: str | None = await self._aask("aget_variable", "get_variable", key)
+        return found
 
     def _ask(self, name: str, team_name: str | None, **arguments: Any) -> Any:
         delegate = self.delegate
@@ -132,4 +144,5 @@ def access_denied() -> type[Exception] | None:
         from airflow.sdk.exceptions import AirflowSecretsBackendAccessDenied
     except ImportError:
         return None
-    return AirflowSecretsBackendAccessDenied
+    final: type[Exception] = AirflowSecretsBackendAccessDenied
+    return final

@@ -98,6 +98,7 @@ class _Ring:
     stamp: tuple[int, int, int]
     entries: tuple[Entry, ...]
     keys: dict[str, _Key]
+    problems: tuple[str, ...]
 
 
 class KeyRing:
@@ -111,7 +112,7 @@ class KeyRing:
         self._folder = folder
         self._clock = clock
         self._ring: _Ring | None = None
-        self._problem: str | None = None
+        self._problems: tuple[str, ...] = ()
         self._next_look = float("-inf")
 
     def signing(self, now: float) -> SigningKey:
@@ -142,9 +143,11 @@ class KeyRing:
         look = self._clock()
         if look >= self._next_look:
             # Threads that come here at once may each read: harmless, and cheaper than a lock that all would
-            # wait for.
-            self._next_look = look + _CHECK_EVERY
+            # wait for. Once there is a ring, others go on with it while one looks.
+            if self._ring is not None:
+                self._next_look = look + _CHECK_EVERY
             self._look(now)
+            self._next_look = look + _CHECK_EVERY
         ring = self._ring
         if ring is None:
             raise Refusal(
@@ -156,19 +159,19 @@ class KeyRing:
 
     def _look(self, now: float) -> None:
         old = self._ring
+        problems: tuple[str, ...]
         try:
-            stamp = _stamp(self._folder / INDEX)
-            if old is not None and stamp == old.stamp:
+            # A key that could not be read may be readable now, without a change to the index.
+            if old is not None and not old.problems and _stamp(self._folder / INDEX) == old.stamp:
                 return
             self._ring = _load(self._folder, now, old)
+            event, problems = "key_unreadable", self._ring.problems
         except KeysError as error:
-            if str(error) != self._problem:
-                self._problem = str(error)
-                record(
-                    ERROR, "keys_unreadable", problem=str(error), in_use="the last good keys" if old else None
-                )
-            return
-        self._problem = None
+            event, problems = "keys_unreadable", (str(error),)
+        for problem in problems:
+            if problem not in self._problems:
+                record(ERROR, event, problem=problem)
+        self._problems = problems
 
 
 def signer(entries: list[Entry], now: float) -> Entry | None:
@@ -311,11 +314,7 @@ def _load(folder: Path, now: float, old: _Ring | None) -> _Ring:
                 problems.append(str(error))
         if not problems or _stamp(folder / INDEX) == stamp:
             break
-    if not keys:
-        raise KeysError(problems[0] if problems else f"{folder / INDEX} has no key that is published now")
-    for problem in problems:
-        record(ERROR, "key_unreadable", problem=problem)
-    return _Ring(stamp, entries, keys)
+    return _Ring(stamp, entries, keys, tuple(problems))
 
 
 def _load_key(folder: Path, entry: Entry) -> _Key:

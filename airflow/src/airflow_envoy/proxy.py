@@ -93,31 +93,31 @@ except ImportError:  # without Airflow, for the tests of what is below
         return arguments[0] if arguments else hookimpl
 
 
-@hookimpl
+@hookimpl  # type: ignore[untyped-decorator, unused-ignore]
 def on_task_instance_running(previous_state: Any, task_instance: Any) -> None:
     """Sets the variables. Raises nothing: Airflow would print a traceback and go on."""
     start(task_instance)
 
 
-@hookimpl
+@hookimpl  # type: ignore[untyped-decorator, unused-ignore]
 def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     """Takes the variables back."""
     stop()
 
 
-@hookimpl
+@hookimpl  # type: ignore[untyped-decorator, unused-ignore]
 def on_task_instance_failed(previous_state: Any, task_instance: Any) -> None:
     """Takes the variables back; also before a retry."""
     stop()
 
 
-@hookimpl(optionalhook=True)
+@hookimpl(optionalhook=True)  # type: ignore[untyped-decorator, unused-ignore]
 def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
     """Takes the variables back."""
     stop()
 
 
-@hookimpl
+@hookimpl  # type: ignore[untyped-decorator, unused-ignore]
 def before_stopping(component: Any) -> None:
     """Takes the variables back: the last that Airflow 3 calls, also for a task that is deferred or
     rescheduled.

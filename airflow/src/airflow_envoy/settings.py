@@ -109,8 +109,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "proxy_connection",
         "Switches proxy mode on: the connection whose host and port are Envoy's and by whose credentials raw "
-        "HTTP calls of tasks (requests, httpx, urllib, curl) go through it. For workers, and where identities "
-        "are signed.",
+        "HTTP calls of tasks (requests, httpx, urllib, curl) go through it. For workers, and where "
+        "identities are signed.",
         example="airflow_envoy",
     ),
     Option(
