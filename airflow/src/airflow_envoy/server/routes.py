@@ -34,10 +34,7 @@ async def key_sets(scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI application below `/airflow-envoy`."""
     if scope["type"] != "http":
         return
-    path = str(scope.get("path", ""))
-    root = str(scope.get("root_path", ""))
-    route = path[len(root) :] if root and path.startswith(root) else path
-    reader = {"/jwks.json": _identity_keys, "/airflow-jwks.json": _airflow_keys}.get(route)
+    reader = {"/jwks.json": _identity_keys, "/airflow-jwks.json": _airflow_keys}.get(_route(scope))
     if reader is None:
         await _answer(scope, send, 404, {"detail": "Not Found"})
     elif scope["method"] not in ("GET", "HEAD"):
@@ -46,6 +43,16 @@ async def key_sets(scope: Scope, receive: Receive, send: Send) -> None:
         status, document = await asyncio.to_thread(_read, reader)
         cache = "public, max-age=60" if status == 200 else "no-store"
         await _answer(scope, send, status, document, {"cache-control": cache})
+
+
+def _route(scope: Scope) -> str:
+    """The path below where this is mounted, whether or not a proxy has taken `[api] base_url`'s path off."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    mounted = root[len(str(scope.get("app_root_path", ""))) :]
+    for prefix in (root, mounted):
+        if prefix and path.startswith(prefix + "/"):
+            return path[len(prefix) :]
+    return path
 
 
 def _read(reader: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
