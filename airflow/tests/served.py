@@ -63,7 +63,7 @@ class Served:
                     self.end_headers()
                     self.wfile.write(body)
 
-            do_GET = do_POST = do_HEAD = _any  # noqa: N815 - http.server's names
+            do_GET = do_POST = do_HEAD = _any
 
             def log_message(self, *_: object) -> None:
                 """Tests have their own output."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import pytest
 
 from airflow_envoy import command
 from airflow_envoy.command import arguments
+from airflow_envoy.command.report import say
 from airflow_envoy.refusal import Refusal
 
 PATHS = [path for path, _ in arguments.walk()]
@@ -153,6 +155,35 @@ def test_a_reader_that_has_enough_is_no_fault(tmp_path):
     """
     done = run(script, folder, PYTHONUNBUFFERED="1")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_others_log_or_print_is_no_part_of_the_answer(late, capsys, monkeypatch):
+    logger = logging.getLogger("airflow.test")
+    logger.setLevel(logging.INFO)
+
+    def run(_):
+        # As Airflow does when it is loaded, and before that.
+        handler = logging.StreamHandler(sys.stdout) if late else early
+        logger.addHandler(handler)
+        logger.info("logged")
+        print("printed")
+        say("answer")
+        return 0
+
+    early = logging.StreamHandler(sys.stdout)
+    logger.addHandler(early)
+    monkeypatch.setattr(arguments.Command, "load", lambda _: run)
+    try:
+        assert command.main(["keys", "list"]) == 0
+        shown = capsys.readouterr()
+        assert shown.out == "answer\n"
+        assert "logged" in shown.err
+        assert "printed" in shown.err
+        logger.info("afterwards")
+        assert "afterwards" in capsys.readouterr().out
+    finally:
+        logger.handlers.clear()
 
 
 def test_airflow_gets_every_command_of_the_table():

@@ -398,6 +398,10 @@ DATABASE = """
         DagVersion = None
     from sqlalchemy import text
     airflow.models.import_all_models()
+    try:
+        import airflow.providers.fab.auth_manager.models  # Airflow 2 has them always
+    except ImportError:
+        pass
     settings.configure_orm()
     engine = settings.engine
     Base.metadata.create_all(engine)
@@ -426,10 +430,10 @@ DATABASE = """
             c.execute(table.insert(), [{k: v for k, v in row.items() if k in table.columns}])
         if sys.argv[1] == "fab":
             for statement in [
-                "create table ab_role (id integer, name text)", "create table ab_permission (id integer, name text)",
-                "create table ab_view_menu (id integer, name text)",
-                "create table ab_permission_view (id integer, permission_id integer, view_menu_id integer)",
-                "create table ab_permission_view_role (id integer, permission_view_id integer, role_id integer)",
+                "create table if not exists ab_role (id integer, name text)", "create table if not exists ab_permission (id integer, name text)",
+                "create table if not exists ab_view_menu (id integer, name text)",
+                "create table if not exists ab_permission_view (id integer, permission_id integer, view_menu_id integer)",
+                "create table if not exists ab_permission_view_role (id integer, permission_view_id integer, role_id integer)",
                 "insert into ab_role values (1, 'Admin'), (2, 'Public'), (3, 'DataRole')",
                 "insert into ab_permission values (1, 'can_edit'), (2, 'can_read')",
                 "insert into ab_view_menu values (1, 'DAGs'), (2, 'DAG:by_hand')",

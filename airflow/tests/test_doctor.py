@@ -292,7 +292,16 @@ def test_masking_asks_airflow_itself(monkeypatch, names, hides):
         configure()
 
 
+def test_masking_of_airflow_2_is_not_praised(monkeypatch):
+    monkeypatch.setattr(local, "_hides", lambda name: False)
+    (finding,) = local.masking(context(version=(2, 11, 2)))
+    assert "JWS" not in finding.text
+    (finding,) = local.masking(context())
+    assert "JWS" in finding.text
+
+
 def test_all_admins():
+    expect(local.all_admins(context(version=(2, 11, 2))), ("SKIP", "Airflow 2"))
     expect(local.all_admins(context()), ("OK", "off"))
     expect(
         local.all_admins(context(conf=Conf(core__simple_auth_manager_all_admins="True"))), ("WARN", "trials")
@@ -447,6 +456,7 @@ def test_api_server_that_is_slow_costs_no_more_than_the_limit():
 
 
 def test_api_server_of_airflow_2():
+    expect(network.api_clock(context(version=(2, 11, 2))), ("SKIP", "Airflow 2"))
     expect(network.api_server(context(version=(2, 11, 2))), ("SKIP", "3.0"))
 
 
@@ -545,6 +555,29 @@ def test_access_token(answer, expected):
     expect(found, expected)
     assert "the-secret" not in str(found)
     assert "opaque-token" not in str(found)
+
+
+def test_a_provider_that_is_slow_once_is_not_called_slow():
+    answers = [token_answer(jwt(iss="i", aud="orders", exp=NOW + 600), delay=delay) for delay in (0.6, 0.0)]
+    with serve(lambda _: answers[min(len(server.requests), 2) - 1]) as server:
+        values = {
+            "token_url": f"{server.url}/token",
+            "client_id": "a",
+            "client_secret": "s",
+            "token_timeout": "1",
+        }
+        expect(network.access_token(context(values=values)), ("OK", "fetched in"))
+
+
+def test_a_long_token_timeout_is_waited_for():
+    provider = {"token_url": "https://idp.example/token", "client_id": "a", "client_secret": "s"}
+    assert network.token_patience(context()) == 1.0
+    assert network.token_patience(context(values={**provider, "token_timeout": "5"})) == 10.5
+    (finding,) = checks.carry_out(
+        Check("slow", lambda _: time.sleep(0.5) or [checks.ok("late")], patience=lambda _: 3.0),
+        context(timeout=0.1),
+    )
+    assert finding.text == "late"
 
 
 def test_no_access_token():
@@ -702,6 +735,7 @@ FAILED = {"age_seconds": 2, "reason": "HTTP 500"}
     [
         (status(source()), [("OK", "policy `main` version 3 revision 42 (17), confirmed 3 s ago")]),
         (status(source(**OLD_KEYS, age_seconds=None)), [("OK", "keys `idp` version 3 (17)")]),
+        (status(source(version=0, revision=None, age_seconds=None)), [("OK", "policy `main` (17)")]),
         (status(source(), mode="shadow"), [("WARN", "refuses nothing"), ("OK", "is ready")]),
         (
             status(source(error=FAILED)),

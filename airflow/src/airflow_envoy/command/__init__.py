@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from airflow_envoy.command import arguments
-from airflow_envoy.command.report import DONE, FOUND, IMPOSSIBLE, USAGE, Problem
+from airflow_envoy.command.report import DONE, FOUND, IMPOSSIBLE, USAGE, Problem, only_answers
 
 __all__ = ["DONE", "FOUND", "IMPOSSIBLE", "USAGE", "carry_out", "main"]
 
@@ -31,15 +31,17 @@ def carry_out(command: arguments.Command, args: argparse.Namespace) -> int:
     from airflow_envoy.refusal import Refusal
 
     as_json = bool(getattr(args, "json", False))
+    real = sys.stdout
     try:
-        return command.load()(args)
+        with only_answers():
+            return command.load()(args)
     except Problem as problem:
         return problem.report(as_json)
     except Refusal as refusal:
         return Problem(f"{refusal.message} [{refusal.code}]").report(as_json)
     except BrokenPipeError:
         # Whoever read our output has enough of it. What is left in the buffer must not raise at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), real.fileno())
         return DONE
     except KeyboardInterrupt:
         return Problem("interrupted").report(False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from airflow_envoy import keys as ring
-from airflow_envoy.command.report import DONE, USAGE, Problem, note, print_json, table
+from airflow_envoy.command.report import DONE, USAGE, Problem, note, print_json, say, table
 
 __all__ = ["DEFAULT_LEAD", "OLD", "folder_of", "jwks", "new", "retire", "rotate", "show", "state", "warnings"]
 
@@ -32,9 +32,9 @@ def new(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"folder": str(folder), "key": entry.as_json()})
         return DONE
-    print(f"made {folder} with the {entry.alg} key {entry.kid}, which signs from now on")
-    print(f"next: set `keys = {folder}` in section [airflow_envoy]; only Airflow's API server may read it:")
-    print(f"  chown -R <user of the API server> {folder}")
+    say(f"made {folder} with the {entry.alg} key {entry.kid}, which signs from now on")
+    say(f"next: set `keys = {folder}` in section [airflow_envoy]; only Airflow's API server may read it:")
+    say(f"  chown -R <user of the API server> {folder}")
     return DONE
 
 
@@ -50,9 +50,9 @@ def rotate(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"folder": str(folder), "key": entry.as_json()})
     elif lead:
-        print(f"the {entry.alg} key {entry.kid} is published, and signs from {_when(entry.signs_from)}")
+        say(f"the {entry.alg} key {entry.kid} is published, and signs from {_when(entry.signs_from)}")
     else:
-        print(f"the {entry.alg} key {entry.kid} signs from now on")
+        say(f"the {entry.alg} key {entry.kid} signs from now on")
     if not lead and entry.kid not in known:
         note(
             "this key was not published before: calls may be refused (identity_key_unknown) for some seconds"
@@ -73,10 +73,10 @@ def retire(args: argparse.Namespace) -> int:
             }
         )
         return DONE
-    print(f"the key {args.kid} is no longer published and its file is deleted")
+    say(f"the key {args.kid} is no longer published and its file is deleted")
     if successor:
-        print(f"the {successor.alg} key {successor.kid} signs in its place from now on")
-    print(
+        say(f"the {successor.alg} key {successor.kid} signs in its place from now on")
+    say(
         "Envoy stops believing the old key when it next reads the key set (the filter's `refresh`, at most "
         "a minute "
         "as the answer is cached); restart Envoy to be sure at once"
@@ -104,7 +104,7 @@ def show(args: argparse.Namespace) -> int:
         )
         for entry in entries
     ]
-    print(table(("KID", "ALG", "STATE", "SIGNS FROM", "PUBLISHED UNTIL"), rows))
+    say(table(("KID", "ALG", "STATE", "SIGNS FROM", "PUBLISHED UNTIL"), rows))
     for text in warned:
         note(text)
     return DONE

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_envoy.command import airflow_roles, policy
 from airflow_envoy.command.airflow_roles import ALL_DAGS, Role
-from airflow_envoy.command.report import DONE, FOUND, Problem, note, print_json
+from airflow_envoy.command.report import DONE, FOUND, Problem, note, print_json, say
 
 __all__ = ["PREFIX", "check_roles", "import_roles", "policy_name", "policy_roles"]
 
@@ -73,7 +73,7 @@ def import_roles(args: argparse.Namespace) -> int:
     if args.json or not policy.has_yaml():
         print_json(document)
     else:
-        print(policy.to_yaml(document), end="")
+        say(policy.to_yaml(document).rstrip("\n"))
     return DONE
 
 
@@ -124,19 +124,17 @@ def check_roles(args: argparse.Namespace) -> int:
     else:
         for entry in missing:
             hint = f", did you mean `{entry['did_you_mean']}`?" if entry["did_you_mean"] else ""
-            print(
-                f"MISSING  {entry['policy']}: {entry['place']}: Airflow has no role `{entry['role']}`{hint}"
-            )
+            say(f"MISSING  {entry['policy']}: {entry['place']}: Airflow has no role `{entry['role']}`{hint}")
         for entry in silent:
-            print(
+            say(
                 f"NOTE     {entry['policy']}: {entry['place']}: no DAG's access_control lets "
                 f"`{entry['role']}` edit it, "
                 "so no identity has it"
             )
         if unmentioned:
-            print(f"NOTE     roles of Airflow that no policy mentions: {', '.join(unmentioned)}")
+            say(f"NOTE     roles of Airflow that no policy mentions: {', '.join(unmentioned)}")
         if not missing:
-            print(f"OK       every role that the policy names exists in Airflow ({len(roles)} roles)")
+            say(f"OK       every role that the policy names exists in Airflow ({len(roles)} roles)")
     return FOUND if missing else DONE
 
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from airflow_envoy.command.doctor import local, network
 from airflow_envoy.command.doctor.check import Check, Context, Finding, Level, carry_out
-from airflow_envoy.command.report import DONE, FOUND, colours, print_json
+from airflow_envoy.command.report import DONE, FOUND, print_json, say, wants_colours
 
 __all__ = ["checks", "prepare", "run"]
 
@@ -23,7 +22,7 @@ CHECKS = (
     Check("plugin", local.plugin, loads_airflow=True),
     Check("api_server", network.api_server),
     Check("api_clock", network.api_clock),
-    Check("access_token", network.access_token),
+    Check("access_token", network.access_token, patience=network.token_patience),
     Check("oidc_clock", network.oidc_clock),
     Check("masking", local.masking, loads_airflow=True),
     Check("all_admins", local.all_admins),
@@ -43,7 +42,6 @@ def checks(args: argparse.Namespace) -> tuple[Check, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """The command `doctor`."""
-    _keep_logs_out_of_stdout()
     context = prepare(args)
     found: list[Finding] = []
     for check in checks(args):
@@ -51,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         found += findings
         if not args.json:
             for finding in findings:
-                print(_line(finding), flush=True)
+                say(_line(finding))
     bad = sum(finding.level is Level.FAIL for finding in found)
     doubtful = sum(finding.level is Level.WARN for finding in found)
     if args.json:
@@ -59,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
             {"ok": not bad, "failed": bad, "warnings": doubtful, "findings": [f.as_json() for f in found]}
         )
     else:
-        print(f"\n{bad} failed, {doubtful} to look at, {sum(f.level is Level.OK for f in found)} fine")
+        say(f"\n{bad} failed, {doubtful} to look at, {sum(f.level is Level.OK for f in found)} fine")
         unasked = [
             *(["a connection (--connection ID)"] if not args.connection else []),
             *(["Envoy (--envoy URL)"] if not args.envoy else []),
         ]
         if unasked:
-            print(f"not asked for: {', '.join(unasked)}")
+            say(f"not asked for: {', '.join(unasked)}")
     return FOUND if bad else DONE
 
 
@@ -116,16 +114,7 @@ MARKS = {Level.OK: "32", Level.SKIP: "2", Level.WARN: "33", Level.FAIL: "31"}
 
 def _line(finding: Finding) -> str:
     level = finding.level.value.ljust(4)
-    if colours(sys.stdout):
+    if wants_colours():
         level = f"\033[{MARKS[finding.level]}m{level}\033[0m"
     advice = f"\n     {'':15} → {finding.advice}" if finding.advice else ""
     return f"{level} {finding.check:15} {finding.text}{advice}"
-
-
-def _keep_logs_out_of_stdout() -> None:
-    """Sends what Airflow logs to standard output to standard error: standard output is for the findings."""
-    try:
-        from airflow.cli.utils import redirect_stdout_log_handlers_to_stderr
-    except Exception:  # noqa: BLE001 - an Airflow without it, or one that cannot be loaded: told later
-        return
-    redirect_stdout_log_handlers_to_stderr()

@@ -111,6 +111,8 @@ class Check:
     """Whether it imports large parts of Airflow, which takes its time on a small machine: then it may take
     [`LOADING`].
     """
+    patience: Callable[[Context], float] = lambda context: context.timeout
+    """The longest time that it may take otherwise, in seconds."""
 
 
 LOADING = 30.0
@@ -131,7 +133,7 @@ def carry_out(check: Check, context: Context) -> list[Finding]:
         except BaseException as error:  # noqa: BLE001 - a check that breaks must not hide the others
             raised.append(error)
 
-    limit = LOADING if check.loads_airflow else context.timeout
+    limit = LOADING if check.loads_airflow else check.patience(context)
     thread = threading.Thread(target=run, name=f"check {check.name}", daemon=True)
     thread.start()
     # A little more than what the check itself gives its connections, so that it can say what was slow.

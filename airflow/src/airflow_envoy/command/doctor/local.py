@@ -195,9 +195,9 @@ def masking(context: Context) -> Iterator[Finding]:
     if not open_names:
         yield ok(f"Airflow masks values named {AUTHORIZATION} and {IDENTITY}")
         return
+    form = "; it masks what looks like a JWS in logs" if context.airflow_version >= (3, 0) else ""
     yield warn(
-        f"Airflow does not mask values named {' and '.join(open_names)} by name (it masks what looks like a "
-        "JWS in logs)",
+        f"Airflow does not mask values named {' and '.join(open_names)} by name{form}",
         "[core] sensitive_var_conn_names = x_airflow_identity,x-airflow-identity "
         "(Airflow 3.3 compares the first, older ones the second)",
     )
@@ -217,6 +217,9 @@ def _hides(name: str) -> bool:
 
 def all_admins(context: Context) -> Iterator[Finding]:
     """Airflow asks people who they are."""
+    if context.conf is None or context.airflow_version < (3, 0):
+        yield skip("Airflow 2 has no such option")
+        return
     if context.switch("core", "simple_auth_manager_all_admins"):
         yield warn(
             "[core] simple_auth_manager_all_admins is on: whoever reaches the API server is its "
