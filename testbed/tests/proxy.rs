@@ -199,6 +199,24 @@ async fn a_client_of_the_proxy_is_known_by_its_user_and_password() {
 }
 
 #[tokio::test]
+async fn without_a_tunnel_envoy_speaks_tls_to_the_partner_and_shows_its_own_credential() {
+    let testbed = shared().await;
+    let credentials = authorization(testbed, &report()).await;
+    let request = format!(
+        "POST http://{PARTNER}/v2/reports/1 HTTP/1.1\r\nHost: {PARTNER}\r\n{credentials}Content-Length: 0\r\n\r\n"
+    );
+    let raw = ask(&mut open(testbed).await, &request).await;
+    assert_eq!(raw.status(), 200, "{}", raw.head);
+    let (headers, upstream) = received(&raw.json());
+    assert_eq!(upstream, "partner");
+    assert!(
+        headers.contains(&format!("authorization: {}", testbed.partner_credential)),
+        "{headers:?}"
+    );
+    assert!(!headers.iter().any(|header| header.starts_with("proxy-authorization")), "{headers:?}");
+}
+
+#[tokio::test]
 async fn a_tunnel_leads_to_the_partner_and_nothing_in_it_is_changed() {
     let testbed = shared().await;
     for version in ["1.0", "1.1"] {

@@ -3,10 +3,13 @@
 
 use airflow_envoy_core::answer::{Known, Rejection};
 use airflow_envoy_core::arrival::DecisionId;
-use airflow_envoy_core::configuration::Configuration;
+use airflow_envoy_core::configuration::{Configuration, Ways};
+use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::policy::Policy;
+use airflow_envoy_core::policy::{Outcome, Policy, PolicySet};
 use airflow_envoy_core::reject::{Code, Reject};
+use airflow_envoy_core::time::UnixTime;
+use serde_json::json;
 
 const README: &str = include_str!("../../../README.md");
 
@@ -53,6 +56,47 @@ fn the_table_of_codes_is_the_list_of_codes() {
 #[test]
 fn the_example_configuration_is_accepted() {
     Configuration::parse(fenced("configuration").as_bytes(), &Limits::DEFAULT, &|_| None).unwrap();
+}
+
+#[test]
+fn the_example_of_a_cookie_is_accepted() {
+    let text = fenced("configuration of a cookie");
+    let configuration = Configuration::parse(text.as_bytes(), &Limits::DEFAULT, &|_| None).unwrap();
+    assert_eq!(configuration.ways, Ways::Cookie("_token".into()));
+}
+
+#[test]
+fn the_example_of_paths_and_tunnels_allows_what_it_says() {
+    let text = fenced("policy of paths and tunnels");
+    let policy = PolicySet::from(Policy::parse(text.as_bytes(), &Limits::DEFAULT).unwrap());
+    let task = Caller {
+        issuers: Fact::one("airflow-execution"),
+        subjects: Fact::one("0199f5e2"),
+        claims: json!({"scope": "workload"}),
+        ..Caller::default()
+    };
+    let report = Caller {
+        issuers: Fact::one("airflow"),
+        dags: Fact::one("report_daily"),
+        ..Caller::default()
+    };
+    let run = |whose: &str| format!("/execution/task-instances/{whose}/run");
+    for (caller, method, authority, target, permitted) in [
+        (&task, "PATCH", "airflow.internal", run("0199f5e2"), true),
+        (&task, "PATCH", "airflow.internal", run("0199f5e3"), false),
+        (&report, "PATCH", "airflow.internal", run("0199f5e2"), false),
+        (&report, "CONNECT", "api.partner.example:443", String::new(), true),
+        (&report, "CONNECT", "api.partner.example:22", String::new(), false),
+        (&report, "CONNECT", "airflow.internal:443", String::new(), false),
+        (&task, "CONNECT", "api.partner.example:443", String::new(), false),
+    ] {
+        let call = Call { authority, scheme: "http", method, target: &target };
+        let standing = policy.standing(caller, None);
+        let now = UnixTime::from_secs(0);
+        let decision = policy.decide(caller, &standing, &call, now, &Limits::DEFAULT);
+        let found = matches!(decision.outcome, Outcome::Permit { .. });
+        assert_eq!(found, permitted, "{method} {authority}{target}: {decision:?}");
+    }
 }
 
 #[test]

@@ -218,15 +218,15 @@ fn value_of<'p>(pair: &'p str, name: &str) -> Option<&'p str> {
 mod tests {
     use super::*;
 
+    /// Token and identity.
+    type Found = (Option<Vec<u8>>, Option<Vec<u8>>);
+
     fn look(ways: &Ways) -> Look<'_> {
         let (token, identity) = (Requirement::Optional, Requirement::Optional);
         Look { token, identity, ways, limits: &Limits::DEFAULT }
     }
 
-    fn find<'a>(
-        more: &[(&'a [u8], &'a [u8])],
-        look: Look<'_>,
-    ) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>), Code> {
+    fn find<'a>(more: &[(&'a [u8], &'a [u8])], look: Look<'_>) -> Result<Found, Code> {
         let pseudo: [(&[u8], &[u8]); 3] =
             [(b":method", b"GET"), (b":authority", b"a"), (b":path", b"/")];
         let headers = [&pseudo, more].concat();
