@@ -18,7 +18,7 @@ __all__ = ["has_yaml", "named_airflow_roles", "read", "roles_asked_for", "to_yam
 def has_yaml() -> bool:
     """Whether PyYAML is installed; it always is beside Airflow."""
     try:
-        import yaml  # noqa: F401
+        import yaml  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
     except ImportError:
         return False
     return True
