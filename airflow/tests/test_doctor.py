@@ -203,6 +203,21 @@ def test_a_ring_of_somebody_else(folder, monkeypatch):
     expect(local.key_permissions(context(folder)), ("FAIL", "run this as the user of the API server"))
 
 
+@pytest.mark.parametrize(
+    ("executor", "expected"),
+    [
+        (None, ("WARN", "DAG code can read its keys")),
+        ("LocalExecutor", ("WARN", "DAG code can read its keys")),
+        ("CeleryExecutor,LocalExecutor", ("WARN", "DAG code can read its keys")),
+        ("KubernetesExecutor", ("OK", "keep the keys off its workers")),
+    ],
+)
+def test_isolation(executor, expected):
+    conf = Conf(**({"core__executor": executor} if executor else {}))
+    expect(local.isolation(context(conf=conf)), expected)
+    expect(local.isolation(context(conf=conf, version=(2, 11, 2))), ("SKIP", "Airflow 2"))
+
+
 # --- Airflow's plugin, masking, tokens, backends
 
 

@@ -132,6 +132,22 @@ def key_permissions(context: Context) -> Iterator[Finding]:
         yield ok("private keys are the owner's alone")
 
 
+def isolation(context: Context) -> Iterator[Finding]:
+    """Tasks do not run as whoever may read the keys, as far as the configuration tells."""
+    if context.conf is None or context.airflow_version < (3, 0):
+        yield skip("Airflow 2 signs where its tasks run")
+        return
+    executor = context.option("core", "executor", "LocalExecutor")
+    if "LocalExecutor" in executor:
+        yield warn(
+            "the LocalExecutor runs tasks as the scheduler's user: if the API server is the same user on the "
+            "same host, DAG code can read its keys",
+            "give the API server a user or a host of its own",
+        )
+    else:
+        yield ok(f"tasks are run by {executor}; keep the keys off its workers")
+
+
 def plugin(context: Context) -> Iterator[Finding]:
     """Airflow loads the plugin, once."""
     if context.conf is None or context.airflow_version < (3, 0):
