@@ -44,7 +44,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from .record import record, scrub
+from .record import fault, record, scrub
 from .refusal import Refusal
 from .settings import SECTION
 
@@ -78,7 +78,7 @@ def listeners() -> list[Any]:
     try:
         connection, _ = options()
     except Exception as error:  # noqa: BLE001 - a plugin that raises is not loaded at all
-        record(logging.ERROR, "proxy_off", error=type(error).__name__)
+        record(logging.ERROR, "proxy_off", cause=fault(error))
         return []
     return [sys.modules[__name__]] if connection else []
 
@@ -143,7 +143,7 @@ def start(task_instance: Any) -> None:
         _current = Proxy(reader(conn_id, task_instance), hosts)
         _current.start()
     except Exception as error:  # noqa: BLE001 - see `on_task_instance_running`
-        record(logging.ERROR, "proxy_failed", error=scrub(f"{type(error).__name__}: {error}"))
+        record(logging.ERROR, "proxy_failed", cause=fault(error))
 
 
 def stop() -> None:

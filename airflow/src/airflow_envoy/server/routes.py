@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..issuer import Issuer
-from ..record import record
+from ..record import fault, record
 from ..refusal import Refusal
 
 Scope = MutableMapping[str, Any]
@@ -34,10 +34,7 @@ async def key_sets(scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI application below `/airflow-envoy`."""
     if scope["type"] != "http":
         return
-    path = str(scope.get("path", ""))
-    root = str(scope.get("root_path", ""))
-    route = path[len(root) :] if root and path.startswith(root) else path
-    reader = {"/jwks.json": _identity_keys, "/airflow-jwks.json": _airflow_keys}.get(route)
+    reader = {"/jwks.json": _identity_keys, "/airflow-jwks.json": _airflow_keys}.get(_route(scope))
     if reader is None:
         await _answer(scope, send, 404, {"detail": "Not Found"})
     elif scope["method"] not in ("GET", "HEAD"):
@@ -48,6 +45,16 @@ async def key_sets(scope: Scope, receive: Receive, send: Send) -> None:
         await _answer(scope, send, status, document, {"cache-control": cache})
 
 
+def _route(scope: Scope) -> str:
+    """The path below where this is mounted, whether or not a proxy has taken `[api] base_url`'s path off."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    mounted = root[len(str(scope.get("app_root_path", ""))) :]
+    for prefix in (root, mounted):
+        if prefix and path.startswith(prefix + "/"):
+            return path[len(prefix) :]
+    return path
+
+
 def _read(reader: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
     try:
         return 200, reader()
@@ -56,7 +63,7 @@ def _read(reader: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
     except Refusal as refusal:
         return 503, {"detail": refusal.detail()}
     except Exception as error:  # noqa: BLE001 - Airflow's own handler would show more than a stranger should see
-        record(ERROR, "key_set_unavailable", problem=type(error).__name__)
+        record(ERROR, "key_set_unavailable", cause=fault(error))
         return 503, {"detail": "The keys cannot be read: see the API server's log"}
 
 
