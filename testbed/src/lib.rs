@@ -14,8 +14,10 @@ pub mod certificates;
 pub mod client;
 pub mod consul;
 pub mod document;
+pub(crate) mod envoy;
 pub mod error;
 pub mod identity;
+pub mod ingress;
 pub mod load;
 pub mod oidc;
 pub mod postgres;
@@ -42,6 +44,7 @@ use crate::airflow::{Airflow, Surroundings, WORKER_ISSUER};
 use crate::bootstrap::Bootstrap;
 use crate::certificates::Authority;
 use crate::document::{Document, Source};
+use crate::envoy::Launch;
 use crate::error::{Context as _, Error, Result};
 use crate::identity::{IdentityIssuer, secret};
 use crate::process::{Process, Restartable, find};
@@ -481,7 +484,7 @@ pub fn write_private(path: &Path, text: &str) -> Result<()> {
 }
 
 async fn start(options: Options, threads: Handle) -> Result<Testbed> {
-    let (envoy, filter) = (envoy_program()?, filter_file()?);
+    let filter = filter_file()?;
     let temporary = options.directory.is_none();
     let directory = options.directory.unwrap_or_else(fresh_directory);
     fs::create_dir_all(&directory).context(directory.display())?;
@@ -579,36 +582,24 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         bootstrap.add_listener(LISTENERS[1], change)?;
     }
     (options.bootstrap)(&mut bootstrap);
-    let configuration = directory.join("envoy.json");
     let mut told = bootstrap.clone();
     if options.reloadable {
         let listeners = directory.join(LISTENERS_FILE);
         fs::write(&listeners, told.move_listeners(&listeners)?).context(listeners.display())?;
     }
-    fs::write(&configuration, told.text()).context(configuration.display())?;
-
-    let admin_file = directory.join("admin-address");
-    let _: Result<(), _> = fs::remove_file(&admin_file);
-    let access = fs::File::create(log("access")).context("access.log")?;
-    let mut envoy = Process::start("Envoy", &envoy, &log("envoy"), |command| {
-        command
-            .arg("--config-path")
-            .arg(&configuration)
-            .arg("--admin-address-path")
-            .arg(&admin_file)
-            .args(["--concurrency", &options.concurrency.to_string()])
-            .args(["--log-level", options.log_level])
-            // Several Envoys on one host, and no shared memory left behind.
-            .arg("--disable-hot-restart")
-            .args(["--file-flush-interval-msec", "100"])
-            // What a reload replaces ends soon.
-            .args(["--drain-time-s", "1", "--drain-strategy", "immediate"])
-            .stdout(Stdio::from(access));
-        if let Some(token) = &consul_token {
-            command.env(CONSUL_TOKEN, token);
-        }
-    })?;
-    let (admin, listener, second) = ready(&mut envoy, &admin_file).await?;
+    let environment: Vec<_> = consul_token.iter().map(|token| (CONSUL_TOKEN, &**token)).collect();
+    let launch = Launch {
+        name: "envoy",
+        access: "access",
+        directory: &directory,
+        concurrency: options.concurrency,
+        log_level: options.log_level,
+        listeners: &LISTENERS,
+        environment: &environment,
+    };
+    let (envoy, listening) = launch.run(&told).await?;
+    let (admin, listener) = (listening.admin, listening.first()?);
+    let second = listening.listeners.get(1).copied().flatten();
     if let Some(airflow) = &real_airflow {
         airflow.egress.lead_to(Some(listener));
     }
@@ -661,46 +652,6 @@ fn trust_besides_airflow(bootstrap: &mut Bootstrap, workers: Value) -> Result<()
         issuers.extend([testbed, worker]);
     })?;
     if missing { Err(Error::new("envoy.yaml has no issuer of identities")) } else { Ok(()) }
-}
-
-/// The addresses of Envoy's admin interface, its listener, and its second one.
-type Addresses = (SocketAddr, SocketAddr, Option<SocketAddr>);
-
-/// Waits until Envoy serves.
-async fn ready(envoy: &mut Process, admin_file: &Path) -> Result<Addresses> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        if !envoy.is_running() {
-            return Err(envoy.failed("ended while starting"));
-        }
-        if let Some(addresses) = addresses(admin_file).await {
-            return Ok(addresses);
-        }
-        // Envoy goes on without a listener that came from a file and was refused.
-        if read(envoy.log()).contains("config update rejected") {
-            return Err(envoy.failed("refuses its listeners"));
-        }
-        if Instant::now() > deadline {
-            return Err(envoy.failed("is not ready after half a minute"));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn addresses(admin_file: &Path) -> Option<Addresses> {
-    let admin = fs::read_to_string(admin_file).ok()?.trim().parse().ok()?;
-    let ready = Call::get("admin", "/ready").send(admin, None).await.ok()?;
-    let listeners =
-        Call::get("admin", "/listeners?format=json").send(admin, None).await.ok()?.json();
-    let listeners = listeners.get("listener_statuses")?.as_array()?;
-    let [first, second] = LISTENERS.map(|name| {
-        let listener = listeners.iter().find(|listener| listener["name"] == name)?;
-        let socket = listener.pointer("/local_address/socket_address")?;
-        let address = socket.get("address")?.as_str()?.parse().ok()?;
-        let port = u16::try_from(socket.get("port_value")?.as_u64()?).ok()?;
-        Some(SocketAddr::new(address, port))
-    });
-    (ready.status == 200).then_some((admin, first?, second))
 }
 
 /// The content of [`CREDENTIAL_FILE`].

@@ -1,0 +1,122 @@
+//! An Envoy process: started with a configuration, and asked where it listens.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::bootstrap::Bootstrap;
+use crate::client::Call;
+use crate::envoy_program;
+use crate::error::{Context as _, Result};
+use crate::process::Process;
+use crate::read;
+
+/// How an Envoy is started. Its files in `directory` are called after its `name`.
+pub(crate) struct Launch<'l> {
+    /// `envoy` for the first one; the name of its log.
+    pub name: &'static str,
+    /// The name of its access log.
+    pub access: &'static str,
+    /// Where its files go.
+    pub directory: &'l Path,
+    /// Worker threads.
+    pub concurrency: u32,
+    /// The log level.
+    pub log_level: &'static str,
+    /// The names of the listeners to tell the addresses of; the first must be there.
+    pub listeners: &'l [&'l str],
+    /// More variables of its environment.
+    pub environment: &'l [(&'l str, &'l str)],
+}
+
+/// Where an Envoy listens.
+pub(crate) struct Addresses {
+    /// The admin interface.
+    pub admin: SocketAddr,
+    /// The listeners, in the order of their names; `None` for one that is not there.
+    pub listeners: Vec<Option<SocketAddr>>,
+}
+
+impl Addresses {
+    /// The first listener.
+    ///
+    /// # Errors
+    /// If it is not there, which [`Launch::run`] rules out.
+    pub fn first(&self) -> Result<SocketAddr> {
+        self.listeners.first().copied().flatten().context("a listener")
+    }
+}
+
+impl Launch<'_> {
+    /// Starts Envoy with `bootstrap`, and returns when it serves.
+    ///
+    /// # Errors
+    /// If Envoy refuses the configuration, or is not ready after half a minute.
+    pub async fn run(&self, bootstrap: &Bootstrap) -> Result<(Process, Addresses)> {
+        let file = |suffix: &str| self.directory.join(format!("{}{suffix}", self.name));
+        let (configuration, admin_file) = (file(".json"), file("-admin-address"));
+        fs::write(&configuration, bootstrap.text()).context(configuration.display())?;
+        let _: Result<(), _> = fs::remove_file(&admin_file);
+        let access = self.directory.join(format!("{}.log", self.access));
+        let access = fs::File::create(&access).context(access.display())?;
+        let mut envoy =
+            Process::start("Envoy", &envoy_program()?, &file(".log"), |command| {
+                command
+                    .arg("--config-path")
+                    .arg(&configuration)
+                    .arg("--admin-address-path")
+                    .arg(&admin_file)
+                    .args(["--concurrency", &self.concurrency.to_string()])
+                    .args(["--log-level", self.log_level])
+                    // Several Envoys on one host, and no shared memory left behind.
+                    .arg("--disable-hot-restart")
+                    .args(["--file-flush-interval-msec", "100"])
+                    // What a reload replaces ends soon.
+                    .args(["--drain-time-s", "1", "--drain-strategy", "immediate"])
+                    .envs(self.environment.iter().copied())
+                    .stdout(Stdio::from(access));
+            })?;
+        let addresses = self.ready(&mut envoy, &admin_file).await?;
+        Ok((envoy, addresses))
+    }
+
+    /// Waits until Envoy serves.
+    async fn ready(&self, envoy: &mut Process, admin_file: &Path) -> Result<Addresses> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if !envoy.is_running() {
+                return Err(envoy.failed("ended while starting"));
+            }
+            if let Some(addresses) = self.addresses(admin_file).await {
+                return Ok(addresses);
+            }
+            // Envoy goes on without a listener that came from a file and was refused.
+            if read(envoy.log()).contains("config update rejected") {
+                return Err(envoy.failed("refuses its listeners"));
+            }
+            if Instant::now() > deadline {
+                return Err(envoy.failed("is not ready after half a minute"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn addresses(&self, admin_file: &Path) -> Option<Addresses> {
+        let admin = fs::read_to_string(admin_file).ok()?.trim().parse().ok()?;
+        let ready = Call::get("admin", "/ready").send(admin, None).await.ok()?;
+        let known = Call::get("admin", "/listeners?format=json").send(admin, None).await.ok()?;
+        let known = known.json();
+        let known = known.get("listener_statuses")?.as_array()?;
+        let listeners = self.listeners.iter().map(|name| {
+            let listener = known.iter().find(|listener| listener["name"] == *name)?;
+            let socket = listener.pointer("/local_address/socket_address")?;
+            let address = socket.get("address")?.as_str()?.parse().ok()?;
+            let port = u16::try_from(socket.get("port_value")?.as_u64()?).ok()?;
+            Some(SocketAddr::new(address, port))
+        });
+        let addresses = Addresses { admin, listeners: listeners.collect() };
+        (ready.status == 200 && addresses.first().is_ok()).then_some(addresses)
+    }
+}
