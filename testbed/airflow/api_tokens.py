@@ -1,7 +1,9 @@
 """Airflow's own API tokens in the testbed: asymmetric keys for them, and tokens of chosen task instances.
 
     api_tokens.py keys FOLDER           makes FOLDER/private.pem and FOLDER/jwks.json (Ed25519)
-    api_tokens.py task TASK_INSTANCE_ID prints the token that this task instance's supervisor would hold
+    api_tokens.py task TASK_INSTANCE_ID [SCOPE]
+                                        prints the token that this task instance's supervisor would hold, of the scope
+                                        `execution`, or with the scope `workload` the one that waited in the queue
 
 The second one needs Airflow's settings in its environment: it signs with Airflow's own key, by Airflow's own
 code. Only whoever may read that key can do so.
@@ -40,7 +42,7 @@ def keys(folder: Path) -> None:
     (folder / "jwks.json").write_text(json.dumps(document))
 
 
-def task(task_instance_id: str) -> str:
+def task(task_instance_id: str, scope: str = "execution") -> str:
     from airflow.api_fastapi.auth.tokens import JWTGenerator, get_signing_args
     from airflow.configuration import conf
 
@@ -50,14 +52,14 @@ def task(task_instance_id: str) -> str:
         issuer=conf.get("api_auth", "jwt_issuer", fallback=None),
         **get_signing_args(make_secret_key_if_needed=False),
     )
-    return generator.generate(extras={"sub": task_instance_id, "scope": "execution"})
+    return generator.generate(extras={"sub": task_instance_id, "scope": scope})
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["keys", folder]:
             keys(Path(folder))
-        case ["task", task_instance_id]:
-            print(task(task_instance_id))
+        case ["task", task_instance_id, *scope]:
+            print(task(task_instance_id, *scope))
         case _:
             sys.exit(__doc__)

@@ -24,6 +24,7 @@ use crate::certificates::Authority;
 use crate::client::Call;
 use crate::error::{Context as _, Error, Result};
 use crate::identity::{AUDIENCE, ISSUER, secret};
+use crate::ingress::Ingress;
 use crate::oidc::CLIENT;
 use crate::postgres::Postgres;
 use crate::process::{Session, free_port};
@@ -59,6 +60,8 @@ pub struct Options {
     pub triggerer: bool,
     /// Uses `PostgreSQL` instead of SQLite.
     pub postgres: bool,
+    /// Puts an Envoy in front of the API server, through which task instances reach it.
+    pub ingress: bool,
     /// The port of the API server; 0 for any.
     pub port: u16,
     /// Lets tasks use Envoy as their proxy, too: `raw_clients` and what else calls without a hook.
@@ -71,6 +74,8 @@ pub struct Airflow {
     pub egress: Arc<Tap>,
     /// The way from Envoy to Airflow's key set.
     pub keys: Arc<Tap>,
+    /// The way from task instances to the API server, and the Envoy to which it leads, if that was asked for.
+    pub ingress: Option<(Arc<Tap>, Ingress)>,
     /// `AIRFLOW_HOME`.
     pub home: PathBuf,
     /// The key ring that signs identities.
@@ -244,6 +249,8 @@ impl Airflow {
         write_private(&client_secret, around.client_secret)?;
         let port = if options.port == 0 { free_port()? } else { options.port };
         let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let ingress = if options.ingress { Some(Tap::open(None).await?) } else { None };
+        let execution = ingress.as_ref().map_or(address, |tap| tap.address);
         let path = |path: &Path| path.display().to_string();
         let environment = variables(&[
             ("AIRFLOW_HOME", path(&home)),
@@ -255,7 +262,7 @@ impl Airflow {
             ("AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION", "False".to_owned()),
             ("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", format!("{USER}:admin")),
             ("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", path(&passwords)),
-            ("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", format!("http://{address}/execution/")),
+            ("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", format!("http://{execution}/execution/")),
             ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", connection),
             ("AIRFLOW__API__HOST", address.ip().to_string()),
             ("AIRFLOW__API__PORT", port.to_string()),
@@ -290,6 +297,7 @@ impl Airflow {
         let mut airflow = Self {
             egress: Tap::open(None).await?,
             keys: Tap::open(Some(tls)).await?,
+            ingress: None,
             home,
             ring: identities,
             password,
@@ -319,6 +327,12 @@ impl Airflow {
         let server = airflow.component("api-server", &["--workers", &workers], &server)?;
         // The first to be imported is the slowest; what comes next finds it in memory.
         airflow.command(&["dags", "reserialize"]).await?;
+        if let Some(tap) = ingress {
+            let hosts = [tap.address.to_string()];
+            let ingress = Ingress::start(around.directory, address, &hosts).await?;
+            tap.lead_to(Some(ingress.address));
+            airflow.ingress = Some((tap, ingress));
+        }
         let mut components = vec![server];
         components.push(airflow.component("scheduler", &["--skip-serve-logs"], &proxy)?);
         if options.triggerer {
@@ -335,7 +349,8 @@ impl Airflow {
 
     /// The ids of its components, by name.
     pub fn processes(&self) -> Vec<u32> {
-        self.components().iter().map(Session::id).collect()
+        let ingress = self.ingress.iter().map(|(_, ingress)| ingress.process());
+        self.components().iter().map(Session::id).chain(ingress).collect()
     }
 
     /// Whether every component still runs.
@@ -348,7 +363,7 @@ impl Airflow {
                 return Err(component.failed("ended"));
             }
         }
-        Ok(())
+        self.ingress.as_ref().map_or(Ok(()), |(_, ingress)| ingress.check())
     }
 
     /// Runs `airflow` with these arguments, in the environment of a component that knows nothing of Airflow Envoy.
@@ -429,9 +444,17 @@ impl Airflow {
     /// # Errors
     /// If it cannot be made.
     pub async fn task_token(&self, id: &str) -> Result<String> {
+        self.task_token_for(id, "execution").await
+    }
+
+    /// The same with another scope: `workload` is that of the token with which a task instance waits in the queue.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub async fn task_token_for(&self, id: &str, scope: &str) -> Result<String> {
         let script = crate::repository().join("testbed/airflow/api_tokens.py");
-        let arguments = vec![script.display().to_string(), "task".to_owned(), id.to_owned()];
-        let said = run(program(VERSION, "python")?, arguments, self.environment.clone()).await?;
+        let arguments = [&script.display().to_string(), "task", id, scope].map(str::to_owned);
+        let said = run(program(VERSION, "python")?, arguments.to_vec(), self.environment.clone()).await?;
         Ok(said.lines().last().unwrap_or_default().to_owned())
     }
 

@@ -8,7 +8,8 @@
 //! | one more host of the destination, and of the virtual host | it has no name here |
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -29,8 +30,8 @@ pub struct Ingress {
     pub address: SocketAddr,
     /// Its admin interface.
     pub admin: SocketAddr,
-    access: std::path::PathBuf,
-    process: Process,
+    access: PathBuf,
+    process: Mutex<Process>,
 }
 
 impl Ingress {
@@ -42,7 +43,6 @@ impl Ingress {
         directory: &Path,
         server: SocketAddr,
         hosts: &[String],
-        concurrency: u32,
     ) -> Result<Self> {
         let mut bootstrap = Bootstrap::read(&repository().join("envoy-airflow-api.yaml"))?;
         bootstrap.set_admin_port(0)?;
@@ -68,14 +68,14 @@ impl Ingress {
             name: LISTENER,
             access: ACCESS,
             directory,
-            concurrency,
+            concurrency: 2,
             log_level: "warning",
             listeners: &[LISTENER],
             environment: &[],
         };
         let (process, addresses) = launch.run(&bootstrap).await?;
         let access = directory.join(format!("{ACCESS}.log"));
-        Ok(Self { address: addresses.first()?, admin: addresses.admin, access, process })
+        Ok(Self { address: addresses.first()?, admin: addresses.admin, access, process: Mutex::new(process) })
     }
 
     /// The lines of its access log.
@@ -89,14 +89,20 @@ impl Ingress {
 
     /// Its process id.
     pub fn process(&self) -> u32 {
-        self.process.id()
+        self.running().id()
     }
 
     /// Whether it still runs.
     ///
     /// # Errors
     /// If it does not; the fault has the end of its log.
-    pub fn check(&mut self) -> Result<()> {
-        if self.process.is_running() { Ok(()) } else { Err(self.process.failed("ended")) }
+    pub fn check(&self) -> Result<()> {
+        let mut process = self.running();
+        if process.is_running() { Ok(()) } else { Err(process.failed("ended")) }
     }
+
+    fn running(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
 }
