@@ -454,7 +454,8 @@ impl Airflow {
     pub async fn task_token_for(&self, id: &str, scope: &str) -> Result<String> {
         let script = crate::repository().join("testbed/airflow/api_tokens.py");
         let arguments = [&script.display().to_string(), "task", id, scope].map(str::to_owned);
-        let said = run(program(VERSION, "python")?, arguments.to_vec(), self.environment.clone()).await?;
+        let said =
+            run(program(VERSION, "python")?, arguments.to_vec(), self.environment.clone()).await?;
         Ok(said.lines().last().unwrap_or_default().to_owned())
     }
 

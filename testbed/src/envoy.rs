@@ -61,23 +61,22 @@ impl Launch<'_> {
         let _: Result<(), _> = fs::remove_file(&admin_file);
         let access = self.directory.join(format!("{}.log", self.access));
         let access = fs::File::create(&access).context(access.display())?;
-        let mut envoy =
-            Process::start("Envoy", &envoy_program()?, &file(".log"), |command| {
-                command
-                    .arg("--config-path")
-                    .arg(&configuration)
-                    .arg("--admin-address-path")
-                    .arg(&admin_file)
-                    .args(["--concurrency", &self.concurrency.to_string()])
-                    .args(["--log-level", self.log_level])
-                    // Several Envoys on one host, and no shared memory left behind.
-                    .arg("--disable-hot-restart")
-                    .args(["--file-flush-interval-msec", "100"])
-                    // What a reload replaces ends soon.
-                    .args(["--drain-time-s", "1", "--drain-strategy", "immediate"])
-                    .envs(self.environment.iter().copied())
-                    .stdout(Stdio::from(access));
-            })?;
+        let mut envoy = Process::start("Envoy", &envoy_program()?, &file(".log"), |command| {
+            command
+                .arg("--config-path")
+                .arg(&configuration)
+                .arg("--admin-address-path")
+                .arg(&admin_file)
+                .args(["--concurrency", &self.concurrency.to_string()])
+                .args(["--log-level", self.log_level])
+                // Several Envoys on one host, and no shared memory left behind.
+                .arg("--disable-hot-restart")
+                .args(["--file-flush-interval-msec", "100"])
+                // What a reload replaces ends soon.
+                .args(["--drain-time-s", "1", "--drain-strategy", "immediate"])
+                .envs(self.environment.iter().copied())
+                .stdout(Stdio::from(access));
+        })?;
         let addresses = self.ready(&mut envoy, &admin_file).await?;
         Ok((envoy, addresses))
     }

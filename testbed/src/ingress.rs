@@ -59,7 +59,8 @@ impl Ingress {
         bootstrap.configure_filter(|configuration| {
             name(configuration.pointer_mut("/policy/sources/0/inline/destinations/airflow/hosts"));
         })?;
-        let routes = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config";
+        let routes =
+            "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config";
         name(bootstrap.0.pointer_mut(&format!("{routes}/virtual_hosts/0/domains")));
         if named != 2 {
             return Err(Error::new("envoy-airflow-api.yaml has no destination or no virtual host"));
@@ -75,7 +76,12 @@ impl Ingress {
         };
         let (process, addresses) = launch.run(&bootstrap).await?;
         let access = directory.join(format!("{ACCESS}.log"));
-        Ok(Self { address: addresses.first()?, admin: addresses.admin, access, process: Mutex::new(process) })
+        Ok(Self {
+            address: addresses.first()?,
+            admin: addresses.admin,
+            access,
+            process: Mutex::new(process),
+        })
     }
 
     /// The lines of its access log.
@@ -104,5 +110,4 @@ impl Ingress {
     fn running(&self) -> MutexGuard<'_, Process> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
 }

@@ -12,10 +12,11 @@ use super::{part, real, run_to, together};
 /// A call to the gate in front of Airflow, as a worker makes it.
 async fn call(airflow: &Airflow, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
     let (tap, ingress) = airflow.ingress.as_ref().unwrap();
-    let call = headers.iter().fold(
-        Call::new(method, &tap.address.to_string(), path),
-        |call, (name, value)| call.header(name, value),
-    );
+    let call = headers
+        .iter()
+        .fold(Call::new(method, &tap.address.to_string(), path), |call, (name, value)| {
+            call.header(name, value)
+        });
     call.send(ingress.address, None).await.unwrap()
 }
 
@@ -47,13 +48,7 @@ async fn a_run_passes_the_gate_in_front_of_airflow() {
     let (_, ingress) = airflow.ingress.as_ref().unwrap();
     // Envoy writes its log a little later.
     let own = |rule: &str, path: &str| {
-        let path = path.to_owned();
-        let rule = format!("{rule}");
-        ingress
-            .calls()
-            .unwrap()
-            .iter()
-            .any(|call| call["rule"] == rule.as_str() && call["path"] == path.as_str())
+        ingress.calls().unwrap().iter().any(|call| call["rule"] == rule && call["path"] == path)
     };
     for task in airflow.tasks(&run).await.unwrap() {
         let instance = format!("/execution/task-instances/{}", task.id());
@@ -65,7 +60,9 @@ async fn a_run_passes_the_gate_in_front_of_airflow() {
         within(patience, &format!("calls of {instance} in the access log"), done).await.unwrap();
     }
     let calls = ingress.calls().unwrap();
-    let works = |path: &Value| path.as_str().is_some_and(|path| path.starts_with("/execution/connections/"));
+    let works = |path: &Value| {
+        path.as_str().is_some_and(|path| path.starts_with("/execution/connections/"))
+    };
     assert!(calls.iter().any(|call| call["rule"] == "a-task-works" && works(&call["path"])));
 }
 
@@ -105,12 +102,20 @@ async fn a_task_s_token_opens_what_is_its_own_and_no_more() {
     ];
     for (token, method, path, expected) in cases {
         let answer = call(airflow, method, path, &[("authorization", token)]).await;
-        assert_eq!(code(&answer), *expected, "{method} {path}: {} {}", answer.status, answer.text());
+        assert_eq!(
+            code(&answer),
+            *expected,
+            "{method} {path}: {} {}",
+            answer.status,
+            answer.text()
+        );
     }
     // Airflow itself took the user's token, which went on, and refuses to start what is over.
     let dags = call(airflow, "GET", "/api/v2/dags", &[("authorization", &user)]).await;
     assert_eq!(dags.status, 200, "{}", dags.text());
-    let plain = call(airflow, "GET", "/execution/connections/orders_plain", &[("authorization", &running)]).await;
+    let plain =
+        call(airflow, "GET", "/execution/connections/orders_plain", &[("authorization", &running)])
+            .await;
     assert_eq!(plain.status, 200, "{}", plain.text());
 }
 
@@ -133,7 +138,8 @@ async fn nothing_reaches_airflow_s_data_without_a_token_that_airflow_signed() {
     let identity = {
         let run = run_to(airflow, "ds_orders", json!({}), "success").await;
         let sent = airflow.egress.requests().into_iter().rev();
-        let mut identities = sent.filter_map(|passed| passed.header("x-airflow-identity").map(str::to_owned));
+        let mut identities =
+            sent.filter_map(|passed| passed.header("x-airflow-identity").map(str::to_owned));
         let own = |identity: &String| part(identity, 1)["airflow"]["run_id"] == run.id.as_str();
         identities.find(own).unwrap()
     };
@@ -172,14 +178,23 @@ async fn nothing_reaches_airflow_s_data_without_a_token_that_airflow_signed() {
     for (method, path, headers, expected) in cases {
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, &**value)).collect();
         let answer = call(airflow, method, path, &headers).await;
-        assert_eq!(code(&answer), *expected, "{method} {path}: {} {}", answer.status, answer.text());
+        assert_eq!(
+            code(&answer),
+            *expected,
+            "{method} {path}: {} {}",
+            answer.status,
+            answer.text()
+        );
         if *expected == "airflow's own" {
             assert_eq!(answer.status, 200, "{method} {path}: {}", answer.text());
         }
     }
     // Envoy itself refuses what it cannot read in one way.
     let (tap, ingress) = airflow.ingress.as_ref().unwrap();
-    let request = format!("GET /static/..%2fapi/v2/dags HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", tap.address);
+    let request = format!(
+        "GET /static/..%2fapi/v2/dags HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+        tap.address
+    );
     let answer = send_raw(ingress.address, request.as_bytes()).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
 }
@@ -200,5 +215,7 @@ async fn the_two_key_sets_of_the_api_server_have_no_key_in_common() {
     for key in identities.iter().chain(&tokens) {
         assert!(key.get("d").is_none(), "a private key is public");
     }
-    assert!(tokens.iter().all(|token| identities.iter().all(|key| key["x"] != token["x"] && key["kid"] != token["kid"])));
+    assert!(tokens.iter().all(|token| {
+        identities.iter().all(|key| key["x"] != token["x"] && key["kid"] != token["kid"])
+    }));
 }

@@ -10,6 +10,8 @@
     reason = "a test's helpers may panic, too"
 )]
 
+mod ingress;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +38,8 @@ async fn shared() -> Option<&'static RwLock<Testbed>> {
             println!("SKIPPED: no Airflow here: {why}");
             return None;
         }
-        let options = airflow::Options { workers: 2, triggerer: true, ..Default::default() };
+        let options =
+            airflow::Options { workers: 2, triggerer: true, ingress: true, ..Default::default() };
         let options = Options { airflow: Some(options), ..Options::default() };
         Some(RwLock::new(Testbed::start(options).await.unwrap()))
     });
