@@ -20,6 +20,9 @@ async fn call(airflow: &Airflow, method: &str, path: &str, headers: &[(&str, &st
     call.send(ingress.address, None).await.unwrap()
 }
 
+/// Method, path, headers, and the code of the answer.
+type Case = (&'static str, &'static str, Vec<(&'static str, String)>, &'static str);
+
 /// The code of a refusal by the filter; what Airflow answers has none.
 fn code(answer: &Answer) -> String {
     answer.header("x-airflow-envoy-code").unwrap_or("airflow's own").to_owned()
@@ -146,7 +149,7 @@ async fn nothing_reaches_airflow_s_data_without_a_token_that_airflow_signed() {
     let cookie = |token: &str| format!("theme=dark; _token={token}");
     let (good, bad) = (cookie(&user), cookie(&altered));
     let data = "/api/v2/dags";
-    let cases: &[(&str, &str, Vec<(&str, String)>, &str)] = &[
+    let cases: &[Case] = &[
         ("GET", data, vec![], "token_missing"),
         ("GET", "/execution/connections/orders_api", vec![], "token_missing"),
         ("GET", "/ui/config", vec![], "token_missing"),
