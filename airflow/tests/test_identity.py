@@ -84,7 +84,7 @@ def test_an_audience_must_be_one_of_the_settings(settings_of: Callable[..., Sett
 def test_the_identity_is_bound_to_the_access_token(
     settings_of: Callable[..., Settings], task: Task, provider: Any
 ) -> None:
-    issuer = Issuer(settings_of(token_url=provider.url, client_id="a", client_secret="s"))
+    issuer = Issuer(settings_of(token_url=provider.url, client_id="a", client_secret="s", token_timeout="5"))
     headers = issuer.headers(task, Marker())
     assert headers["Authorization"] == "Bearer access-1"
     digest = hashlib.sha256(b"access-1").digest()
