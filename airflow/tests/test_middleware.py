@@ -181,6 +181,15 @@ def test_a_running_task_gets_its_identity_in_place_of_the_marker(
     assert json.loads(answer.body)["host"] == "envoy"
 
 
+def test_the_connection_of_proxy_mode_is_valid_for_longer(settings_of: Callable[..., Settings]) -> None:
+    issuer = use(settings_of(proxy_connection="envoy", proxy_identity_lifetime="120"))
+    key = jwt.PyJWKSet.from_dict(issuer.jwks()).keys[0].key
+    for conn_id, lifetime in (("envoy", 120), ("orders_api", 60)):
+        identity = run(Airflow(), path=f"/execution/connections/{conn_id}").extra["X-Airflow-Identity"]
+        claims = jwt.decode(identity, key, algorithms=["ES256"], audience="orders", leeway=5)
+        assert claims["exp"] - claims["iat"] == lifetime
+
+
 @pytest.mark.parametrize("chunks", [1, 2, 7, 1000])
 def test_an_answer_in_pieces_is_the_same(chunks: int) -> None:
     assert "X-Airflow-Identity" in run(Airflow(chunks=chunks)).extra
