@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -129,11 +130,39 @@ def test_states_and_warnings_follow_time(tmp_path, entries, states, words):
     tmp_path.chmod(0o700)
     entries = tuple(entries)
     assert [commands.state(one, entries, NOW) for one in entries] == states
-    told = commands.warnings(tmp_path, entries, NOW)
-    assert (words in " ".join(told)) if words else not told
+    assert commands.exposure(tmp_path) == []
+    told = commands.course(tmp_path, entries, NOW)
+    assert (words in " ".join(map(str, told))) if words else not told
 
 
 def test_without_a_ring_every_command_says_how_to_make_one(tmp_path, capsys):
     for argv in (["list"], ["jwks"], ["rotate"], ["retire", "x"]):
         assert main(["keys", *argv, "--folder", str(tmp_path / "none")]) == 3
         assert "keys new" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_writes_belongs_to_the_owner_of_the_folder(tmp_path):
+    folder = tmp_path / "ring"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 23456)
+    assert main(["keys", "new", "--folder", str(folder)]) == 0
+    assert main(["keys", "rotate", "--folder", str(folder)]) == 0
+    files = list(folder.iterdir())
+    assert len(files) == 4
+    assert {(file.stat().st_uid, file.stat().st_gid) for file in files} == {(12345, 23456)}
+    assert {file.stat().st_mode & 0o777 for file in folder.glob("*.pem")} == {0o600}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_root_gives_away_no_file_that_was_there_before(tmp_path, link):
+    other = tmp_path / "other"
+    other.touch(mode=0o600)
+    folder = tmp_path / "ring"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 23456)
+    link(other, folder / "keys.lock")
+    main(["keys", "new", "--folder", str(folder)])
+    assert other.stat().st_uid == 0
+    assert not list(folder.glob("*.pem")) or link is os.link

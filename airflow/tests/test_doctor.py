@@ -173,7 +173,7 @@ def _edit(folder: Path, **values: int) -> None:
 
 def test_a_ring_with_something_to_come(folder):
     ring.rotate(folder, now=int(time.time()), lead=600)
-    expect(local.keys(context(folder)), ("OK", "2 published"), ("WARN", "about to sign"))
+    expect(local.keys(context(folder)), ("OK", "2 published"), ("OK", "about to sign"))
 
 
 def test_a_ring_whose_key_ends(folder):
@@ -193,6 +193,29 @@ def test_permissions(folder):
     next(folder.glob("*.pem")).chmod(0o600)
     folder.chmod(0o770)
     expect(local.key_permissions(context(folder)), ("FAIL", "chmod 700"))
+
+
+def test_a_ring_of_somebody_else(folder, monkeypatch):
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(ring, "exposed", denied)
+    expect(local.key_permissions(context(folder)), ("FAIL", "run this as the user of the API server"))
+
+
+@pytest.mark.parametrize(
+    ("executor", "expected"),
+    [
+        (None, ("WARN", "DAG code can read its keys")),
+        ("LocalExecutor", ("WARN", "DAG code can read its keys")),
+        ("CeleryExecutor,LocalExecutor", ("WARN", "DAG code can read its keys")),
+        ("KubernetesExecutor", ("OK", "keep the keys off its workers")),
+    ],
+)
+def test_isolation(executor, expected):
+    conf = Conf(**({"core__executor": executor} if executor else {}))
+    expect(local.isolation(context(conf=conf)), expected)
+    expect(local.isolation(context(conf=conf, version=(2, 11, 2))), ("SKIP", "Airflow 2"))
 
 
 # --- Airflow's plugin, masking, tokens, backends

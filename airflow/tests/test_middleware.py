@@ -292,9 +292,22 @@ def test_inner_layers_are_not_asked_to_compress_and_outer_ones_keep_the_request(
         (b"accept-encoding", b"gzip"),
         (b"x", b"y"),
     ]
-    run(airflow, headers=scope_headers)
-    assert (b"x", b"y") in airflow.scopes[0]["headers"]
-    assert b"accept-encoding" not in dict(airflow.scopes[0]["headers"])
+    scope = {"type": "http", "method": "GET", "path": "/execution/connections/a", "headers": scope_headers}
+    seen: list[Any] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(list(scope["headers"]))
+        scope["route"] = "known to outer layers"
+        await airflow(scope, receive, send)
+
+    async def ignore(message: Any) -> None:
+        pass
+
+    asyncio.run(IdentityMiddleware(inner)(scope, None, ignore))  # type: ignore[arg-type]
+    assert scope["headers"] is scope_headers
+    assert scope["route"] == "known to outer layers"
+    assert (b"x", b"y") in seen[0]
+    assert b"accept-encoding" not in dict(seen[0])
     assert b"accept-encoding" in dict(scope_headers)
 
 
@@ -397,7 +410,7 @@ def test_errors_of_the_database_and_faults_are_never_a_5xx(
     for error, code in [
         (Refusal("database_unavailable", "text"), "database_unavailable"),
         (Refusal("task_unknown", "text"), "task_unknown"),
-        (RuntimeError("secret eyJhbGciOi.J9.xx"), "internal"),
+        (RuntimeError("secret hush-hush eyJhbGciOi.J9.xx"), "internal"),
         (MemoryError(), "internal"),
     ]:
         monkeypatch.setattr(module, "task_instance", raises(error))
@@ -406,7 +419,9 @@ def test_errors_of_the_database_and_faults_are_never_a_5xx(
         assert b"eyJ" not in answer.body
     lines = records()
     assert [line["code"] for line in lines if line["event"] == "refused"][-1] == "internal"
-    assert "eyJhbGciOi" not in json.dumps(lines)
+    assert "RuntimeError at " in json.dumps(lines)
+    for secret in ("eyJhbGciOi", "hush-hush"):
+        assert secret not in json.dumps(lines)
 
 
 def test_a_slow_database_is_given_up_and_its_threads_are_bounded(
@@ -592,6 +607,18 @@ def test_a_refused_task_can_ask_why_and_nobody_else_can() -> None:
         for token in (task_token(sub=str(uuid.UUID(int=9))), "garbage"):
             answer = await call(app, path, tokens=[token])
             assert (answer.status, answer.body) == (404, missing)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("extra", [{"X-Airflow-Envoy": "off"}, '{"X-Airflow-Envoy": "on",}'])
+def test_the_reason_is_kept_for_what_fails_before_the_task_is_looked_up(extra: Any) -> None:
+    app = IdentityMiddleware(Airflow(body=connection(extra)))
+
+    async def scenario() -> None:
+        assert (await call(app)).code == "marker_invalid"
+        answer = await call(app, "/execution/variables/airflow_envoy_refusal")
+        assert json.loads(answer.body)["value"].endswith("[marker_invalid]")
 
     asyncio.run(scenario())
 

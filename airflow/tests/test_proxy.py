@@ -16,7 +16,6 @@ import urllib.request
 from types import SimpleNamespace
 from typing import Any
 
-import backends  # noqa: F401 - AIRFLOW_HOME
 import jwt
 import pytest
 
@@ -97,7 +96,7 @@ def test_the_variables_are_put_back_at_the_end(made):
     one, environment, _ = made(lambda: connection(token(60)), "internal,api", environment=dict(before))
     one.start()
     assert environment["http_proxy"] != before["http_proxy"]
-    assert environment["NO_PROXY"] == environment["no_proxy"] == "internal,api"
+    assert environment["NO_PROXY"] == environment["no_proxy"] == "internal,api,127.0.0.1"
     one.stop()
     assert environment == before
     one.stop()
@@ -136,7 +135,7 @@ def test_without_an_identity_nothing_goes_out_unseen(made, caplog, found, code):
     one, environment, masked = made(lambda: found, "api")
     one.start()
     assert {environment[name] for name in PROXIES} == {NOWHERE}
-    assert environment["NO_PROXY"] == "api"
+    assert environment["NO_PROXY"].split(",") == ["api", *([found.host] if found.host else [])]
     assert f"[{code}]" in caplog.text
     assert masked == []
     one.stop()
@@ -435,7 +434,7 @@ def test_real_clients_call_nobody_without_an_identity(client, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Recorder.seen.clear()
-    one = Proxy(lambda: connection(None), "", mask=lambda secret: None)
+    one = Proxy(lambda: connection(None, host="envoy.internal"), "", mask=lambda secret: None)
     url = f"http://127.0.0.1:{server.server_address[1]}/"
     try:
         client(url)

@@ -174,6 +174,16 @@ def test_the_yaml_is_yaml():
         assert yaml.safe_load(block)
 
 
+def test_the_lifetime_that_envoy_allows_is_that_of_its_example():
+    example = HERE.parent / "envoy.yaml"
+    if not example.exists():
+        pytest.skip("the rest of the repository is not here")
+    _, _, airflow = example.read_text(encoding="utf-8").partition('"airflow": {')
+    allowed = re.search(r'"max_lifetime": "(\w+)"', airflow)
+    assert allowed
+    assert f"`envoy.yaml` of this project has `{allowed[1]}`" in TEXT
+
+
 def anchors(text: str) -> set[str]:
     heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}

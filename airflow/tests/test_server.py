@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -134,6 +135,17 @@ def test_airflow_loads_the_plugin_once_and_by_its_entry_point() -> None:
         pytest.skip("the package is not installed")
     assert len(found) == 1
     assert found[0].load() is AirflowEnvoyPlugin
+
+
+def test_a_task_that_loads_the_plugin_imports_nothing_of_the_server() -> None:
+    code = "import sys, airflow_envoy.server.plugin; print([m for m in sys.modules if 'airflow_envoy' in m])"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    loaded = shown.stdout.strip().splitlines()[-1]
+    assert "airflow_envoy.server.plugin" in loaded
+    for name in ("middleware", "routes", "issuer", "access_token", "keys"):
+        assert name not in loaded
 
 
 def test_the_api_server_takes_the_plugin_as_it_is(issuer: Issuer) -> None:

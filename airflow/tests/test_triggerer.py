@@ -268,7 +268,8 @@ def test_what_goes_wrong_is_told_and_never_raised(
 def test_a_reserved_name_of_another_form_is_no_connection(
     tables, facts, issuer, connections, in_triggerer, conn_id
 ):
-    connections[conn_id] = connections["orders_api"]
+    for name in (conn_id, conn_id.partition("!")[2].partition("!")[2]):
+        connections[name] = connections["orders_api"]
     assert in_triggerer(lambda: EnvoyTriggererBackend().get_connection(conn_id)) is None
 
 

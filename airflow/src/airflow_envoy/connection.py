@@ -15,7 +15,7 @@ from .delegate import access_denied
 from .identity import Task
 from .issuer import Issuer, apply
 from .marker import AUTHORIZATION, IDENTITY, NAME
-from .record import record
+from .record import fault, record
 from .refusal import Refusal
 
 
@@ -58,7 +58,7 @@ def with_credentials(
     except Refusal:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
-        record(logging.ERROR, "fault", error=f"{type(error).__name__}: {error}")
+        record(logging.ERROR, "fault", cause=fault(error))
         raise Refusal(
             "internal",
             f"the identity could not be made ({type(error).__name__}); the line `fault` above says more",

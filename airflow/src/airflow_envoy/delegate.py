@@ -20,7 +20,7 @@ try:
 except ImportError:  # Airflow 2, 3.0 and 3.1
     from airflow.secrets import BaseSecretsBackend
 
-from .record import record
+from .record import fault, record
 
 if TYPE_CHECKING:
     Connection = Any
@@ -64,9 +64,7 @@ class Delegating(BaseSecretsBackend):  # type: ignore[misc, unused-ignore]
                 self._made = self._make(self._class_path)
             except Exception as error:
                 # Airflow only tells at the level `debug` that a backend failed, and asks the next one.
-                record(
-                    logging.ERROR, "delegate_failed", delegate=self._class_path, problem=type(error).__name__
-                )
+                record(logging.ERROR, "delegate_failed", delegate=self._class_path, cause=fault(error))
                 raise
         return self._made
 

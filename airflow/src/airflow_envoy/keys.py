@@ -444,11 +444,21 @@ def _write(path: Path, data: bytes, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
+            _give_to_owner(path.parent, descriptor)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise KeysError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _give_to_owner(folder: Path, descriptor: int) -> None:
+    """What root has just made belongs to the folder's owner: the API server could not read it otherwise, and
+    would sign with the old key until that is over.
+    """
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _remove_unlisted(folder: Path) -> None:
@@ -468,7 +478,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _lock_file(folder)
     except OSError as error:
         raise KeysError(f"{folder} cannot be written: {error.strerror}") from None
     try:
@@ -480,6 +490,15 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # which releases the lock
+
+
+def _lock_file(folder: Path) -> int:
+    # Only a file that was made here is given away: the folder's owner could have put a link to another one.
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        _give_to_owner(folder, descriptor)
+        return descriptor
+    return os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
 
 
 def _pem(folder: Path, kid: str) -> Path:

@@ -9,14 +9,15 @@ variables that HTTP clients look at:
 
 Clients then send `Proxy-Authorization: Basic ...`, which Envoy's filter takes apart (its
 `proxy_authorization`). The variables hold for everything that the task's process calls, and its children;
-`NO_PROXY` exempts Airflow's API server and what `[airflow_envoy] no_proxy` names. They go when the task
-ends.
+`NO_PROXY` exempts Airflow's API server, Envoy's own host, which hooks call themselves, and what
+`[airflow_envoy] no_proxy` names. They go when the task ends.
 
 **Lifetime.** The credentials are renewed in the background before they expire, for clients that look at the
 environment for each call: requests, urllib, aiohttp, a new httpx client, a new child process. A child
 process that runs for longer than the identity is valid keeps what it started with, and so does an httpx
-client that is kept. Give the connection's identities a longer life if that matters (`[airflow_envoy]
-proxy_identity_lifetime`, where they are signed).
+client that is kept. That is why these identities live longer than others (`[airflow_envoy]
+proxy_identity_lifetime`, where they are signed). Airflow 3.0 and 3.1 and `dags test` have no channel that a
+second thread may use: there, nothing is renewed.
 
 **Without credentials nothing goes out unseen.** If the connection cannot be read the variables name a proxy
 that does not exist, and the reason stands in the task's log. To go on without them would send the calls
@@ -43,7 +44,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from .record import record, scrub
+from .record import fault, record, scrub
 from .refusal import Refusal
 from .settings import SECTION
 
@@ -77,7 +78,7 @@ def listeners() -> list[Any]:
     try:
         connection, _ = options()
     except Exception as error:  # noqa: BLE001 - a plugin that raises is not loaded at all
-        record(logging.ERROR, "proxy_off", error=type(error).__name__)
+        record(logging.ERROR, "proxy_off", cause=fault(error))
         return []
     return [sys.modules[__name__]] if connection else []
 
@@ -142,7 +143,7 @@ def start(task_instance: Any) -> None:
         _current = Proxy(reader(conn_id, task_instance), hosts)
         _current.start()
     except Exception as error:  # noqa: BLE001 - see `on_task_instance_running`
-        record(logging.ERROR, "proxy_failed", error=scrub(f"{type(error).__name__}: {error}"))
+        record(logging.ERROR, "proxy_failed", cause=fault(error))
 
 
 def stop() -> None:
@@ -255,7 +256,9 @@ class Proxy:
         self._before = {name: self._environment.get(name) for name in (*PROXIES, *EXEMPTIONS)}
         credentials: Credentials | None = None
         try:
-            credentials = Credentials.of(self._read())
+            connection = self._read()
+            self._spare(connection)
+            credentials = Credentials.of(connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, the task's log says it
             record(
                 logging.ERROR,
@@ -295,6 +298,14 @@ class Proxy:
                 else:
                     self._environment[name] = before
             self._ours = {}
+
+    def _spare(self, connection: Any) -> None:
+        """Exempts Envoy's own host: a hook's connection that leads there would be asked of Envoy as a proxy,
+        for Envoy's address in place of the `Host` that the connection names.
+        """
+        host = getattr(connection, "host", None)
+        if isinstance(host, str) and host:
+            self._exempt = ",".join(dict.fromkeys([*filter(None, self._exempt.split(",")), host]))
 
     def _set(self, url: str, credentials: Credentials | None) -> None:
         for secret in credentials.secrets if credentials else ():

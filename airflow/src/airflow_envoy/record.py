@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import traceback
 from typing import Any
 
 LOGGER = logging.getLogger("airflow_envoy")
@@ -28,3 +30,10 @@ def record(level: int, event: str, **fields: Any) -> None:
 def scrub(text: str) -> str:
     """``text`` without anything that looks like a token."""
     return _TOKEN.sub("eyJ***", text)
+
+
+def fault(error: BaseException) -> str:
+    """What an unforeseen exception was and where it came from, without its text, which may quote anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in frames[-3:]]
+    return f"{type(error).__name__} at {' > '.join(places) or 'an unknown place'}"

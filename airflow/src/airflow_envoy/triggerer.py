@@ -35,7 +35,7 @@ from typing import Any
 
 from .delegate import Delegating
 from .identity import Task
-from .record import record
+from .record import fault, record
 from .refusal import CODES, Refusal
 
 RESERVED = "airflow_envoy!"
@@ -163,9 +163,7 @@ def _served(conn_id: str) -> Any | None:
     except Refusal as refusal:
         return _told(name, refusal, trigger)
     except Exception as error:  # noqa: BLE001 - see above
-        record(
-            logging.ERROR, "fault", error=f"{type(error).__name__}: {error}", trigger=trigger, connection=name
-        )
+        record(logging.ERROR, "fault", cause=fault(error), trigger=trigger, connection=name)
         return _told(
             name,
             Refusal("internal", f"the triggerer could not make the identity ({type(error).__name__})"),

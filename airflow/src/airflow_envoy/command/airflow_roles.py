@@ -114,8 +114,8 @@ def from_fab(
         ) from None
     # FAB copies every `access_control` to permissions on `DAG:<id>`, and does not tell those that were given
     # by hand.
-    for role in roles.values():
-        role.claimed = bool(role.dags - {ALL_DAGS})
+    for found in roles.values():
+        found.claimed = bool(found.dags - {ALL_DAGS})
     return roles
 
 

@@ -40,7 +40,8 @@ class Command:
     def load(self) -> Callable[[argparse.Namespace], int]:
         """The function that carries the command out."""
         module, _, function = self.run.partition(":")
-        return getattr(importlib.import_module(module), function)
+        run: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), function)
+        return run
 
     def epilog(self, prog: str) -> str:
         """Examples for the help, as they are typed after `prog`."""

@@ -8,12 +8,25 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from airflow_envoy import keys as ring
 from airflow_envoy.command.report import DONE, USAGE, Problem, note, print_json, say, table
 
-__all__ = ["DEFAULT_LEAD", "OLD", "folder_of", "jwks", "new", "retire", "rotate", "show", "state", "warnings"]
+__all__ = [
+    "DEFAULT_LEAD",
+    "OLD",
+    "Warned",
+    "course",
+    "exposure",
+    "folder_of",
+    "jwks",
+    "new",
+    "retire",
+    "rotate",
+    "show",
+    "state",
+]
 
 DEFAULT_LEAD = 600
 """Seconds between publishing a key and signing with it: more than the filter's greatest default `refresh` (5
@@ -89,7 +102,7 @@ def show(args: argparse.Namespace) -> int:
     folder, now = folder_of(args), int(time.time())
     entries = _try(lambda: ring.read(folder))
     states = {entry.kid: state(entry, entries, now) for entry in entries}
-    warned = warnings(folder, entries, now)
+    warned = [str(one) for one in (*exposure(folder), *course(folder, entries, now))]
     if args.json:
         listed = [{**entry.as_json(), "state": states[entry.kid]} for entry in entries]
         print_json({"folder": str(folder), "keys": listed, "warnings": warned})
@@ -129,35 +142,51 @@ def state(entry: ring.Entry, entries: tuple[ring.Entry, ...], now: float) -> str
     return "signing" if entry == ring.signer(list(entries), now) else "published"
 
 
-def warnings(folder: Path, entries: tuple[ring.Entry, ...], now: float) -> list[str]:
-    """What an administrator should know about a ring, one sentence each."""
-    told = [f"{path} can be read by others than its owner: chmod 600 {path}" for path in ring.exposed(folder)]
-    if _writable_by_others(folder):
-        told.append(f"{folder} can be written by others than its owner: chmod 700 {folder}")
-    missing = [
-        entry.kid
-        for entry in entries
-        if entry.is_published(now) and not (folder / f"{entry.kid}.pem").exists()
+class Warned(NamedTuple):
+    """Something about a ring that an administrator should know, and what to do about it (empty: nothing)."""
+
+    text: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.advice}" if self.advice else self.text
+
+
+def exposure(folder: Path) -> list[Warned]:
+    """Who else may read or replace a key of the ring. Raises `OSError`."""
+    told = [
+        Warned(
+            f"{path} can be read by others than its owner",
+            f"chmod 600 {path}; if a task could read it, `keys retire` it",
+        )
+        for path in ring.exposed(folder)
     ]
-    told += [f"the key {kid} has no file in {folder}" for kid in missing]
+    if folder.stat().st_mode & 0o022:
+        told.append(Warned(f"{folder} can be written by others than its owner", f"chmod 700 {folder}"))
+    return told
+
+
+def course(folder: Path, entries: tuple[ring.Entry, ...], now: float) -> list[Warned]:
+    """What is to come for the ring, and what is missing."""
+    published = [entry for entry in entries if entry.is_published(now)]
+    told = [
+        Warned(f"the key {entry.kid} has no file in {folder}", f"bring it, or `keys retire {entry.kid}`")
+        for entry in published
+        if not (folder / f"{entry.kid}.pem").exists()
+    ]
     signing = ring.signer(list(entries), now)
-    following = [entry for entry in entries if entry.signs_from > now and entry.is_published(now)]
+    following = [entry for entry in published if entry.signs_from > now]
     if signing is None:
-        told.append("no key may sign now: `keys rotate --now`")
+        told.append(Warned("no key may sign now", "`keys rotate --now`"))
     elif not following and signing.published_until is not None:
-        told.append(
-            f"the signing key ends at {_when(signing.published_until)} and no next key follows: `keys rotate`"
-        )
+        until = _when(signing.published_until)
+        told.append(Warned(f"the signing key ends at {until} and no next key follows", "`keys rotate`"))
     elif not following and now - signing.signs_from > OLD:
-        told.append(
-            f"the signing key is {int(now - signing.signs_from) // 86400} days old and no next key follows: "
-            "`keys rotate`"
-        )
+        age = int(now - signing.signs_from) // 86400
+        told.append(Warned(f"the signing key is {age} days old and no next key follows", "`keys rotate`"))
     for entry in following:
-        told.append(
-            f"the key {entry.kid} is about to sign: from {_when(entry.signs_from)}, in "
-            f"{_span(entry.signs_from - now)}"
-        )
+        when, left = _when(entry.signs_from), _span(entry.signs_from - now)
+        told.append(Warned(f"the key {entry.kid} is about to sign: from {when}, in {left}"))
     return told
 
 
@@ -189,10 +218,6 @@ def setting_keys() -> str | None:
         ) from None
     text = conf.get("airflow_envoy", "keys", fallback=None)
     return str(text) if text else None
-
-
-def _writable_by_others(folder: Path) -> bool:
-    return bool(folder.stat().st_mode & 0o022)
 
 
 def _try(act: Callable[[], _T]) -> _T:

@@ -18,7 +18,7 @@ __all__ = ["has_yaml", "named_airflow_roles", "read", "roles_asked_for", "to_yam
 def has_yaml() -> bool:
     """Whether PyYAML is installed; it always is beside Airflow."""
     try:
-        import yaml  # noqa: F401
+        import yaml  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
     except ImportError:
         return False
     return True
@@ -97,13 +97,14 @@ def to_yaml(document: dict[str, Any]) -> str:
     """Block style, one value a line, members in the order given: what changes little has a small diff."""
     import yaml
 
-    class Indented(yaml.SafeDumper):
-        def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+    class Indented(yaml.SafeDumper):  # type: ignore[misc, unused-ignore]
+        def increase_indent(self, flow: bool = False, indentless: bool = False) -> Any:
             return super().increase_indent(flow, False)
 
-    return yaml.dump(
+    text: str = yaml.dump(
         document, Dumper=Indented, sort_keys=False, default_flow_style=False, allow_unicode=True, width=1000
     )
+    return text
 
 
 def _kind(value: Any) -> str:

@@ -23,9 +23,9 @@ from ..database import task_instance
 from ..identity import Task
 from ..issuer import Issuer
 from ..keys import SigningKey
-from ..marker import AUTHORIZATION, NAME, Marker
+from ..marker import NAME, Marker
 from ..reason import VARIABLE
-from ..record import record
+from ..record import fault, record
 from ..refusal import Refusal
 from .caller import Callers
 
@@ -74,15 +74,18 @@ class IdentityMiddleware:
         if not is_connection(route):
             await self._app(scope, receive, send)
             return
-        # What an inner layer compressed could not be read. Layers outside still compress if they are asked
-        # to.
-        headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
         answer = _Answer(send)
+        whole = scope["headers"]
+        headers = [(name, value) for name, value in whole if name.lower() != b"accept-encoding"]
         conn_id = route[len(_ROUTE) :]
-        # Of a connection that was marked when it was last read, the facts are looked up while Airflow reads
-        # it.
+        # If the connection was marked when it was last read, look the task up while Airflow reads it.
         early = self._start(headers) if conn_id in self._marked else None
-        await self._app({**scope, "headers": headers}, receive, answer.take)
+        # What an inner layer compressed could not be read. The outer ones have seen the request already.
+        scope["headers"] = headers
+        try:
+            await self._app(scope, receive, answer.take)
+        finally:
+            scope["headers"] = whole
         if not answer.is_held:
             return
         body = await self._judged(conn_id, headers, answer, early)
@@ -108,29 +111,28 @@ class IdentityMiddleware:
                 return None
             self._remember(conn_id)
             issuer = Issuer.current()
-            facts = await (early or self._facts(headers))
-            lifetime = issuer.settings.lifetime(conn_id)
-            credentials = await _credentials(issuer, facts, marker, lifetime)
             if (
-                AUTHORIZATION in credentials
+                issuer.settings.has_provider
                 and connection.get("conn_type") == "http"
                 and connection.get("login")
             ):
                 raise Refusal(
                     "marker_invalid",
-                    "the marked connection has a login, which HTTP clients would send instead of the "
-                    "access token: "
-                    "remove login and password from it",
+                    "the marked connection has a login, which HTTP clients would send instead of the access "
+                    "token: remove login and password from it",
                 )
+            facts = await (early or self._facts(headers))
+            credentials = await _credentials(issuer, facts, marker, issuer.settings.lifetime(conn_id))
             connection["extra"] = json.dumps({**extra, **credentials})
             return 200, json.dumps(connection).encode()
         except Refusal as error:
             refusal, cause = error, None
         except Exception as error:  # noqa: BLE001 - never a 5xx; the task is told that it is not its own fault
             refusal = _fault()
-            cause = f"{type(error).__name__}: {error}"
-        if facts.ti_id is not None:
-            self._reasons.put(facts.ti_id, refusal.text)
+            cause = fault(error)
+        ti_id = facts.ti_id or await self._caller(headers)
+        if ti_id is not None:
+            self._reasons.put(ti_id, refusal.text)
         record(
             ERROR if cause else WARNING,
             "refused",
@@ -138,7 +140,7 @@ class IdentityMiddleware:
             message=refusal.message,
             cause=cause,
             conn_id=conn_id,
-            ti_id=facts.ti_id and str(facts.ti_id),
+            ti_id=ti_id and str(ti_id),
             seconds=round(time.monotonic() - started, 3),
         )
         return 403, json.dumps({"detail": refusal.detail()}).encode()
@@ -155,9 +157,7 @@ class IdentityMiddleware:
         return task
 
     async def _facts(self, headers: Headers) -> _Facts:
-        """Who is calling, and with which key it would be signed. Never raises: the refusal is one of the
-        facts.
-        """
+        """Who is calling, and with which key to sign. Never raises: a refusal is one of the facts."""
         facts = _Facts()
         try:
             facts.ti_id = await self._callers.caller(headers)
@@ -171,18 +171,20 @@ class IdentityMiddleware:
         except Refusal as refusal:
             facts.refusal = refusal
         except Exception as error:  # noqa: BLE001 - see above
-            record(ERROR, "fault", cause=f"{type(error).__name__}: {error}")
+            record(ERROR, "fault", cause=fault(error))
             facts.refusal = _fault()
         return facts
 
-    async def _reason(self, scope: Scope, send: Send) -> bool:
-        """Tells a task why it was refused last, as the variable that `reason.py` asks for; False if it was
-        not.
-        """
+    async def _caller(self, headers: Headers) -> uuid.UUID | None:
         try:
-            text = self._reasons.get(await self._callers.caller(scope["headers"]))
+            return await self._callers.caller(headers)
         except Refusal:
-            text = None
+            return None
+
+    async def _reason(self, scope: Scope, send: Send) -> bool:
+        """Tells a task why it was refused, as the variable that `reason.py` asks for; False if it was not."""
+        ti_id = await self._caller(scope["headers"])
+        text = None if ti_id is None else self._reasons.get(ti_id)
         if text is None:
             return False
         body = json.dumps({"key": VARIABLE, "value": text}).encode()
@@ -367,4 +369,4 @@ def _prepare() -> None:
     except Refusal:
         return  # it was logged where it happened, and every marked connection will say so
     except Exception as error:  # noqa: BLE001 - the API server starts in any case
-        record(ERROR, "not_prepared", problem=f"{type(error).__name__}: {error}")
+        record(ERROR, "not_prepared", cause=fault(error))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..issuer import Issuer
-from ..record import record
+from ..record import fault, record
 from ..refusal import Refusal
 
 Scope = MutableMapping[str, Any]
@@ -63,7 +63,7 @@ def _read(reader: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
     except Refusal as refusal:
         return 503, {"detail": refusal.detail()}
     except Exception as error:  # noqa: BLE001 - Airflow's own handler would show more than a stranger should see
-        record(ERROR, "key_set_unavailable", problem=type(error).__name__)
+        record(ERROR, "key_set_unavailable", cause=fault(error))
         return 503, {"detail": "The keys cannot be read: see the API server's log"}
 
 

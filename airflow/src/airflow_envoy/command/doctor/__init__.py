@@ -19,6 +19,7 @@ CHECKS = (
     Check("settings", local.settings),
     Check("keys", local.keys),
     Check("key_permissions", local.key_permissions),
+    Check("isolation", local.isolation),
     Check("plugin", local.plugin, loads_airflow=True),
     Check("api_server", network.api_server),
     Check("api_clock", network.api_clock),

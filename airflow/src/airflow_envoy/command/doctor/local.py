@@ -96,10 +96,11 @@ def keys(context: Context) -> Iterator[Finding]:
         )
         return
     yield ok(f"{context.keys}: {published} published, {signing.kid} ({signing.alg}) signs")
-    for text in key_commands.warnings(context.keys, entries, now):
-        if "can be" not in text:
-            what, _, advice = text.partition(": `")
-            yield warn(what, f"`{advice}" if advice else "nothing to do, unless this is unexpected")
+    for text, advice in key_commands.course(context.keys, entries, now):
+        if advice:
+            yield warn(text, advice)
+        else:
+            yield ok(text)
 
 
 def _why_not(folder: Path, entries: tuple[ring.Entry, ...], now: float) -> str:
@@ -120,16 +121,31 @@ def key_permissions(context: Context) -> Iterator[Finding]:
     if context.keys is None or not context.keys.is_dir():
         yield skip("there is no folder of keys")
         return
-    bad = [str(path) for path in ring.exposed(context.keys)]
-    if bad:
-        yield fail(
-            f"others than the owner may read {', '.join(bad)}",
-            f"chmod 600 {' '.join(bad)}; if a task could read one, `keys retire` it",
-        )
-    if context.keys.stat().st_mode & 0o022:
-        yield fail(f"others than the owner may write to {context.keys}", f"chmod 700 {context.keys}")
-    elif not bad:
+    try:
+        bad = key_commands.exposure(context.keys)
+    except OSError as error:
+        yield fail(f"{context.keys}: {error.strerror}", "run this as the user of the API server")
+        return
+    for text, advice in bad:
+        yield fail(text, advice)
+    if not bad:
         yield ok("private keys are the owner's alone")
+
+
+def isolation(context: Context) -> Iterator[Finding]:
+    """Tasks do not run as whoever may read the keys, as far as the configuration tells."""
+    if context.conf is None or context.airflow_version < (3, 0):
+        yield skip("Airflow 2 signs where its tasks run")
+        return
+    executor = context.option("core", "executor", "LocalExecutor")
+    if "LocalExecutor" in executor:
+        yield warn(
+            "the LocalExecutor runs tasks as the scheduler's user: if the API server is the same user on the "
+            "same host, DAG code can read its keys",
+            "give the API server a user or a host of its own",
+        )
+    else:
+        yield ok(f"tasks are run by {executor}; keep the keys off its workers")
 
 
 def plugin(context: Context) -> Iterator[Finding]:

@@ -60,10 +60,11 @@ def get(context: Context, url: str) -> httpx.Response:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             answer = error
         context.memory[url] = answer
-    answer = context.memory[url]
-    if isinstance(answer, Exception):
-        raise Unreachable(_reason(answer, context.timeout))
-    return answer
+    known = context.memory[url]
+    if isinstance(known, Exception):
+        raise Unreachable(_reason(known, context.timeout))
+    response: httpx.Response = known
+    return response
 
 
 class Unreachable(Exception):
