@@ -77,12 +77,12 @@ def pem(key: Any) -> bytes:
 
 @pytest.mark.parametrize("kid", [None, "af-1"])
 @pytest.mark.parametrize(
-    ("key", "algorithm"),
-    [(ed25519.Ed25519PrivateKey.generate(), "EdDSA"), (rsa.generate_private_key(65537, 2048), "RS256")],
-    ids=["EdDSA", "RS256"],
+    "key",
+    [ed25519.Ed25519PrivateKey.generate(), rsa.generate_private_key(65537, 2048)],
+    ids=["Ed25519", "RSA"],
 )
 def test_airflows_own_public_key_verifies_airflows_own_tokens(
-    key: Any, algorithm: str, kid: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: Any, kid: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "airflow.pem"
     path.write_bytes(pem(key))
@@ -94,6 +94,7 @@ def test_airflows_own_public_key_verifies_airflows_own_tokens(
     assert status == 200
     (published,) = document["keys"]
     assert published["kid"] == jwt.get_unverified_header(token)["kid"]
+    algorithm = jwt.get_unverified_header(token)["alg"]
     assert published["alg"] == algorithm
     assert not {"d", "p", "q", "k"} & set(published)
     public = jwt.PyJWKSet.from_dict(document).keys[0].key

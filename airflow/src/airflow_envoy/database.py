@@ -80,9 +80,7 @@ def _read(ti_id: uuid.UUID, roles: bool, tier: str) -> Task:
         owners=owners(row["owners"]),
         tags=dag.tags,
         roles=dag.roles if roles else None,
-        team=row["team"]
-        if query.has_teams
-        else None,  # without `multi_team` there are no teams: known to be none
+        team=row["team"] if query.has_teams else query.other_team,
         run_type=_text(row["run_type"]),
         triggering_user_name=_user(row, query),
         tier=tier,
@@ -95,6 +93,8 @@ class _Query:
     id_is_text: bool
     has_teams: bool
     has_user: bool
+    other_team: Unknown | None = None
+    """The team where the query brings none. Without `multi_team` there are no teams: known to be none."""
 
     def identifier(self, ti_id: uuid.UUID) -> uuid.UUID | str:
         """The id as this Airflow's column wants it: text in 3.0 and 3.1, a UUID since."""
@@ -145,15 +145,25 @@ def _query() -> _Query:
         .outerjoin(dag, dag.c.dag_id == ti.c.dag_id)
         .outerjoin(serialized, serialized.c.dag_version_id == latest)
     )
-    has_teams = conf.getboolean("core", "multi_team", fallback=False)  # since 3.2
-    if has_teams:
-        from airflow.models.team import dag_bundle_team_association_table as team
-
+    multi_team = conf.getboolean("core", "multi_team", fallback=False)  # of use since 3.2
+    team = _team_table(ti.metadata) if multi_team else None
+    if team is not None:
         # A bundle has one team at most: the table has a unique index for it.
         columns.append(team.c.team_name.label("team"))
         tables = tables.outerjoin(team, team.c.dag_bundle_name == dag.c.bundle_name)
     statement = select(*columns).select_from(tables).where(ti.c.id == bindparam("ti_id"))
-    return _Query(statement, isinstance(ti.c.id.type, String), has_teams, has_user)
+    id_is_text = isinstance(ti.c.id.type, String)
+    return _Query(statement, id_is_text, team is not None, has_user, UNKNOWN if multi_team else None)
+
+
+def _team_table(metadata: Any) -> Any:
+    """The table of the teams of bundles, in the form that it has since Airflow 3.2; None before."""
+    try:
+        import airflow.models.team  # noqa: F401 - which adds it
+    except ImportError:
+        return None
+    table = metadata.tables.get("dag_bundle_team")
+    return table if table is not None and "team_name" in table.c else None
 
 
 _lock = threading.Lock()

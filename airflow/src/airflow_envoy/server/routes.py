@@ -93,15 +93,16 @@ def _airflow_keys() -> dict[str, Any]:
 
 
 def _airflow_key(path: Path, conf: Any) -> dict[str, Any]:
-    from airflow.api_fastapi.auth.tokens import key_to_jwk_dict
+    from airflow.api_fastapi.auth.tokens import get_sig_validation_args, key_to_jwk_dict
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     private: Any = load_pem_private_key(path.read_bytes(), password=None)
     # With Airflow's own function: the `kid` in its tokens is Airflow's idea of a thumbprint.
     jwk = key_to_jwk_dict(private.public_key(), kid=conf.get("api_auth", "jwt_kid", fallback=None) or None)
-    algorithm = conf.get("api_auth", "jwt_algorithm", fallback=None)
-    if not algorithm or algorithm == "GUESS":
-        algorithm = "RS256" if jwk["kty"] == "RSA" else "EdDSA"
+    # Airflow's guess, unless it is configured: it differs between versions.
+    algorithm = get_sig_validation_args(make_secret_key_if_needed=False)["algorithm"]
+    if isinstance(algorithm, (list, tuple)):
+        algorithm = algorithm[0]
     return {**{name: jwk[name] for name in jwk if name in _PUBLIC}, "alg": algorithm, "use": "sig"}
 
 
