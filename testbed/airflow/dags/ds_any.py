@@ -1,8 +1,8 @@
 """Makes the calls that its run's configuration lists, in order.
 
 A call has a `connection`, and may have `path`, `headers`, `times` and a `pause` in seconds after each time.
-What came back is returned, with the seconds that reading the connection took; a connection that cannot be read
-is one more answer, unless the call is a `must`: then it ends the task.
+What came back is returned, with the seconds that reading the connection took; one that cannot be read is one
+more answer, unless the call is a `must`: then it ends the task.
 With `until`, the task goes on running until that file is there, for two minutes at most.
 """
 
