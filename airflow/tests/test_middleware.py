@@ -624,6 +624,33 @@ def test_a_refused_task_can_ask_why_and_nobody_else_can() -> None:
     asyncio.run(scenario())
 
 
+def test_another_process_of_the_api_server_judges_once_more_to_say_why() -> None:
+    path = "/execution/variables/airflow_envoy_refusal!orders_api"
+    missing = b'{"detail": "airflow has no such variable"}'
+    airflow = Airflow(body=connection({"X-Airflow-Envoy": "aud=nobody"}))
+
+    async def scenario() -> None:
+        answer = await call(IdentityMiddleware(airflow), path)
+        assert answer.status == 200
+        assert json.loads(answer.body)["key"] == "airflow_envoy_refusal!orders_api"
+        assert json.loads(answer.body)["value"].endswith("[audience_unknown]")
+        # What is not refused has no reason, and Airflow answers as it would.
+        airflow.body = connection({"X-Airflow-Envoy": "on"})
+        answer = await call(IdentityMiddleware(airflow), path)
+        assert answer.body == airflow.body
+        airflow.status, airflow.body = 404, missing
+        for other in (
+            path,
+            path + "/x",
+            path.replace("!", "?"),
+            "/execution/variables/airflow_envoy_refusals!x",
+        ):
+            answer = await call(IdentityMiddleware(airflow), other)
+            assert (answer.status, answer.body) == (404, missing), other
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("extra", [{"X-Airflow-Envoy": "off"}, '{"X-Airflow-Envoy": "on",}'])
 def test_the_reason_is_kept_for_what_fails_before_the_task_is_looked_up(extra: Any) -> None:
     app = IdentityMiddleware(Airflow(body=connection(extra)))

@@ -188,8 +188,9 @@ def in_task(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     from airflow.sdk import Variable
 
     def answer(key: str, default: Any = None) -> Any:
-        assert key == "airflow_envoy_refusal"
-        return answers.pop()
+        assert key.partition("!")[0] == "airflow_envoy_refusal"
+        answer = answers.pop()
+        return answer(key) if callable(answer) else answer
 
     monkeypatch.setattr(Variable, "get", answer)
     return answers
@@ -206,6 +207,26 @@ def test_the_reason_is_written_to_the_tasks_log(
         reason.on_task_instance_failed(task_instance=None, error=error)
     assert [r.getMessage() for r in caplog.records] == ["airflow-envoy: do this [task_unknown]"]
     assert caplog.records[0].levelname == "ERROR"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "Access denied for connection 'orders_api' by Execution API; refusing to fall back",
+            "airflow_envoy_refusal!orders_api",
+        ),
+        ("The conn_id `orders_api` isn't defined", "airflow_envoy_refusal!orders_api"),
+        ("something else", "airflow_envoy_refusal"),
+        ("Access denied for connection 'a/b' by", "airflow_envoy_refusal"),
+    ],
+)
+def test_the_connection_is_named_as_airflow_names_it(
+    text: str, name: str, in_task: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    in_task.append(lambda key: f"airflow-envoy: {key}")
+    reason.on_task_instance_failed(task_instance=None, error=AirflowSecretsBackendAccessDenied(text))
+    assert [r.getMessage() for r in caplog.records] == [f"airflow-envoy: {name}"]
 
 
 def test_without_a_reason_the_log_says_where_to_look(
@@ -237,4 +258,4 @@ def test_an_error_that_is_its_own_cause_does_not_hang() -> None:
     error = ValueError()
     error.__context__ = RuntimeError()
     error.__context__.__context__ = error
-    assert not reason._is_refusal(error)
+    assert reason._refusal(error) is None

@@ -443,7 +443,7 @@ def _reason(error: Exception) -> str:
         with suppress(Exception):
             from .reason import kept
 
-            text = kept() or text
+            text = kept(options()[0]) or text
     return scrub(text)
 
 

@@ -18,13 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from logging import ERROR, WARNING
 from typing import Any
+from urllib.parse import quote
 
 from ..database import task_instance
 from ..identity import Task
 from ..issuer import Issuer
 from ..keys import SigningKey
 from ..marker import NAME, Marker
-from ..reason import VARIABLE
+from ..reason import SEPARATOR, VARIABLE
 from ..record import fault, record
 from ..refusal import Refusal
 from .caller import Callers
@@ -37,7 +38,8 @@ Headers = list[tuple[bytes, bytes]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _ROUTE = "/execution/connections/"
-_REASON = f"/execution/variables/{VARIABLE}"
+_VARIABLES = "/execution/variables/"
+_REASON = _VARIABLES + VARIABLE
 _REASON_AGE = 120.0
 _REASONS = 1024
 _MARKED = 4096
@@ -69,7 +71,7 @@ class IdentityMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
         route = _route(scope) if scope["type"] == "http" and scope["method"] == "GET" else ""
-        if route == _REASON and await self._reason(scope, send):
+        if route.startswith(_REASON) and await self._reason(scope, send, route):
             return
         if not is_connection(route):
             await self._app(scope, receive, send)
@@ -181,17 +183,53 @@ class IdentityMiddleware:
         except Refusal:
             return None
 
-    async def _reason(self, scope: Scope, send: Send) -> bool:
+    async def _reason(self, scope: Scope, send: Send, route: str) -> bool:
         """Tells a task why it was refused, as the variable that `reason.py` asks for; False if it was not."""
+        asked, separator, conn_id = route.partition(SEPARATOR)
+        if asked != _REASON:
+            return False
         ti_id = await self._caller(scope["headers"])
-        text = None if ti_id is None else self._reasons.get(ti_id)
+        if ti_id is None:
+            return False
+        text = self._reasons.get(ti_id)
+        if text is None and separator and is_connection(_ROUTE + conn_id):
+            text = await self._judged_again(scope, route, conn_id)
         if text is None:
             return False
-        body = json.dumps({"key": VARIABLE, "value": text}).encode()
+        body = json.dumps({"key": route.removeprefix(_VARIABLES), "value": text}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         return True
+
+    async def _judged_again(self, scope: Scope, route: str, conn_id: str) -> str | None:
+        """Why the caller is refused a connection: it was another process of the API server that said so."""
+        path: str = scope["path"]
+        path = path.removesuffix(route) + _ROUTE + conn_id
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
+        read = {
+            **scope,
+            "path": path,
+            "raw_path": quote(path).encode(),
+            "query_string": b"",
+            "headers": headers,
+        }
+        answer = _Answer(_nowhere)
+        await self._app(read, _no_body, answer.take)
+        judged = await self._judged(conn_id, headers, answer, None) if answer.is_held else None
+        if judged is None or judged[0] != 403:
+            return None
+        message = json.loads(judged[1])["detail"]["message"]
+        return str(message)
+
+
+async def _nowhere(message: Message) -> None:
+    """Sends to nobody."""
+
+
+async def _no_body() -> Message:
+    """Of a request that has none."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _credentials(issuer: Issuer, facts: _Facts, marker: Marker, lifetime: int) -> dict[str, str]:
