@@ -288,9 +288,6 @@ impl Airflow {
             ("AIRFLOW__AIRFLOW_ENVOY__SCOPE", "orders:read".to_owned()),
             ("AIRFLOW__AIRFLOW_ENVOY__RESOURCE", RESOURCE.to_owned()),
             ("AIRFLOW__AIRFLOW_ENVOY__CA_FILE", path(around.authority_file)),
-            // Not longer than `envoy.yaml` accepts (`max_lifetime`).
-            ("AIRFLOW__AIRFLOW_ENVOY__DEFERRED_IDENTITY_LIFETIME", "120".to_owned()),
-            ("AIRFLOW__AIRFLOW_ENVOY__PROXY_IDENTITY_LIFETIME", "120".to_owned()),
         ]);
 
         let tls = around.authority.issue("airflow.internal")?.acceptor()?;
