@@ -153,7 +153,13 @@ async fn nothing_reaches_airflow_s_data_without_a_token_that_airflow_signed() {
         ("GET", data, vec![], "token_missing"),
         ("GET", "/execution/connections/orders_api", vec![], "token_missing"),
         ("GET", "/ui/config", vec![], "token_missing"),
-        ("GET", data, vec![("authorization", bearer(&unsigned))], "token_algorithm_not_allowed"),
+        ("GET", data, vec![("authorization", bearer(&unsigned))], "token_malformed"),
+        (
+            "GET",
+            data,
+            vec![("authorization", bearer(&format!("{unsigned}eA")))],
+            "token_algorithm_not_allowed",
+        ),
         ("GET", data, vec![("authorization", bearer(&altered))], "token_signature_invalid"),
         // A task's identity is no token for Airflow, and Airflow's keys are not the identities'.
         ("GET", data, vec![("authorization", bearer(&identity))], "token_type_mismatch"),
