@@ -161,8 +161,8 @@ async fn nothing_reaches_airflow_s_data_without_a_token_that_airflow_signed() {
             "token_algorithm_not_allowed",
         ),
         ("GET", data, vec![("authorization", bearer(&altered))], "token_signature_invalid"),
-        // A task's identity is no token for Airflow, and Airflow's keys are not the identities'.
-        ("GET", data, vec![("authorization", bearer(&identity))], "token_type_mismatch"),
+        // A task's identity is no token for Airflow: it is of another issuer, with other keys.
+        ("GET", data, vec![("authorization", bearer(&identity))], "token_issuer_unknown"),
         ("GET", data, vec![("cookie", good.clone())], "airflow's own"),
         ("GET", data, vec![("cookie", bad)], "token_signature_invalid"),
         ("GET", data, vec![("cookie", format!("session={user}"))], "token_missing"),
