@@ -383,6 +383,23 @@ def test_a_trigger_asks_its_supervisor_by_its_own_number(kind, runner):
     assert comms.asked == [f"airflow_envoy!{WAITING}!orders_api"] * 2
 
 
+@pytest.mark.parametrize(
+    ("runners", "answered"),
+    [
+        ("", True),
+        ("airflow_envoy.worker.EnvoyIdentityBackend", True),
+        ("backends.Delegate", False),
+        ("backends.NoSuchBackend", False),
+    ],
+)
+def test_the_supervisor_of_a_runner_with_another_backend_answers_nobody(
+    tables, facts, issuer, connections, in_triggerer, monkeypatch, runners, answered
+):
+    """`[workers] secrets_backend` wins in the runner: there, nothing keeps a DAG from a reserved name."""
+    monkeypatch.setenv("AIRFLOW__WORKERS__SECRETS_BACKEND", runners)
+    assert (in_triggerer(lambda: ask(EnvoyTriggererBackend())) is not None) is answered
+
+
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("bound", [{}, {"trigger_id": OTHER}])
 def test_a_dag_that_names_a_reserved_connection_for_its_trigger_gets_no_other_tasks_identity(
