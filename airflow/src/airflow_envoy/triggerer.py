@@ -106,7 +106,7 @@ def _question(trigger: int, conn_id: str) -> Any:
     return GetConnection(conn_id=f"{RESERVED}{trigger}!{conn_id}")
 
 
-def _not_asked(conn_id: str) -> None:
+def _not_asked(conn_id: str) -> Any | None:
     """A reserved name outside of the supervisor: there is no such connection. Where Airflow would go on and
     ask a supervisor for it, this refuses it for good.
     """
@@ -118,7 +118,7 @@ def _not_asked(conn_id: str) -> None:
         "task_unknown",
         f"names of connections that begin with `{RESERVED}` are reserved; name the connection itself",
     )
-    return refuse(conn_id, refusal)  # type: ignore[no-any-return]
+    return refuse(conn_id, refusal)
 
 
 def _received(conn_id: str, answer: Any) -> Any | None:
