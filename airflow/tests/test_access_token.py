@@ -462,6 +462,26 @@ def settle(tokens: AccessTokens) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), OSError(24, "Too many open files")]
+)
+def test_a_host_without_a_thread_to_spare_refuses_until_it_has_one(
+    settings: Make, provider: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    now = [0.0]
+    tokens = AccessTokens(settings(), clock=lambda: now[0])
+
+    def none_left(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        for _ in range(2):
+            assert refused(tokens).code == "token_unavailable"
+    now[0] += 2
+    assert tokens.token() == "access-1"
+
+
 def test_a_token_is_renewed_in_the_background_before_it_expires(settings: Make, provider: Any) -> None:
     now = [1000.0]
     tokens = AccessTokens(settings(), clock=lambda: now[0])

@@ -352,6 +352,37 @@ def test_a_change_within_the_same_second_and_of_the_same_size_is_seen(tmp_path: 
     assert reader.signing(T0).kid == kid
 
 
+def test_a_thread_that_read_slowly_does_not_bring_an_older_ring_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "k"
+    leaked = keys.create(folder, now=T0).kid
+    shared = ring(folder)
+    assert shared.signing(T0).kid == leaked
+    keys.rotate(folder, now=T0 + 1, lead=600)
+    load, is_slow, go_on = keys._load, threading.Event(), threading.Event()
+
+    def slow_for_one(*arguments: Any) -> Any:
+        loaded = load(*arguments)
+        if threading.current_thread().name == "slow":
+            is_slow.set()
+            go_on.wait(10)
+        return loaded
+
+    monkeypatch.setattr(keys, "_load", slow_for_one)
+    answers: list[str] = []
+    slow = threading.Thread(name="slow", target=lambda: answers.append(shared.signing(T0 + 2).kid))
+    slow.start()
+    assert is_slow.wait(10)
+    keys.retire(folder, leaked, now=T0 + 2)
+    successor = shared.signing(T0 + 2).kid
+    assert successor != leaked
+    go_on.set()
+    slow.join()
+    assert answers == [successor]
+    assert kids(shared.jwks(T0 + 2)) == {successor}
+
+
 def test_readers_never_miss_a_signing_key_while_keys_rotate_and_retire(tmp_path: Path) -> None:
     folder = tmp_path / "k"
     keys.create(folder, now=T0)

@@ -651,6 +651,57 @@ def test_another_process_of_the_api_server_judges_once_more_to_say_why() -> None
     asyncio.run(scenario())
 
 
+def test_the_reason_is_that_of_the_connection_that_is_asked_for() -> None:
+    airflow = Airflow(body=connection({"X-Airflow-Envoy": "aud=nobody"}))
+    app = IdentityMiddleware(airflow)
+    missing = b'{"detail": "not found"}'
+
+    async def scenario() -> None:
+        assert (await call(app)).code == "audience_unknown"
+        airflow.status, airflow.body = 404, missing
+        answer = await call(app, "/execution/variables/airflow_envoy_refusal!billing_api")
+        assert (answer.status, answer.body) == (404, missing)
+        answer = await call(app, "/execution/variables/airflow_envoy_refusal!orders_api")
+        assert json.loads(answer.body)["value"].endswith("[audience_unknown]")
+
+    asyncio.run(scenario())
+
+
+def test_to_ask_for_the_reason_is_never_a_5xx_where_the_connection_is_one() -> None:
+    missing = b'{"detail": "not found"}'
+    airflow = Airflow(status=404, body=missing)
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        if "/connections/" in scope["path"]:
+            raise ValueError("a password that cannot be decrypted")
+        await airflow(scope, receive, send)
+
+    app = IdentityMiddleware(inside)
+    answer = asyncio.run(call(app, "/execution/variables/airflow_envoy_refusal!orders_api"))
+    assert (answer.status, answer.body) == (404, missing)
+
+
+def test_who_listens_for_a_client_that_goes_away_does_not_stop_the_event_loop() -> None:
+    """As Starlette's streaming answers do while they are sent, with uvicorn."""
+    airflow = Airflow(body=connection({"X-Airflow-Envoy": "aud=nobody"}))
+    received: list[Any] = []
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        async def listen() -> None:
+            while len(received) < 1000 and (await receive())["type"] != "http.disconnect":
+                received.append(scope["path"])
+
+        listening = asyncio.ensure_future(listen())
+        await asyncio.sleep(0.05)
+        await airflow(scope, receive, send)
+        listening.cancel()
+
+    app = IdentityMiddleware(inside)
+    answer = asyncio.run(call(app, "/execution/variables/airflow_envoy_refusal!orders_api"))
+    assert json.loads(answer.body)["value"].endswith("[audience_unknown]")
+    assert received == ["/execution/connections/orders_api"]
+
+
 @pytest.mark.parametrize("extra", [{"X-Airflow-Envoy": "off"}, '{"X-Airflow-Envoy": "on",}'])
 def test_the_reason_is_kept_for_what_fails_before_the_task_is_looked_up(extra: Any) -> None:
     app = IdentityMiddleware(Airflow(body=connection(extra)))
@@ -666,10 +717,10 @@ def test_the_reason_is_kept_for_what_fails_before_the_task_is_looked_up(extra: A
 def test_the_reasons_that_are_kept_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = module._Reasons()
     for number in range(3000):
-        reasons.put(uuid.UUID(int=number), "text")
+        reasons.put(uuid.UUID(int=number), "orders_api", "text")
     assert len(reasons._texts) == 1024
-    assert reasons.get(uuid.UUID(int=2999)) == "text"
-    assert reasons.get(uuid.UUID(int=1)) is None
+    assert reasons.get(uuid.UUID(int=2999), None) == "text"
+    assert reasons.get(uuid.UUID(int=1), None) is None
     later = time.monotonic() + 121
     monkeypatch.setattr(module.time, "monotonic", lambda: later)
-    assert reasons.get(uuid.UUID(int=2999)) is None
+    assert reasons.get(uuid.UUID(int=2999), None) is None

@@ -20,6 +20,7 @@ import jwt
 import pytest
 
 from airflow_envoy import proxy
+from airflow_envoy.access_token import AccessTokens
 from airflow_envoy.proxy import NOWHERE, PROXIES, Credentials, Proxy, exemptions
 from airflow_envoy.refusal import Refusal
 
@@ -447,3 +448,27 @@ def test_real_clients_call_nobody_without_an_identity(client, monkeypatch):
         one.stop()
         server.shutdown()
         server.server_close()
+
+
+def test_a_worker_that_signs_asks_its_provider_directly(
+    monkeypatch: pytest.MonkeyPatch, settings_of: Any, provider: Any
+) -> None:
+    """By Envoy it would be asked for a token with credentials that need one, or not at all."""
+    pytest.importorskip("airflow")
+    for name in (*proxy.PROXIES, *proxy.EXEMPTIONS):
+        monkeypatch.delenv(name, raising=False)
+    token_url = provider.url + "/token"
+    monkeypatch.setenv("AIRFLOW__AIRFLOW_ENVOY__PROXY_CONNECTION", "way_out")
+    monkeypatch.setenv("AIRFLOW__AIRFLOW_ENVOY__TOKEN_URL", token_url)
+    settings = settings_of(token_url=token_url, client_id="a", client_secret="b", token_timeout="5")
+
+    def unreadable(*_: Any) -> Any:
+        return lambda: 1 / 0
+
+    monkeypatch.setattr(proxy, "reader", unreadable)
+    proxy.start(None)
+    try:
+        assert os.environ["http_proxy"] == proxy.NOWHERE
+        assert AccessTokens(settings).token() == "access-1"
+    finally:
+        proxy.stop()

@@ -53,6 +53,7 @@ def test_the_defaults_of_the_type_are_those_of_the_table() -> None:
         ({"token_timeout": "inf"}, "token_timeout: must be between"),
         ({"token_timeout": "0"}, "token_timeout: must be between"),
         ({"roles": "maybe"}, "roles: must be"),
+        ({"keys": "~nobody-of-this-name/keys"}, "keys: whose home"),
         ({"client_id": "airflow"}, "client_id: has no effect"),
         ({"scope": "a"}, "scope: has no effect"),
         ({"client_secret": "hush-hush"}, "client_secret: has no effect"),

@@ -322,7 +322,13 @@ def test_a_trigger_runner_is_no_supervisor(tables, facts, issuer, connections, i
     """It is a fork: its stack begins with the supervisor's."""
     assert in_triggerer(lambda: ask(EnvoyTriggererBackend()), environment="client") is None
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", object(), raising=False)
-    assert in_triggerer(lambda: ask(EnvoyTriggererBackend())) is None
+
+    def refused() -> bool:
+        with pytest.raises(AirflowSecretsBackendAccessDenied, match="reserved"):
+            ask(EnvoyTriggererBackend())
+        return True
+
+    assert in_triggerer(refused)
 
 
 # In the trigger runner.
@@ -375,6 +381,46 @@ def test_a_trigger_asks_its_supervisor_by_its_own_number(kind, runner):
             assert connection.conn_id == "orders_api"
             assert connection.extra == '{"X-Airflow-Identity": "jws"}'
     assert comms.asked == [f"airflow_envoy!{WAITING}!orders_api"] * 2
+
+
+@pytest.mark.parametrize(
+    ("runners", "answered"),
+    [
+        ("", True),
+        ("airflow_envoy.worker.EnvoyIdentityBackend", True),
+        ("backends.Delegate", False),
+        ("backends.NoSuchBackend", False),
+    ],
+)
+def test_the_supervisor_of_a_runner_with_another_backend_answers_nobody(
+    tables, facts, issuer, connections, in_triggerer, monkeypatch, runners, answered
+):
+    """`[workers] secrets_backend` wins in the runner: there, nothing keeps a DAG from a reserved name."""
+    monkeypatch.setenv("AIRFLOW__WORKERS__SECRETS_BACKEND", runners)
+    assert (in_triggerer(lambda: ask(EnvoyTriggererBackend())) is not None) is answered
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("bound", [{}, {"trigger_id": OTHER}])
+def test_a_dag_that_names_a_reserved_connection_for_its_trigger_gets_no_other_tasks_identity(
+    kind, bound, runner, monkeypatch
+):
+    """A deferrable operator reads the connection that its DAG names, and after this backend Airflow's chain
+    asks the supervisor under that very name: what it answers is another trigger's identity.
+    """
+    from airflow.sdk.execution_time import context, supervisor
+    from airflow.sdk.execution_time.secrets.execution_api import ExecutionAPISecretsBackend
+
+    comms = runner(answer(extra='{"X-Airflow-Identity": "of another task"}'))
+    chain = [kind(), ExecutionAPISecretsBackend()]
+    monkeypatch.setattr(supervisor, "ensure_secrets_backend_loaded", lambda: chain)
+    name = f"airflow_envoy!{WAITING}!orders_api"
+    with bound_contextvars(**bound):
+        with pytest.raises(AirflowSecretsBackendAccessDenied, match="reserved"):
+            context._get_connection(name)
+        with pytest.raises(AirflowSecretsBackendAccessDenied, match="reserved"):
+            asyncio.run(context._async_get_connection(name))
+    assert name not in comms.asked
 
 
 def test_a_refusal_ends_the_triggers_look_up_with_its_reason(runner, caplog):

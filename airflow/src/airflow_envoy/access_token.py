@@ -152,7 +152,9 @@ class AccessTokens:
                 start = False
             flight, failure = entry.flight, entry.failure
         if start and flight is not None:
-            self._loop.run(self._fly(key, entry, flight), flight)
+            problem = self._loop.run(self._fly(key, entry, flight))
+            if problem is not None:
+                self._land(entry, flight, problem)
         if usable is not None and (enough or flight is None):
             return usable, None
         if flight is None:
@@ -179,6 +181,26 @@ class AccessTokens:
             failure = Refusal(
                 "token_unavailable", f"the OIDC provider cannot be asked ({type(error).__name__})"
             )
+        took = round(time.monotonic() - started, 3)
+        if failure is None:
+            record(
+                INFO, "token_fetched", scope=key[0], resource=key[1], seconds=took, lifetime=round(lifetime)
+            )
+        else:
+            record(
+                WARNING, failure.code, problem=failure.message, scope=key[0], resource=key[1], seconds=took
+            )
+        self._land(entry, flight, failure, token, lifetime)
+
+    def _land(
+        self,
+        entry: _Entry,
+        flight: _Flight[str],
+        failure: Refusal | None,
+        token: str = "",
+        lifetime: float = 0.0,
+    ) -> None:
+        """Ends ``flight``, whichever way, so that another one can start."""
         now = self._clock()
         with self._lock:
             entry.flight = None
@@ -192,15 +214,6 @@ class AccessTokens:
                 )
             else:
                 entry.pause_until = now + _PAUSE.get(failure.code, 1.0)
-        took = round(time.monotonic() - started, 3)
-        if failure is None:
-            record(
-                INFO, "token_fetched", scope=key[0], resource=key[1], seconds=took, lifetime=round(lifetime)
-            )
-        else:
-            record(
-                WARNING, failure.code, problem=failure.message, scope=key[0], resource=key[1], seconds=took
-            )
         if failure is None:
             flight.set_result(token)
         else:
@@ -234,19 +247,25 @@ class _Loop:
         self._pid: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def run(self, work: Coroutine[Any, Any, None], flight: _Flight[str]) -> None:
-        """Starts ``work``, which will complete ``flight``; completes it itself if the work cannot start."""
+    def run(self, work: Coroutine[Any, Any, None]) -> Refusal | None:
+        """Starts ``work``; why not, if it cannot start."""
         try:
             asyncio.run_coroutine_threadsafe(work, self._running())
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread is left
             work.close()
-            flight.set_exception(Refusal("token_unavailable", f"no access token can be fetched: {error}"))
+            return Refusal("token_unavailable", f"no access token can be fetched ({type(error).__name__})")
+        return None
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None or self._pid != os.getpid():
                 loop = asyncio.new_event_loop()
-                threading.Thread(target=loop.run_forever, name="airflow-envoy-tokens", daemon=True).start()
+                thread = threading.Thread(target=loop.run_forever, name="airflow-envoy-tokens", daemon=True)
+                try:
+                    thread.start()
+                except BaseException:
+                    loop.close()
+                    raise
                 self._loop, self._pid = loop, os.getpid()
             return self._loop
 

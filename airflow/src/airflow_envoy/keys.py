@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
@@ -104,14 +105,16 @@ class _Ring:
 class KeyRing:
     """The keys of ``folder``, read anew when the index changes; looked at no more than once a second.
 
-    Any number of threads may use one: there is no lock, and what they share is replaced as a whole. An index
-    that cannot be read keeps the last good ring and writes one line to the log.
+    Any number of threads may use one: what they share is replaced as a whole, and never by what was read
+    before it; no lock is held while anything is read. An index that cannot be read keeps the last good ring
+    and writes one line to the log.
     """
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._clock = clock
         self._ring: _Ring | None = None
+        self._lock = threading.Lock()  # around one comparison
         self._problems: tuple[str, ...] = ()
         self._next_look = float("-inf")
 
@@ -158,16 +161,24 @@ class KeyRing:
         return ring
 
     def _look(self, now: float) -> None:
-        old = self._ring
         problems: tuple[str, ...]
-        try:
-            # A key that could not be read may be readable now, without a change to the index.
-            if old is not None and not old.problems and _stamp(self._folder / INDEX) == old.stamp:
-                return
-            self._ring = _load(self._folder, now, old)
-            event, problems = "key_unreadable", self._ring.problems
-        except KeysError as error:
-            event, problems = "keys_unreadable", (str(error),)
+        while True:
+            old = self._ring
+            try:
+                # A key that could not be read may be readable now, without a change to the index.
+                if old is not None and not old.problems and _stamp(self._folder / INDEX) == old.stamp:
+                    return
+                ring = _load(self._folder, now, old)
+                event, problems = "key_unreadable", ring.problems
+            except KeysError as error:
+                event, problems = "keys_unreadable", (str(error),)
+                break
+            with self._lock:
+                if self._ring is old:
+                    self._ring = ring
+                    break
+            # Another thread was faster. What was read here may be older than what that one has read, and a
+            # key that was retired in between would sign again: look once more.
         for problem in problems:
             if problem not in self._problems:
                 record(ERROR, event, problem=problem)

@@ -383,7 +383,9 @@ def channel_is_shared_safely() -> bool:
 
 
 def airflow_urls() -> list[str]:
-    """Where Airflow's own API server is, as far as this host is told."""
+    """Where Airflow's own API server is, as far as this host is told; and, where a worker signs, the OIDC
+    provider: by Envoy it would be asked for a token with credentials that need one.
+    """
     from airflow.configuration import conf
 
     return [
@@ -392,6 +394,8 @@ def airflow_urls() -> list[str]:
             ("core", "execution_api_server_url"),
             ("api", "base_url"),
             ("webserver", "base_url"),
+            (SECTION, "token_url"),
+            (SECTION, "oidc_issuer"),
         )
         if (url := conf.get(section, option, fallback=None))
     ]

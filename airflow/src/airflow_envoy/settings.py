@@ -307,7 +307,10 @@ def _path(given: Mapping[str, str], name: str) -> Path | None:
     text = given.get(name)
     if text is None:
         return None
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # no such user, or one without a home
+        raise Invalid(f"{name}: whose home is the `~` of `{text}`?") from None
     if not path.is_absolute():
         raise Invalid(f"{name}: must be an absolute path, not `{text}`")
     return path

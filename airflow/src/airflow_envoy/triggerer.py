@@ -16,6 +16,11 @@ both answered by processes that load this backend and have the database. It is t
 process whose main thread is, at this moment, within a triggerer's job (`_in_supervisor`); all who can ask
 that one are its trigger runner. Everywhere else there is no such connection.
 
+A DAG chooses the names that its triggers read. So in the runner a reserved name that a trigger reads ends the
+look-up: Airflow's next backend would ask the supervisor for it, which could not tell it from this one's
+question. A runner with another backend (`[workers] secrets_backend` wins there) would not end it, so that its
+supervisor answers nobody.
+
 What it proves: that a trigger of this triggerer asked. Triggers are code of installed packages, not of
 DAGs; but they share one process, and one of them could ask as another. The claim `airflow.tier` is
 `triggerer`.
@@ -58,7 +63,7 @@ class EnvoyTriggererBackend(Delegating):
     def get_connection(self, conn_id: str, team_name: str | None = None) -> Any | None:
         """In the supervisor, a reserved name; in the runner, any connection; else what the delegate knows."""
         if is_reserved(conn_id):
-            return _served(conn_id) if _in_supervisor() else None
+            return _served(conn_id) if _in_supervisor() and _guards_runner() else _not_asked(conn_id)
         trigger = _trigger()
         comms = _comms()
         if trigger is None or comms is None:
@@ -68,7 +73,7 @@ class EnvoyTriggererBackend(Delegating):
     async def aget_connection(self, conn_id: str) -> Any | None:
         """`get_connection` in the runner's event loop, which must not wait for a synchronous question."""
         if is_reserved(conn_id):
-            return None  # no supervisor asks like this
+            return _not_asked(conn_id)  # no supervisor asks like this
         trigger = _trigger()
         comms = _comms()
         if trigger is None or comms is None:
@@ -99,6 +104,21 @@ def _question(trigger: int, conn_id: str) -> Any:
     from airflow.sdk.execution_time.comms import GetConnection
 
     return GetConnection(conn_id=f"{RESERVED}{trigger}!{conn_id}")
+
+
+def _not_asked(conn_id: str) -> Any | None:
+    """A reserved name outside of the supervisor: there is no such connection. Where Airflow would go on and
+    ask a supervisor for it, this refuses it for good.
+    """
+    if _comms() is None:
+        return None
+    from .connection import refuse
+
+    refusal = Refusal(
+        "task_unknown",
+        f"names of connections that begin with `{RESERVED}` are reserved; name the connection itself",
+    )
+    return refuse(conn_id, refusal)
 
 
 def _received(conn_id: str, answer: Any) -> Any | None:
@@ -148,6 +168,18 @@ def _in_supervisor() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _guards_runner() -> bool:
+    """Whether the trigger runner has this backend, which keeps reserved names from what DAGs choose."""
+    from airflow.configuration import conf
+
+    try:
+        runners = conf.getimport("workers", "secrets_backend", fallback=None)
+    except Exception as error:  # noqa: BLE001 - a class that cannot be imported, as Airflow wraps it
+        record(logging.ERROR, "backend_unknown", option="[workers] secrets_backend", cause=fault(error))
+        return False
+    return not runners or (isinstance(runners, type) and issubclass(runners, EnvoyTriggererBackend))
 
 
 def _served(conn_id: str) -> Any | None:

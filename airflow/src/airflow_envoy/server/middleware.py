@@ -134,7 +134,7 @@ class IdentityMiddleware:
             cause = fault(error)
         ti_id = facts.ti_id or await self._caller(headers)
         if ti_id is not None:
-            self._reasons.put(ti_id, refusal.text)
+            self._reasons.put(ti_id, conn_id, refusal.text)
         record(
             ERROR if cause else WARNING,
             "refused",
@@ -191,7 +191,7 @@ class IdentityMiddleware:
         ti_id = await self._caller(scope["headers"])
         if ti_id is None:
             return False
-        text = self._reasons.get(ti_id)
+        text = self._reasons.get(ti_id, conn_id if separator else None)
         if text is None and separator and is_connection(_ROUTE + conn_id):
             text = await self._judged_again(scope, route, conn_id)
         if text is None:
@@ -215,7 +215,10 @@ class IdentityMiddleware:
             "headers": headers,
         }
         answer = _Answer(_nowhere)
-        await self._app(read, _no_body, answer.take)
+        try:
+            await self._app(read, _NoBody().receive, answer.take)
+        except Exception:  # noqa: BLE001 - Airflow's own, for its own route to show: this one asks for a variable
+            return None
         judged = await self._judged(conn_id, headers, answer, None) if answer.is_held else None
         if judged is None or judged[0] != 403:
             return None
@@ -227,9 +230,20 @@ async def _nowhere(message: Message) -> None:
     """Sends to nobody."""
 
 
-async def _no_body() -> Message:
-    """Of a request that has none."""
-    return {"type": "http.request", "body": b"", "more_body": False}
+class _NoBody:
+    """What is received of a request that has no body, from a client that does not go away."""
+
+    def __init__(self) -> None:
+        self._received = False
+
+    async def receive(self) -> Message:
+        """ASGI's `receive`."""
+        if self._received:
+            # Who listens for the end of the connection is cancelled when the answer is there. To come back at
+            # once would have it ask again for ever, and nothing else would run.
+            await asyncio.Event().wait()
+        self._received = True
+        return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _credentials(issuer: Issuer, facts: _Facts, marker: Marker, lifetime: int) -> dict[str, str]:
@@ -330,17 +344,18 @@ class _Reasons:
     """The last refusal of each task instance, for a while and bounded. Used from the event loop only."""
 
     def __init__(self) -> None:
-        self._texts: OrderedDict[uuid.UUID, tuple[float, str]] = OrderedDict()
+        self._texts: OrderedDict[uuid.UUID, tuple[float, str, str]] = OrderedDict()
 
-    def put(self, ti_id: uuid.UUID, text: str) -> None:
-        self._texts[ti_id] = (time.monotonic() + _REASON_AGE, text)
+    def put(self, ti_id: uuid.UUID, conn_id: str, text: str) -> None:
+        self._texts[ti_id] = (time.monotonic() + _REASON_AGE, conn_id, text)
         self._texts.move_to_end(ti_id)
         while len(self._texts) > _REASONS:
             self._texts.popitem(last=False)
 
-    def get(self, ti_id: uuid.UUID) -> str | None:
-        until, text = self._texts.get(ti_id, (0.0, ""))
-        return text if time.monotonic() < until else None
+    def get(self, ti_id: uuid.UUID, conn_id: str | None) -> str | None:
+        """Of the connection ``conn_id``; None: of any."""
+        until, of, text = self._texts.get(ti_id, (0.0, "", ""))
+        return text if time.monotonic() < until and conn_id in (None, of) else None
 
 
 def _route(scope: Scope) -> str:
