@@ -2,8 +2,8 @@
 
     api_tokens.py keys FOLDER           makes FOLDER/private.pem and FOLDER/jwks.json (Ed25519)
     api_tokens.py task TASK_INSTANCE_ID [SCOPE]
-                                        prints the token that this task instance's supervisor would hold, of the scope
-                                        `execution`, or with the scope `workload` the one that waited in the queue
+                                        prints the token that this task instance's supervisor would
+                                        hold (scope `execution`), or that waited in the queue (`workload`)
 
 The second one needs Airflow's settings in its environment: it signs with Airflow's own key, by Airflow's own
 code. Only whoever may read that key can do so.

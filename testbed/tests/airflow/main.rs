@@ -380,6 +380,33 @@ async fn a_task_gets_its_own_identity_and_a_finished_one_gets_none() {
     refused(airflow, &nobody, "orders_api", "task_unknown").await;
 }
 
+/// A trigger runs where the identities of all deferred tasks are asked for.
+#[tokio::test]
+async fn a_deferred_task_cannot_name_the_identity_of_another_one() {
+    let Some(testbed) = together().await else { return };
+    let airflow = real(&testbed);
+    let victim = airflow.trigger("ds_waits", json!({})).await.unwrap();
+    let waits = async || airflow.task(&victim, "wait", -1).await.unwrap();
+    let mut number = None;
+    let deferred = async || {
+        let task = waits().await;
+        number = task.0["trigger"]["id"].as_u64().filter(|_| task.state() == "deferred");
+        number.is_some()
+    };
+    within(Duration::from_secs(60), "a deferred task", deferred).await.unwrap();
+    let name = format!("airflow_envoy!{}!orders_api", number.unwrap());
+    let thief = run_to(airflow, "ds_thief", json!({ "connection": name }), "failed").await;
+    assert_eq!(waits().await.state(), "deferred", "the other task was to wait all the time");
+    let task = airflow.task(&thief, "steal", -1).await.unwrap();
+    let log = airflow.log(&thief, &task, 1).await.unwrap();
+    assert!(log.contains(&name), "it was to fail for this name: {log}");
+    let stolen =
+        airflow.egress.requests().into_iter().any(|passed| passed.target.contains("steal"));
+    assert!(!stolen, "{log}");
+    let state = airflow.wait(&victim).await.unwrap();
+    assert_eq!(state, "success");
+}
+
 #[tokio::test]
 async fn a_refused_task_fails_at_once_and_its_log_says_why() {
     let Some(testbed) = together().await else { return };

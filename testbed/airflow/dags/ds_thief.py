@@ -1,0 +1,33 @@
+"""A DAG that waits, deferred, and one that asks for a connection by the name that its run's configuration has."""
+
+from __future__ import annotations
+
+import datetime
+
+from airflow.providers.http.operators.http import HttpOperator
+from airflow.sdk import DAG
+
+ARGUMENTS = {
+    "schedule": None,
+    "start_date": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
+    "catchup": False,
+    "access_control": {"DataScience": {"DAGs": {"can_read", "can_edit"}}},
+}
+
+with DAG("ds_waits", default_args={"owner": "ada"}, **ARGUMENTS):
+    HttpOperator(
+        task_id="wait",
+        http_conn_id="orders_api",
+        endpoint="/v1/orders/ds_waits/wait?delay=20000",
+        method="GET",
+        deferrable=True,
+    )
+
+with DAG("ds_thief", default_args={"owner": "eve"}, params={"connection": "orders_plain"}, **ARGUMENTS):
+    HttpOperator(
+        task_id="steal",
+        http_conn_id="{{ params.connection }}",
+        endpoint="/v1/orders/ds_thief/steal",
+        method="GET",
+        deferrable=True,
+    )
