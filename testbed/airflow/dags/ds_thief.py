@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 from airflow.providers.http.operators.http import HttpOperator
+from airflow.providers.http.sensors.http import HttpSensor
 from airflow.sdk import DAG
 
 ARGUMENTS = {
@@ -15,11 +16,12 @@ ARGUMENTS = {
 }
 
 with DAG("ds_waits", default_args={"owner": "ada"}, **ARGUMENTS):
-    HttpOperator(
+    HttpSensor(
         task_id="wait",
         http_conn_id="orders_api",
-        endpoint="/v1/orders/ds_waits/wait?delay=20000",
-        method="GET",
+        endpoint="/v1/orders/ds_waits/wait?late=20000",
+        poke_interval=1,
+        timeout=120,
         deferrable=True,
     )
 
