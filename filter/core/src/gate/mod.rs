@@ -17,6 +17,8 @@ use std::sync::Arc;
 use self::permit::removals;
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
 use self::realm::{Realm, bearer, read_keys};
+#[cfg(feature = "explain")]
+pub use self::session::caller;
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, Request, StreamId};
