@@ -333,7 +333,7 @@ fn read_case(
     let name = object.optional("name").and_then(|node| node.string(report));
     let mut layers = defaults.clone();
     layers.add(&mut object, names, report);
-    let expected = read_expected(&mut object, report);
+    let expected = read_expected(&mut object, None, report);
     let rows = object.optional("rows").map(|rows| rows.nonempty_array(report).unwrap_or_default());
     object.finish(report);
     let Some(rows) = rows else {
@@ -345,13 +345,12 @@ fn read_case(
         let own = object.optional("name").and_then(|node| node.string(report));
         let mut layers = layers.clone();
         layers.add(&mut object, names, report);
-        let own_expected = read_expected(&mut object, report);
+        let expected = read_expected(&mut object, expected.as_ref(), report);
         object.finish(report);
         let full = match (name, own) {
             (Some(name), Some(own)) => Some(format!("{name}: {own}")),
             (name, own) => name.or(own).map(str::to_owned),
         };
-        let expected = own_expected.or_else(|| expected.clone());
         cases.extend(finish_case(document, &row, full.as_deref(), &layers, expected, report));
     }
 }
@@ -382,7 +381,12 @@ fn finish_case(
     Some(Case { place, name, said, request, at: layers.at, expected })
 }
 
-fn read_expected(object: &mut Object<'_>, report: &mut Report) -> Option<Expected> {
+/// What is expected; without a verdict of its own that of `base`, with what is said besides.
+fn read_expected(
+    object: &mut Object<'_>,
+    base: Option<&Expected>,
+    report: &mut Report,
+) -> Option<Expected> {
     let permit = object.optional("permit");
     let reject = object.optional("reject");
     let rule = object.optional("rule").and_then(|node| node.string(report)).map(str::to_owned);
@@ -432,12 +436,27 @@ fn read_expected(object: &mut Object<'_>, report: &mut Report) -> Option<Expecte
             Some(expected)
         }
         (None, None) => {
-            let Expected { rule, nearest, detail, shadow, .. } = &expected;
-            if rule.is_some() || nearest.is_some() || detail.is_some() || shadow.is_some() {
+            let said = expected;
+            let is_silent = said == Expected::default();
+            let Some(base) = base else {
+                if !is_silent {
+                    let path = object.path().to_string();
+                    report.fault(path, "says neither `permit` nor `reject`");
+                }
+                return None;
+            };
+            if base.permit && (said.nearest.is_some() || said.detail.is_some()) {
                 let path = object.path().to_string();
-                report.fault(path, "says neither `permit` nor `reject`");
+                report.fault(path, "a permit has neither `nearest` nor `detail`");
             }
-            None
+            Some(Expected {
+                permit: base.permit,
+                code: base.code.clone(),
+                rule: said.rule.or_else(|| base.rule.clone()),
+                nearest: said.nearest.or_else(|| base.nearest.clone()),
+                detail: said.detail.or_else(|| base.detail.clone()),
+                shadow: said.shadow.or_else(|| base.shadow.clone()),
+            })
         }
     }
 }
