@@ -184,15 +184,15 @@ impl Options {
             || !tag.is_empty()
             || !role.is_empty();
         if identity.is_none() && from_identity {
-            return Err("what is said about an identity needs --dag".into());
+            return Err(Failed::usage("what is said about an identity needs --dag"));
         }
         let TokenOptions { subject, scope, claim, token_issuer, token_key_id, service, spiffe_id } =
             &self.token;
         let mut claims = Map::new();
         for text in claim {
-            let (name, value) = text
-                .split_once('=')
-                .ok_or_else(|| format!("--claim {}: expected NAME=VALUE", quote(text)))?;
+            let (name, value) = text.split_once('=').ok_or_else(|| {
+                Failed::usage(format!("--claim {}: expected NAME=VALUE", quote(text)))
+            })?;
             let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
             claims.insert(name.to_owned(), value);
         }
@@ -216,7 +216,9 @@ impl Options {
     fn call(&self) -> Result<Option<Request>, Failed> {
         let RequestOptions { method, url, host, path, scheme } = &self.request;
         Ok(match (url, host) {
-            (Some(url), _) => Some(Request::parse(&format!("{method} {url}"))?),
+            (Some(url), _) => {
+                Some(Request::parse(&format!("{method} {url}")).map_err(Failed::usage)?)
+            }
             (None, Some(host)) => Some(Request {
                 method: method.clone(),
                 scheme: scheme.clone(),
@@ -271,7 +273,7 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
     let stdin = |path: &Path| path.as_os_str() == "-";
     if options.denial.as_deref().is_some_and(stdin) && options.policy.iter().any(|path| stdin(path))
     {
-        return Err("standard input is either the policy or the denial".into());
+        return Err(Failed::usage("standard input is either the policy or the denial"));
     }
     let denial = options.denial.as_deref().map(read_denial).transpose()?;
     let (source, policy, model) = usable_policy(&options.policy, style)?;
@@ -279,16 +281,15 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
     let known = Known { source, model, document, evaluator: Evaluator::new(policy) };
     let request = options.call()?;
     if denial.is_none() && request.is_none() {
-        return Err(
-            "say what is called: --url, or --host and --path; or what was answered: --denial"
-                .into(),
-        );
+        return Err(Failed::usage(
+            "say what is called: --url, or --host and --path; or what was answered: --denial",
+        ));
     }
-    let mut told = json!({});
+    let mut told = Map::new();
     let mut text = String::new();
     if let Some(denial) = &denial {
         text.push_str(&denial_text(denial, &known, style));
-        told["denial"] = denial_json(denial, &known);
+        told.insert("denial".to_owned(), denial_json(denial, &known));
     }
     let mut exit = if denial.is_some() { Exit::Findings } else { Exit::Good };
     if let Some(request) = &request {
@@ -300,19 +301,19 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
             text.push('\n');
         }
         text.push_str(&reasons.text(&known, options.all, style));
-        if let (Some(denial), Value::Object(members)) = (&denial, reasons.json(&known)) {
+        if let Value::Object(members) = reasons.json(&known) {
+            told.extend(members);
+        }
+        if let Some(denial) = &denial {
             let differs = reasons.differs_from(denial);
             if let Some(differs) = &differs {
                 text.push_str(&format!("\n{}: {differs}\n", style.warn("note")));
             }
-            members.into_iter().for_each(|(name, value)| told[name] = value);
-            told["differs"] = json!(differs);
-        } else if denial.is_none() {
-            told = reasons.json(&known);
+            told.insert("differs".to_owned(), json!(differs));
         }
         exit = if reasons.answer.outcome.is_ok() { Exit::Good } else { Exit::Findings };
     }
-    print(&if options.json { format!("{told:#}\n") } else { text });
+    print(&if options.json { format!("{:#}\n", Value::Object(told)) } else { text });
     Ok(exit)
 }
 

@@ -41,7 +41,7 @@ pub struct Cli {
 enum Command {
     Check(check::Options),
     Test(test::Options),
-    Explain(explain::Options),
+    Explain(Box<explain::Options>),
     Print(print::Options),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
@@ -54,16 +54,19 @@ pub enum Exit {
     Good,
     /// There are findings, tests failed, or a call is refused.
     Findings,
+    /// The command line does not fit together; what `clap` finds out ends alike.
+    Usage,
     /// An input cannot be read, or an output cannot be written.
     Input,
 }
 
 impl Exit {
-    /// The exit code. Wrong usage is 2, and `clap` says so.
+    /// The exit code.
     pub const fn code(self) -> u8 {
         match self {
             Self::Good => 0,
             Self::Findings => 1,
+            Self::Usage => 2,
             Self::Input => 3,
         }
     }
@@ -71,11 +74,20 @@ impl Exit {
 
 /// Why a command could not be carried out.
 #[derive(Debug)]
-pub struct Failed(String);
+struct Failed {
+    problem: String,
+    exit: Exit,
+}
+
+impl Failed {
+    fn usage(problem: impl Into<String>) -> Self {
+        Self { problem: problem.into(), exit: Exit::Usage }
+    }
+}
 
 impl<T: Into<String>> From<T> for Failed {
     fn from(problem: T) -> Self {
-        Self(problem.into())
+        Self { problem: problem.into(), exit: Exit::Input }
     }
 }
 
@@ -90,9 +102,9 @@ pub fn run(cli: Cli) -> Exit {
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
     };
-    ended.unwrap_or_else(|Failed(problem)| {
+    ended.unwrap_or_else(|Failed { problem, exit }| {
         complain(&format!("airflow-envoy: {problem}"));
-        Exit::Input
+        exit
     })
 }
 

@@ -98,7 +98,7 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
             print("\u{1b}[H\u{1b}[2J");
         }
         // A fault is mended while one watches.
-        if let Err(Failed(problem)) = once(options, style) {
+        if let Err(Failed { problem, .. }) = once(options, style) {
             complain(&format!("airflow-envoy: {problem}"));
         }
         complain(&style.faint("watching; interrupt to end"));
@@ -196,7 +196,7 @@ fn once(options: &Options, style: Style) -> Result<Exit, Failed> {
     }
     if tested.is_empty() {
         let filter = options.filter.as_deref().unwrap_or_default();
-        return Err(format!("no test has `{filter}` in its name").into());
+        return Err(Failed::usage(format!("no test has `{filter}` in its name")));
     }
     let reports: Vec<Report> = if covering {
         jobs.iter().map(|job| job.coverage.report(&job.policy.model)).collect()
@@ -244,7 +244,7 @@ fn read_jobs(options: &Options, style: Style) -> Result<Vec<Job>, Failed> {
                     _ if !options.policy.is_empty() => options.policy.clone(),
                     Found::File(path) => vec![policy_of(&suite, path)],
                     Found::StandardInput => {
-                        return Err("tests from standard input need --policy".into());
+                        return Err(Failed::usage("tests from standard input need --policy"));
                     }
                 };
                 by_policy.entry(policy).or_default().push(suite);

@@ -27,9 +27,12 @@ pub fn sarif(findings: &[Finding]) -> Value {
                 "message": {"text": sentence(finding)},
                 "locations": [{"physicalLocation": physical(&finding.place)}],
             });
-            if let Some((place, what)) = &finding.related {
-                result["relatedLocations"] =
+            if let Some((place, what)) = &finding.related
+                && let Some(members) = result.as_object_mut()
+            {
+                let related =
                     json!([{"physicalLocation": physical(place), "message": {"text": what}}]);
+                members.insert("relatedLocations".to_owned(), related);
             }
             result
         })
@@ -59,11 +62,12 @@ fn sentence(finding: &Finding) -> String {
 }
 
 fn physical(place: &Place) -> Value {
-    let mut location = json!({"artifactLocation": {"uri": uri(&place.file)}});
-    if place.line > 0 {
-        location["region"] = json!({"startLine": place.line, "startColumn": place.column.max(1)});
+    let file = json!({"uri": uri(&place.file)});
+    if place.line == 0 {
+        return json!({"artifactLocation": file});
     }
-    location
+    let region = json!({"startLine": place.line, "startColumn": place.column.max(1)});
+    json!({"artifactLocation": file, "region": region})
 }
 
 /// A path as a relative reference (RFC 3986 §4.2).

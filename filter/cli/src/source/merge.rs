@@ -66,7 +66,7 @@ pub fn merge(mut documents: Vec<Node>) -> Source {
                     add(known, more, &member.name, &mut faults);
                 }
                 ("version", one, other) if *one == other => {}
-                (_, ..) => {
+                _ => {
                     let shown = quote(&member.name);
                     let problem = format!("{shown} is given already: {}", known.place);
                     faults.push(Problem { place: member.place, path: member.name, problem });

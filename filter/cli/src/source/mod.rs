@@ -170,7 +170,7 @@ impl Node {
             for member in node.members() {
                 let behind = step(&member.name, first).and_then(|step| rest.strip_prefix(&step));
                 let ends = |behind: &&str| behind.is_empty() || behind.starts_with(['.', '[']);
-                if let Some(behind) = behind.as_deref().filter(ends) {
+                if let Some(behind) = behind.filter(ends) {
                     let behind = rest.len() - behind.len();
                     rest = rest.get(behind..).unwrap_or_default();
                     (node, place, first) = (&member.value, member.place.clone(), false);
