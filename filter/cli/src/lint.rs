@@ -19,7 +19,7 @@ pub enum Lint {
     Invalid,
     /// A rule that no call can match.
     NeverMatches,
-    /// A deny rule that asks for what is never known, so that it denies every caller.
+    /// A deny rule that asks for what is never known: whoever meets the rest is denied.
     AlwaysDenies,
     /// An allow rule of which a deny rule leaves nothing.
     Shadowed,
@@ -80,9 +80,7 @@ impl Lint {
             Self::Syntax => "The text is not YAML or JSON",
             Self::Invalid => "The document is not a policy",
             Self::NeverMatches => "No call can match the rule",
-            Self::AlwaysDenies => {
-                "The deny rule asks for what is never known, so it denies everybody"
-            }
+            Self::AlwaysDenies => "The deny rule asks for what is never known, which denies",
             Self::Shadowed => "A deny rule leaves nothing of the allow rule",
             Self::Expired => "The rule is over",
             Self::ExpiresSoon => "The rule is over soon",
@@ -197,16 +195,18 @@ fn one_rule(model: &Model, rule: &Rule, given: Given, note: &mut dyn FnMut(Lint,
         note(Lint::ExpiresSoon, format!("rule {id} is over at {end}, in {}", rough(left)));
     }
     let mut alive = true;
-    if let Some(why) = never(model, &rule.from) {
-        if rule.allows {
-            note(Lint::NeverMatches, format!("rule {id} can never match: {why}"));
-            alive = false;
-        } else if unknowable(model, &rule.from).is_some() {
-            note(Lint::AlwaysDenies, format!("rule {id} denies whoever calls: {why}"));
-        } else {
+    if rule.allows {
+        let why = asks_unknowable(model, &rule.from).or_else(|| keys_without_issuer(&rule.from));
+        if let Some(why) = why.or_else(|| model.contradiction(&rule.from)) {
             note(Lint::NeverMatches, format!("rule {id} can never match: {why}"));
             alive = false;
         }
+    } else if let Some(why) = keys_without_issuer(&rule.from) {
+        note(Lint::NeverMatches, format!("rule {id} can never match: {why}"));
+        alive = false;
+    } else if let Some(why) = asks_unknowable(model, &rule.from) {
+        // A contradiction is none here: of whom both are unknown, both may be.
+        note(Lint::AlwaysDenies, format!("rule {id} denies without knowing: {why}"));
     }
     let words =
         |list: &[String], known: &[&str], what: &str, note: &mut dyn FnMut(Lint, String)| {
@@ -247,17 +247,20 @@ fn one_rule(model: &Model, rule: &Rule, given: Given, note: &mut dyn FnMut(Lint,
     alive
 }
 
-/// Why no caller can meet these conditions, if none can.
-fn never(model: &Model, from: &Selector) -> Option<String> {
-    if let Some(field) = unknowable(model, from) {
-        return Some(format!("it asks for `{field}`, and mesh peers are not verified yet"));
+/// What these conditions ask for that cannot be known.
+fn asks_unknowable(model: &Model, from: &Selector) -> Option<String> {
+    let field = unknowable(model, from)?;
+    Some(format!("it asks for `{field}`, and mesh peers are not verified yet"))
+}
+
+/// Why no key can meet these conditions, if none can.
+fn keys_without_issuer(from: &Selector) -> Option<String> {
+    let keys = from.get("key_ids")?;
+    if keys.iter().any(|key| key.contains(['/', '*'])) {
+        return None;
     }
-    let keys = from.get("key_ids").map(Vec::as_slice).unwrap_or_default();
-    if !keys.is_empty() && keys.iter().all(|key| !key.contains(['/', '*'])) {
-        let keys = quote_list(keys.iter().map(String::as_str));
-        return Some(format!("a key id is `issuer/kid`, and none of {keys} has a `/`"));
-    }
-    model.contradiction(from)
+    let keys = quote_list(keys.iter().map(String::as_str));
+    Some(format!("a key id is `issuer/kid`, and none of {keys} has a `/`"))
 }
 
 /// The field that cannot be known and without which these conditions cannot be met.
@@ -445,7 +448,7 @@ mod tests {
             (
                 &["{id: x, effect: deny, from: {spiffe_ids: [w]}, to: [orders], paths: [/x]}"],
                 Lint::AlwaysDenies,
-                "denies whoever calls",
+                "denies without knowing",
             ),
             (
                 &["{id: x, effect: allow, from: {key_ids: [kid]}, to: [orders]}"],

@@ -10,7 +10,7 @@
 )]
 
 use airflow_envoy_cli::evaluate::{Evaluator, Request, Said, Token};
-use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
+use airflow_envoy_core::arrival::{Arrival, DecisionId, Request as Arrived, StreamId};
 use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::limits::Limits;
@@ -85,20 +85,20 @@ fn the_tools_decide_every_case_as_the_filter_does() {
         let [source] = configuration["policy"]["sources"].as_array().unwrap().as_slice() else {
             panic!("{}: more than one policy", case.name);
         };
-        let header = |wanted: &str| {
-            let mut headers = exchange.headers.iter();
-            let found = headers.find(|(name, _)| name.eq_ignore_ascii_case(wanted.as_bytes()));
-            found.map(|(_, value)| String::from_utf8(value.clone()).unwrap())
-        };
+        let headers: Vec<(&[u8], &[u8])> =
+            exchange.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let arrived = Arrived::read(&headers).unwrap();
+        let text =
+            |value: Option<&[u8]>| value.map(|value| String::from_utf8(value.to_vec()).unwrap());
         let off = |requirement: &Value| requirement == "off";
-        let token = header("authorization").filter(|_| !off(&configuration["token"]));
+        let token = text(arrived.authorization).filter(|_| !off(&configuration["token"]));
         let token = token.map(|value| {
             let (header, claims) = parts(value.split_once(' ').unwrap().1.trim());
             let issuer = issuer(&configuration["issuers"], &claims);
             let key_id = header["kid"].as_str().map(str::to_owned);
             Token { issuer, key_id, claims }
         });
-        let identity = header("x-airflow-identity");
+        let identity = text(arrived.identity);
         let identity = identity.filter(|_| !off(&configuration["airflow"]["identity"]));
         let identity = identity.map(|value| {
             let (header, claims) = parts(&value);
@@ -114,10 +114,10 @@ fn the_tools_decide_every_case_as_the_filter_does() {
             panic!("{}: {problem}", case.name);
         });
         let request = Request {
-            method: header(":method").unwrap(),
-            scheme: header(":scheme").unwrap_or_else(|| "http".to_owned()),
-            host: header(":authority").unwrap(),
-            path: header(":path").unwrap(),
+            method: arrived.method.to_owned(),
+            scheme: arrived.scheme.to_owned(),
+            host: arrived.authority.to_owned(),
+            path: arrived.target.to_owned(),
         };
         let policy = Policy::from_value(&source["inline"], &Limits::DEFAULT).unwrap();
         let decided = Evaluator::new(policy).decide(&caller, &request, UnixTime::from_secs(NOW));

@@ -220,7 +220,7 @@ fn what_is_printed_reads_as_the_same_policy() {
 fn what_is_said_to_have_no_effect_has_none() {
     let mut random = Random(5);
     let mut told = 0;
-    for _ in 0..1_500 {
+    for _ in 0..700 {
         let text = random.document().to_string();
         let source = merge(vec![read_bytes("p.json", text.as_bytes()).unwrap()]);
         let document = source.node.value();
@@ -247,5 +247,5 @@ fn what_is_said_to_have_no_effect_has_none() {
             }
         }
     }
-    assert!(told > 200, "{told}");
+    assert!(told > 60, "{told}");
 }
