@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::authority::Authority;
 use super::read;
 use super::rule::{Effect, Miss, Question, Rule};
-use super::selector::{self, Condition, Subject, Truth, Who};
-use super::{Policy, Standing, path};
+use super::selector::{Condition, Subject, Truth, Who};
+use super::{Policy, path};
 use crate::document::{Asked, Report};
 use crate::facts::{Call, Caller};
 use crate::limits::Limits;
@@ -149,13 +149,6 @@ impl Policy {
     }
 }
 
-impl Standing {
-    /// Whether the caller holds no role at all.
-    pub fn is_without_roles(&self) -> bool {
-        self.roles().next().is_none()
-    }
-}
-
 impl<'a> Inquiry<'a> {
     /// The rules of the policy by their ids.
     pub fn rules(&'a self) -> impl ExactSizeIterator<Item = Considered<'a>> {
@@ -261,11 +254,6 @@ impl<'a> Considered<'a> {
         let start = valid.and_then(|valid| valid.not_before).map(|_| Asks::NotBefore);
         let end = valid.and_then(|valid| valid.expires_at).map(|_| Asks::ExpiresAt);
         paths.into_iter().chain(methods).chain(caller).chain(start).chain(end).collect()
-    }
-
-    /// Whether everything that it asks of the caller is met.
-    pub fn is_for_caller(&self) -> bool {
-        selector::all(&self.rule.from, &self.inquiry.question().who) == Truth::Yes
     }
 }
 
