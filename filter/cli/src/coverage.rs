@@ -4,7 +4,7 @@
 //! condition of a rule is covered when a case failed nothing of the rule but this one condition: then
 //! the tests would notice if it were taken away.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use airflow_envoy_core::facts::Caller;
 use airflow_envoy_core::policy::explain::Asks;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::evaluate::{Answer, Request};
 use crate::model::Model;
 use crate::run::UnderTest;
+use crate::source::Place;
 
 /// What was tried of one policy.
 #[derive(Debug, Default)]
@@ -62,11 +63,13 @@ impl Coverage {
     /// What was covered of the policy, all in all.
     pub fn report(&self, model: &Model) -> Report {
         let rules = model.rules.iter();
+        let places: HashMap<&str, &Place> =
+            rules.clone().map(|rule| (rule.id.as_str(), &rule.place)).collect();
         let missing = rules.clone().filter(|rule| !self.rules.contains(&rule.id));
         let missing: Vec<(String, String)> =
             missing.map(|rule| (rule.id.clone(), rule.place.to_string())).collect();
         let untried = self.untried.iter().flatten().map(|(id, asked)| {
-            let place = model.rule(id).map_or_else(String::new, |rule| rule.place.to_string());
+            let place = places.get(id.as_str()).map_or_else(String::new, ToString::to_string);
             (id.clone(), place, asked.iter().map(ToString::to_string).collect())
         });
         let untried: Vec<(String, String, Vec<String>)> = untried.collect();

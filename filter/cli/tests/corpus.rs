@@ -2,12 +2,7 @@
 //!
 //! The tools take credentials as verified. So of each case the claims are read out of what it presents,
 //! and every case counts of which the filter decides by policy.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may panic"
-)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use airflow_envoy_cli::evaluate::{Evaluator, Request, Said, Token};
 use airflow_envoy_core::arrival::{Arrival, DecisionId, Request as Arrived, StreamId};

@@ -24,7 +24,7 @@ Exit codes:
   0  all is well
   1  findings, failed tests, too little coverage, or (explain) a call that is refused
   2  wrong usage
-  3  an input that cannot be read, or an output that cannot be written";
+  3  an input that cannot be read or is no policy to decide by, or an output that cannot be written";
 
 /// Checks, tests and explains the policies of Airflow Envoy, with the code by which the filter decides.
 #[derive(Debug, Parser)]
