@@ -10,7 +10,7 @@ use airflow_envoy_core::time::UnixTime;
 
 use crate::source::{Node, Place};
 
-/// Selector fields of which a caller has one value at most.
+/// Selector fields of which a caller has one value at most, as Airflow and the issuers of tokens write them.
 const SINGLE: [&str; 7] = ["dags", "tasks", "runs", "run_types", "teams", "queues", "subjects"];
 
 /// The conditions of a selector by field; a claim is `claims.<name>`. The values of one are ORed.

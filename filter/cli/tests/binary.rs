@@ -1,10 +1,11 @@
 //! The binary from outside: what it prints, and how it ends.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -213,6 +214,50 @@ fn a_failed_test_shows_what_was_expected_and_what_was_decided() {
     let json: Value = serde_json::from_str(&out(&json)).unwrap();
     assert_eq!((&json["passed"], &json["failed"]), (&1.into(), &1.into()));
     assert_eq!(json["tests"][1]["expected"], "permit by rule `reads`");
+}
+
+/// A process that goes with the test.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn watching_tests_again_what_changed_and_survives_a_fault() {
+    let folder = Folder::new();
+    let test =
+        "cases: [{identity: {dag_id: d, team: ds}, request: GET orders/v1/x, permit: reads}]\n";
+    folder.file("policy.yaml", GOOD).file("a_test.yaml", test);
+    let mut child = Running(
+        Command::new(env!("CARGO_BIN_EXE_airflow-envoy"))
+            .args(["test", ".", "--watch"])
+            .current_dir(&folder.0)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let output = BufReader::new(child.0.stdout.take().unwrap());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok) {
+            if line.starts_with("ok:") || line.starts_with("FAILED:") {
+                let _ = sender.send(line);
+            }
+        }
+    });
+    let verdict = || receiver.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(verdict().starts_with("ok: 1 passed"));
+    folder.file("policy.yaml", &GOOD.replace("teams: [ds]", "teams: [other]"));
+    assert!(verdict().starts_with("FAILED: 0 passed, 1 failed"));
+    folder.file("policy.yaml", "version: [");
+    std::thread::sleep(Duration::from_secs(1));
+    folder.file("policy.yaml", GOOD);
+    assert!(verdict().starts_with("ok: 1 passed"));
 }
 
 #[test]
