@@ -321,13 +321,21 @@ fn shadowed(
     let enforced = || rules.iter().filter(|(_, rule)| !rule.shadow);
     // A deny rule that asks for a field by literal values covers only rules that ask for one of these.
     let mut by_value: HashMap<(&str, &str), Vec<&Rule>> = HashMap::new();
-    let mut others: Vec<&Rule> = Vec::new();
+    // The others by their destinations.
+    let mut others: HashMap<Option<&str>, Vec<&Rule>> = HashMap::new();
     for (_, rule) in enforced().filter(|(_, rule)| !rule.allows) {
         let literal = |(field, values): &(&String, &Vec<String>)| {
             *field != "roles" && values.iter().all(|value| !value.contains('*'))
         };
         match rule.from.iter().find(literal) {
-            None => others.push(rule),
+            None => match &rule.to {
+                None => others.entry(None).or_default().push(rule),
+                Some(to) => {
+                    for name in to {
+                        others.entry(Some(name)).or_default().push(rule);
+                    }
+                }
+            },
             Some((field, values)) => {
                 for value in values {
                     by_value.entry((field, value)).or_default().push(rule);
@@ -342,7 +350,9 @@ fn shadowed(
         let keyed = keys.filter_map(|(field, values)| {
             by_value.get(&(field.as_str(), values.first()?.as_str()))
         });
-        let mut candidates = others.iter().chain(keyed.flatten());
+        let own = rule.to.as_ref().and_then(|to| others.get(&Some(to.first()?.as_str())));
+        let any = others.get(&None);
+        let mut candidates = own.into_iter().chain(any).chain(keyed).flatten();
         let covering = candidates
             .find(|deny| deny.covers_requests_of(rule) && model.implies(&rule.from, &deny.from));
         let Some(deny) = covering else { continue };
