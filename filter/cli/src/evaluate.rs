@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use airflow_envoy_core::arrival::Request as Arrived;
+use airflow_envoy_core::arrival::{CONNECT, Request as Arrived};
 use airflow_envoy_core::credential::Verified;
 use airflow_envoy_core::document::suggestion;
 use airflow_envoy_core::facts::{Call, Caller, Fact};
@@ -51,19 +51,23 @@ pub struct Request {
     pub scheme: String,
     /// `:authority`.
     pub host: String,
-    /// `:path`.
+    /// `:path`; empty for a tunnel, which has none.
     pub path: String,
 }
 
 impl std::fmt::Display for Request {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { method, scheme, host, path } = self;
+        if self.is_tunnel() {
+            return write!(formatter, "{method} {host}{path}");
+        }
         write!(formatter, "{method} {scheme}://{host}{path}")
     }
 }
 
 impl Request {
-    /// Reads `GET https://orders.internal/v1/orders/7`; without a scheme it is `http`.
+    /// Reads `GET https://orders.internal/v1/orders/7`; without a scheme it is `http`. A tunnel is
+    /// `CONNECT orders.internal:443`.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -71,6 +75,14 @@ impl Request {
         let problem =
             || format!("{} is not a method and a URL such as `GET https://host/path`", quote(text));
         let (method, url) = text.split_once(' ').ok_or_else(problem)?;
+        if method == CONNECT {
+            let host = url.trim();
+            if host.is_empty() || host.contains('/') {
+                let shown = quote(text);
+                return Err(format!("{shown} is not a tunnel such as `CONNECT host:443`"));
+            }
+            return Ok(Self::tunnel(host));
+        }
         let (scheme, rest) = url.trim().split_once("://").unwrap_or(("http", url.trim()));
         let at = rest.find(['/', '?']).unwrap_or(rest.len());
         let (host, path) = rest.split_at_checked(at).ok_or_else(problem)?;
@@ -86,14 +98,35 @@ impl Request {
         })
     }
 
-    /// The call that it is.
-    pub fn call(&self) -> Call<'_> {
-        Call {
-            authority: &self.host,
-            scheme: &self.scheme,
-            method: &self.method,
-            target: &self.path,
+    /// The one that asks for a tunnel to `host`, which has a port.
+    pub fn tunnel(host: &str) -> Self {
+        Self {
+            method: CONNECT.to_owned(),
+            // A CONNECT has none; the default port is that of `https`.
+            scheme: "https".to_owned(),
+            host: host.to_owned(),
+            path: String::new(),
         }
+    }
+
+    /// Whether it asks for a tunnel.
+    pub fn is_tunnel(&self) -> bool {
+        self.method == CONNECT
+    }
+
+    /// The call that it is, read as the filter reads it.
+    fn call(&self) -> Result<Call<'_>, Reject> {
+        let Self { method, scheme, host, path } = self;
+        let mut headers = vec![(":method", method), (":authority", host)];
+        if !self.is_tunnel() {
+            headers.push((":scheme", scheme));
+        }
+        if !self.is_tunnel() || !path.is_empty() {
+            headers.push((":path", path));
+        }
+        let headers: Vec<(&[u8], &[u8])> =
+            headers.into_iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        Arrived::read(&headers).map(|arrived| arrived.call())
     }
 }
 
@@ -303,18 +336,14 @@ impl Evaluator {
 
     /// Decides a request of `caller` at `now`.
     pub fn decide(&self, caller: &Caller, request: &Request, now: UnixTime) -> Answer {
-        let Request { method, scheme, host, path } = request;
-        let headers =
-            [(":method", method), (":scheme", scheme), (":authority", host), (":path", path)];
-        let headers = headers.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        let arrived = match Arrived::read(&headers) {
-            Ok(arrived) => arrived,
+        let call = match request.call() {
+            Ok(call) => call,
             Err(reject) => {
                 return Answer { outcome: Err(reject), destination: None, shadow: Vec::new() };
             }
         };
         let standing = self.set.standing(caller, None);
-        let decision = self.set.decide(caller, &standing, &arrived.call(), now, &Limits::DEFAULT);
+        let decision = self.set.decide(caller, &standing, &call, now, &Limits::DEFAULT);
         let outcome = match decision.outcome {
             Outcome::Permit { rule } => Ok(rule.to_string()),
             Outcome::Refuse(reject) => Err(reject),
@@ -330,6 +359,6 @@ impl Evaluator {
         request: &'a Request,
         now: UnixTime,
     ) -> Option<Inquiry<'a>> {
-        self.policy.inquire(caller, &request.call(), now, &Limits::DEFAULT)
+        self.policy.inquire(caller, &request.call().ok()?, now, &Limits::DEFAULT)
     }
 }

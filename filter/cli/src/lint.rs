@@ -235,13 +235,15 @@ fn one_rule(model: &Model, rule: &Rule, given: Given, note: &mut dyn FnMut(Lint,
             || "every destination".to_owned(),
             |to| quote_list(to.iter().map(String::as_str)),
         );
-        let methods = rule.methods.as_ref().map_or_else(
-            || "do anything".to_owned(),
-            |methods| format!("{} any path", methods.join(", ")),
-        );
-        let problem = format!(
-            "rule {id} lets every caller {methods} at {to}: say who in `from`, or what in `paths`"
-        );
+        let methods = match &rule.methods {
+            None => "do anything".to_owned(),
+            Some(_) if rule.allows_only_tunnels() => "open tunnels".to_owned(),
+            Some(methods) => format!("{} any path", methods.join(", ")),
+        };
+        // A tunnel has no path that could be named.
+        let or_what = if rule.names_tunnels() { "" } else { ", or what in `paths`" };
+        let problem =
+            format!("rule {id} lets every caller {methods} at {to}: say who in `from`{or_what}");
         note(Lint::OverBroad, problem);
     }
     alive
@@ -354,15 +356,21 @@ fn shadowed(
         let any = others.get(&None);
         let mut candidates = own.into_iter().chain(any).chain(keyed).flatten();
         let covering = candidates
-            .find(|deny| deny.covers_requests_of(rule) && model.implies(&rule.from, &deny.from));
+            .find(|deny| deny.denies_requests_of(rule) && model.implies(&rule.from, &deny.from));
         let Some(deny) = covering else { continue };
         let (id, other) = (quote(&rule.id), quote(&deny.id));
+        let some = deny.methods.is_some() || deny.paths.is_some();
+        let why = if some && rule.allows_only_tunnels() {
+            ", for a tunnel could carry what it is about"
+        } else {
+            ""
+        };
         findings.push(Finding {
             lint: Lint::Shadowed,
             place: rule.place.clone(),
             path: path_of(*index),
             message: format!(
-                "rule {id} has no effect: rule {other} denies everything that it allows"
+                "rule {id} has no effect: rule {other} denies everything that it allows{why}"
             ),
             related: Some((deny.place.clone(), format!("rule {other}"))),
         });
@@ -497,6 +505,35 @@ mod tests {
                 "GET any path",
             ),
             (
+                &["{id: x, effect: allow, to: [orders], methods: [CONNECT]}"],
+                Lint::OverBroad,
+                "every caller open tunnels at `orders`: say who in `from`",
+            ),
+            (
+                &[
+                    "{id: x, effect: allow, from: {dags: [a]}, to: [orders], methods: [CONNECT]}",
+                    "{id: y, effect: deny, from: {dags: [a]}, to: [orders], methods: [PUT], paths: [/x]}",
+                ],
+                Lint::Shadowed,
+                "everything that it allows, for a tunnel could carry what it is about",
+            ),
+            (
+                &[
+                    "{id: x, effect: allow, from: {dags: [a]}, to: [orders], methods: [CONNECT, GET]}",
+                    "{id: y, effect: deny, from: {dags: [a]}, to: [orders], methods: [GET]}",
+                ],
+                Lint::Shadowed,
+                "everything that it allows",
+            ),
+            (
+                &[
+                    "{id: x, effect: allow, from: {dags: [a]}, to: [orders], paths: ['/a/{sub}/b']}",
+                    "{id: y, effect: deny, from: {dags: [a]}, to: [orders], paths: ['/a/*/b']}",
+                ],
+                Lint::Shadowed,
+                "rule `x` has no effect",
+            ),
+            (
                 &[
                     "{id: x, effect: allow, from: {dags: [a, b]}, to: [orders], methods: [GET, PUT]}",
                     "{id: y, effect: allow, from: {dags: [b, a]}, to: [orders], methods: [PUT, GET]}",
@@ -550,6 +587,23 @@ mod tests {
         ] {
             let allow = "{id: x, effect: allow, from: {roles: [ds], dags: [ds_a]}, to: [orders], paths: [/a/b]}";
             assert_eq!(found(&[allow, deny]), [], "{deny}");
+        }
+    }
+
+    #[test]
+    fn a_deny_rule_about_ones_own_path_shadows_no_other_path() {
+        for (allow, deny) in [
+            ("paths: [/a/b]", "paths: ['/a/{sub}']"),
+            ("paths: ['/a/*']", "paths: ['/a/{sub}']"),
+            ("paths: ['/a/{sub}']", "paths: ['/a/s*']"),
+            ("paths: ['/a/{sub}']", "paths: ['/a/*sub*']"),
+            ("methods: [CONNECT, GET]", "methods: [GET], paths: [/x]"),
+        ] {
+            let allow =
+                format!("{{id: x, effect: allow, from: {{dags: [a]}}, to: [orders], {allow}}}");
+            let deny =
+                format!("{{id: y, effect: deny, from: {{dags: [a]}}, to: [orders], {deny}}}");
+            assert_eq!(found(&[&allow, &deny]), [], "{allow} {deny}");
         }
     }
 

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::policy::explain::{self, SUBJECT};
 use airflow_envoy_core::policy::path;
 use airflow_envoy_core::time::UnixTime;
 
@@ -204,8 +206,9 @@ impl Rule {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// Whether every request of `other`, whoever calls, is one of this rule too, at all times.
-    pub fn covers_requests_of(&self, other: &Self) -> bool {
+    /// Whether this deny rule denies every request that `other` allows, whoever calls, at all times. Any deny
+    /// rule denies tunnels: one could carry what it is about.
+    pub fn denies_requests_of(&self, other: &Self) -> bool {
         let to = match (&self.to, &other.to) {
             (None, _) => true,
             (Some(_), None) => false,
@@ -214,18 +217,44 @@ impl Rule {
         let methods = match (&self.methods, &other.methods) {
             (None, _) => true,
             (Some(_), None) => false,
-            (Some(wide), Some(narrow)) => narrow.iter().all(|method| wide.contains(method)),
+            (Some(wide), Some(narrow)) => {
+                narrow.iter().all(|method| method == CONNECT || wide.contains(method))
+            }
+        };
+        let paths = match (&self.patterns, &other.patterns) {
+            _ if other.allows_only_tunnels() => true,
+            (None, _) => true,
+            (Some(wide), None) => wide.iter().any(Pattern::is_everything),
+            (Some(wide), Some(narrow)) => {
+                narrow.iter().all(|narrow| wide.iter().any(|wide| wide.covers(narrow)))
+            }
         };
         to && methods
+            && paths
             && self.not_before.is_none_or(|start| other.not_before.is_some_and(|at| start <= at))
             && self.expires_at.is_none_or(|end| other.expires_at.is_some_and(|at| at <= end))
-            && match (&self.patterns, &other.patterns) {
-                (None, _) => true,
-                (Some(wide), None) => wide.iter().any(Pattern::is_everything),
-                (Some(wide), Some(narrow)) => {
-                    narrow.iter().all(|narrow| wide.iter().any(|wide| wide.covers(narrow)))
-                }
-            }
+    }
+
+    /// Whether it names the method by which tunnels are asked for: without doing so none is allowed.
+    pub fn names_tunnels(&self) -> bool {
+        self.methods.iter().flatten().any(|method| method == CONNECT)
+    }
+
+    /// Whether it allows tunnels and nothing else.
+    pub fn allows_only_tunnels(&self) -> bool {
+        let methods = self.methods.as_ref();
+        self.allows && methods.is_some_and(|methods| methods.iter().all(|one| one == CONNECT))
+    }
+
+    /// Whether the path, in its normal form, is one that a pattern of the rule has for some other `sub`.
+    pub fn is_of_another_subject(&self, path: &str) -> bool {
+        let mut patterns = self.patterns.iter().flatten();
+        patterns.any(|pattern| pattern.names_subject() && pattern.of_subject("*").matches(path))
+    }
+
+    /// The patterns of its paths.
+    pub fn patterns(&self) -> &[Pattern] {
+        self.patterns.as_deref().unwrap_or_default()
     }
 }
 
@@ -312,30 +341,49 @@ pub struct Pattern {
 impl Pattern {
     /// The pattern of a rule's `paths`.
     pub fn new(text: &str) -> Self {
-        let (stem, rest) = match text.strip_suffix("/**") {
-            Some(stem) => (stem, true),
-            None => (text, false),
-        };
-        let normal = path::normalise(stem, &Limits::DEFAULT);
-        let normal = normal.map_or_else(|_| stem.to_owned(), std::borrow::Cow::into_owned);
-        Self { stem: normal, rest }
+        let normal = explain::pattern(text, &Limits::DEFAULT);
+        let normal = normal.unwrap_or_else(|_| text.to_owned());
+        match normal.strip_suffix("/**") {
+            Some(stem) => Self { stem: stem.to_owned(), rest: true },
+            None => Self { stem: normal, rest: false },
+        }
     }
 
     fn is_everything(&self) -> bool {
         self.rest && self.stem.is_empty()
     }
 
-    /// Whether every path that `narrow` matches is matched by this one. It may say no too often.
+    /// Whether every path that `narrow` matches is matched by this one, whoever calls. It may say no too
+    /// often: of one that depends on the caller only the same is covered.
     pub fn covers(&self, narrow: &Self) -> bool {
+        if self.names_subject() {
+            return self == narrow;
+        }
         let mut given = narrow.stem.split('/').skip(1);
         for wanted in self.stem.split('/').skip(1) {
             let Some(given) = given.next() else { return false };
-            // A wildcard stands for no segment that is empty.
-            if wanted != given && (given.is_empty() || !covers(wanted, given)) {
+            // A wildcard stands for no segment that is empty. The caller's `sub` may be any other.
+            let fits = match given {
+                SUBJECT => wanted == "*",
+                given => wanted == given || !given.is_empty() && covers(wanted, given),
+            };
+            if !fits {
                 return false;
             }
         }
         self.rest || !narrow.rest && given.next().is_none()
+    }
+
+    /// Whether what it matches depends on the caller.
+    pub fn names_subject(&self) -> bool {
+        self.stem.split('/').any(|segment| segment == SUBJECT)
+    }
+
+    /// The pattern for callers whose `sub` is this segment, which may have wildcards.
+    pub fn of_subject(&self, subject: &str) -> Self {
+        let segments = self.stem.split('/');
+        let segments = segments.map(|one| if one == SUBJECT { subject } else { one });
+        Self { stem: segments.collect::<Vec<_>>().join("/"), rest: self.rest }
     }
 
     /// Whether it matches this path, which is in its normal form.
@@ -343,11 +391,24 @@ impl Pattern {
         self.covers(&Self { stem: path.to_owned(), rest: false })
     }
 
-    /// A path that it matches.
-    pub fn example(&self) -> String {
-        let stem = self.stem.replace('*', "x");
+    /// A path that it matches for callers whose `sub` is this segment.
+    pub fn example(&self, subject: &str) -> String {
+        let segments = self.stem.split('/').map(|segment| match segment {
+            SUBJECT => subject.to_owned(),
+            segment => segment.replace('*', "x"),
+        });
+        let stem = segments.collect::<Vec<_>>().join("/");
         if self.rest { format!("{stem}/x") } else { stem }
     }
+}
+
+/// The segment that is this `sub`, if there is one.
+pub fn subject_segment(subject: &str) -> Option<String> {
+    let escaped: String = subject.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let path = format!("/{escaped}");
+    let limits = Limits { path_bytes: usize::MAX, ..Limits::DEFAULT };
+    let normal = path::normalise(&path, &limits).ok()?;
+    normal.strip_prefix('/').filter(|segment| !segment.is_empty()).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -385,6 +446,10 @@ mod tests {
             ("/a/*", "/a/b"),
             ("/a/*/c", "/a/b*/c"),
             ("/a:b", "/a%3Ab"),
+            ("/a/{sub}/**", "/a/{sub}/**"),
+            ("/a/*", "/a/{sub}"),
+            ("/a/**", "/a/{sub}/b"),
+            ("/a/%7bsub%7d", "/a/%7Bsub%7D"),
         ] {
             assert!(Pattern::new(wide).covers(&Pattern::new(narrow)), "{wide} {narrow}");
         }
@@ -395,9 +460,33 @@ mod tests {
             ("/a/b", "/a/*"),
             ("/a/**", "/**"),
             ("/a/**", "/ab"),
+            ("/a/{sub}", "/a/b"),
+            ("/a/{sub}", "/a/*"),
+            ("/a/{sub}/**", "/a/{sub}/b"),
+            ("/a/*sub*", "/a/{sub}"),
+            ("/a/{sub}", "/a/%7Bsub%7D"),
+            ("/a/%7Bsub%7D", "/a/{sub}"),
         ] {
             assert!(!Pattern::new(wide).covers(&Pattern::new(narrow)), "{wide} {narrow}");
         }
+    }
+
+    #[test]
+    fn a_subject_is_one_segment_or_none() {
+        for (subject, segment) in [
+            ("a", Some("a")),
+            ("urn:a b", Some("urn:a%20b")),
+            ("\u{fc}", Some("%C3%BC")),
+            ("a;b", Some("a;b")),
+            ("", None),
+            (".", None),
+            ("..", None),
+            ("a/b", None),
+            ("a\nb", None),
+        ] {
+            assert_eq!(subject_segment(subject).as_deref(), segment, "{subject}");
+        }
+        assert_eq!(Pattern::new("/a*/{sub}/**").example("b*"), "/ax/b*/x");
     }
 
     #[test]

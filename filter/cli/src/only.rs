@@ -6,14 +6,17 @@
 //!   nothing is known that a rule could ask for. A `*` becomes `x`.
 //! - **requests**: for each of the destinations each host of theirs; the methods and paths of the
 //!   assertion, or all that the policy and the cases name; of a pattern one path that it matches, and
-//!   every path of the policy's rules and of the cases that lies within it.
+//!   every path of the policy's rules and of the cases that lies within it. A `{sub}` is the caller's own
+//!   and, in rules, also `x`. If a rule of the policy allows tunnels to the destination, a tunnel besides:
+//!   it may carry every method and path.
 //! - **times**: the assertion's, or else the time of the run and the moment when each rule begins.
 //!
 //! The assertion holds if each call that is permitted comes from a caller that matches one of `may`, and
 //! if at least one such call is permitted, unless `may` is empty.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::facts::{Caller, Fact};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::Policy;
@@ -22,12 +25,15 @@ use airflow_envoy_core::time::UnixTime;
 use serde_json::{Map, Value, json};
 
 use crate::evaluate::{Evaluator, Request};
-use crate::model::{Model, Pattern, Selector, glob};
+use crate::model::{Model, Pattern, Selector, glob, subject_segment};
 use crate::run::{Line, UnderTest};
 use crate::suite::{Only, Suite};
 
 /// Calls of one assertion; more would take longer than anybody waits.
 const MOST_CALLS: usize = 5_000_000;
+
+/// A `sub` that is nobody's.
+const SOMEBODY: &str = "x";
 
 /// Counterexamples that are shown.
 const MOST_SHOWN: usize = 5;
@@ -38,28 +44,39 @@ pub fn run(assertion: &Only, suite: &Suite, policy: &UnderTest, now: UnixTime) -
         Ok(insider) => insider,
         Err(problem) => return vec![Line::Note(problem)],
     };
-    let requests = match requests(assertion, suite, &policy.model) {
-        Ok(requests) => requests,
-        Err(problem) => return vec![Line::Note(problem)],
-    };
     let callers = callers(suite, &policy.model);
     let mut times = BTreeSet::from([assertion.at.unwrap_or(now)]);
     if assertion.at.is_none() {
         times.extend(policy.model.rules.iter().filter_map(|rule| rule.not_before));
     }
-    let calls = callers.len().saturating_mul(requests.len()).saturating_mul(times.len());
-    if calls > MOST_CALLS {
-        let problem = format!(
-            "{calls} calls are more than {MOST_CALLS}: say `methods`, `paths` or `at` more exactly"
-        );
-        return vec![Line::Note(problem)];
+    let by_subject = names_subject(assertion, &policy.model);
+    let subject_of = |caller: &Caller| subject(caller).filter(|_| by_subject);
+    let mut requests: BTreeMap<Option<String>, Vec<Request>> = BTreeMap::new();
+    let mut calls = 0_usize;
+    for (_, caller) in &callers {
+        let subject = subject_of(caller);
+        if !requests.contains_key(&subject) {
+            let found = requests_of(assertion, suite, &policy.model, subject.as_deref());
+            match found {
+                Ok(found) => _ = requests.insert(subject.clone(), found),
+                Err(problem) => return vec![Line::Note(problem)],
+            }
+        }
+        let own = requests.get(&subject).map_or(0, Vec::len);
+        calls = calls.saturating_add(own.saturating_mul(times.len()));
+        if calls > MOST_CALLS {
+            let problem = format!(
+                "there are more than {MOST_CALLS} calls: say `methods`, `paths` or `at` more exactly"
+            );
+            return vec![Line::Note(problem)];
+        }
     }
     let (mut found, mut permitted) = (Vec::new(), 0_usize);
     for (told, caller) in &callers {
         let inside = insider
             .as_ref()
             .is_some_and(|(insider, request)| insider.decide(caller, request, now).outcome.is_ok());
-        for request in &requests {
+        for request in requests.get(&subject_of(caller)).into_iter().flatten() {
             for at in &times {
                 let Ok(rule) = policy.evaluator.decide(caller, request, *at).outcome else {
                     continue;
@@ -116,7 +133,24 @@ fn insider(assertion: &Only, policy: &UnderTest) -> Result<Option<(Evaluator, Re
     Ok(Some((Evaluator::new(policy), Request::parse("GET http://here/")?)))
 }
 
-fn requests(assertion: &Only, suite: &Suite, model: &Model) -> Result<Vec<Request>, String> {
+/// Whether what is asked for depends on the caller.
+fn names_subject(assertion: &Only, model: &Model) -> bool {
+    let asked = assertion.paths.iter().flatten().any(|path| Pattern::new(path).names_subject());
+    asked || model.rules.iter().flat_map(|rule| rule.patterns()).any(Pattern::names_subject)
+}
+
+/// The segment of a path that stands for the caller.
+fn subject(caller: &Caller) -> Option<String> {
+    caller.subjects.values()?.iter().find_map(|subject| subject_segment(subject))
+}
+
+/// Every request that is tried of callers whose `sub` is `subject`.
+fn requests_of(
+    assertion: &Only,
+    suite: &Suite,
+    model: &Model,
+    subject: Option<&str>,
+) -> Result<Vec<Request>, String> {
     let all = assertion.to == ["*"];
     if let Some(unknown) =
         assertion.to.iter().find(|name| !all && !model.destinations.contains_key(*name))
@@ -138,24 +172,41 @@ fn requests(assertion: &Only, suite: &Suite, model: &Model) -> Result<Vec<Reques
                 methods.extend(suite.cases.iter().map(|case| case.request.method.clone()));
             }
         }
+        let tunnels = methods.remove(CONNECT)
+            || rules().any(|rule| rule.allows && !rule.shadow && rule.names_tunnels());
+        // A caller without a `sub` has no path of its own that could be asked for.
+        let own = |pattern: Pattern| match subject {
+            Some(subject) => Some(pattern.of_subject(subject)),
+            None => (!pattern.names_subject()).then_some(pattern),
+        };
         let asked: Option<Vec<Pattern>> = assertion
             .paths
             .as_ref()
-            .map(|paths| paths.iter().map(|path| Pattern::new(path)).collect());
+            .map(|paths| paths.iter().filter_map(|path| own(Pattern::new(path))).collect());
         let mut paths: BTreeSet<String> = BTreeSet::new();
         match &asked {
-            Some(patterns) => paths.extend(patterns.iter().map(Pattern::example)),
+            Some(patterns) => {
+                paths.extend(patterns.iter().map(|pattern| pattern.example(SOMEBODY)));
+            }
             None => paths.extend(["/".to_owned()]),
         }
-        let named = rules().flat_map(|rule| rule.paths.iter().flatten());
-        let named = named.map(|pattern| Pattern::new(pattern).example());
-        let named = named.chain(suite.cases.iter().map(|case| case.request.path.clone()));
+        let named = rules().flat_map(|rule| rule.patterns()).flat_map(|pattern| {
+            let own = subject.filter(|_| pattern.names_subject());
+            [Some(SOMEBODY), own].into_iter().flatten().map(|subject| pattern.example(subject))
+        });
+        let cases = suite.cases.iter().filter(|case| !case.request.is_tunnel());
+        let named = named.chain(cases.map(|case| case.request.path.clone()));
         paths.extend(named.filter(|path| {
             asked.as_ref().is_none_or(|asked| asked.iter().any(|asked| asked.matches(path)))
         }));
         for host in &destination.hosts {
             let host =
                 host.strip_prefix("*.").map_or_else(|| host.clone(), |host| format!("x.{host}"));
+            if tunnels {
+                let has_port = !host.ends_with(']') && host.contains(':');
+                let port = if has_port { "" } else { ":443" };
+                requests.push(Request::tunnel(&format!("{host}{port}")));
+            }
             for method in &methods {
                 requests.extend(paths.iter().map(|path| Request {
                     method: method.clone(),

@@ -60,10 +60,18 @@ pub fn remedy(
         let index = place_of(document, rule.id())?;
         steps.push(Step {
             path: format!("rules[{index}]"),
-            told: format!(
-                "remove the deny rule {}, or narrow it so that it is not about this call",
-                quote(rule.id())
-            ),
+            told: if asked.request.is_tunnel() {
+                // By less methods and paths it would still be about some that a tunnel may carry.
+                format!(
+                    "remove the deny rule {}, or narrow it by `from` or `to`: a tunnel could carry what it denies",
+                    quote(rule.id())
+                )
+            } else {
+                format!(
+                    "remove the deny rule {}, or narrow it so that it is not about this call",
+                    quote(rule.id())
+                )
+            },
         });
         remove(&mut changed, rule.id())?;
     }
@@ -159,8 +167,14 @@ fn mend(
     let rule = rule_of(document, id)?;
     match condition {
         Asks::Path => {
-            add(rule, &["paths"], inquiry.path())?;
-            Some(format!("add {} to `paths` of rule {named}", quote(inquiry.path())))
+            // A rule about some paths cannot allow tunnels too.
+            let path = inquiry.path()?;
+            // What is each caller's own is not to be opened to all of them.
+            if model.rule(id)?.is_of_another_subject(path) {
+                return None;
+            }
+            add(rule, &["paths"], path)?;
+            Some(format!("add {} to `paths` of rule {named}", quote(path)))
         }
         Asks::Method => {
             add(rule, &["methods"], &request.method)?;

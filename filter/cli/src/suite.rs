@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::document::{Faults, Node as Reading, Object, Report, suggestion};
 use airflow_envoy_core::quote::quote;
 use airflow_envoy_core::reject::Code;
@@ -217,9 +218,14 @@ impl Layers {
                 Value::String(text) => match Request::parse(text) {
                     Ok(Request { method, scheme, host, path }) => {
                         let mut map = Map::new();
-                        for (name, value) in
-                            [("method", method), ("scheme", scheme), ("host", host), ("path", path)]
-                        {
+                        let path = Some(path).filter(|path| !path.is_empty());
+                        for (name, value) in [
+                            ("method", Some(method)),
+                            ("scheme", Some(scheme)),
+                            ("host", Some(host)),
+                            ("path", path),
+                        ] {
+                            let Some(value) = value else { continue };
                             map.insert(name.to_owned(), value.into());
                         }
                         self.request = Some(Value::Object(map));
@@ -292,11 +298,13 @@ impl Layers {
             self.request.as_ref().and_then(|request| request.get(name)?.as_str().map(str::to_owned))
         };
         let need = |name: &str| text(name).ok_or_else(|| format!("the request has no `{name}`"));
+        let method = need("method")?;
         Ok(Request {
-            method: need("method")?,
             scheme: text("scheme").unwrap_or_else(|| "http".to_owned()),
             host: need("host")?,
-            path: need("path")?,
+            // A tunnel has none.
+            path: if method == CONNECT { text("path").unwrap_or_default() } else { need("path")? },
+            method,
         })
     }
 }

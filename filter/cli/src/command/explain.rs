@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::facts::Caller;
 use airflow_envoy_core::policy::explain::{Considered, Inquiry};
 use airflow_envoy_core::quote::quote;
@@ -134,15 +135,15 @@ struct RequestOptions {
     /// The method
     #[arg(long, value_name = "METHOD", default_value = "GET")]
     method: String,
-    /// Scheme, host and path in one
+    /// Scheme, host and path in one; of a tunnel host and port
     #[arg(long, value_name = "URL", conflicts_with_all = ["host", "path", "scheme"])]
     url: Option<String>,
     /// The host, with its port if it is not the default one
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
-    /// The path
-    #[arg(long, value_name = "PATH", default_value = "/")]
-    path: String,
+    /// The path [default: /]; a tunnel (--method CONNECT) has none
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
     /// The scheme
     #[arg(long, value_name = "SCHEME", default_value = "http")]
     scheme: String,
@@ -219,12 +220,15 @@ impl Options {
             (Some(url), _) => {
                 Some(Request::parse(&format!("{method} {url}")).map_err(Failed::usage)?)
             }
-            (None, Some(host)) => Some(Request {
-                method: method.clone(),
-                scheme: scheme.clone(),
-                host: host.clone(),
-                path: path.clone(),
-            }),
+            (None, Some(host)) => {
+                let default = if method == CONNECT { "" } else { "/" };
+                Some(Request {
+                    method: method.clone(),
+                    scheme: scheme.clone(),
+                    host: host.clone(),
+                    path: path.clone().unwrap_or_else(|| default.to_owned()),
+                })
+            }
             (None, None) => None,
         })
     }
@@ -236,6 +240,7 @@ struct Denial {
     code: String,
     status: Option<u64>,
     detail: String,
+    action: Option<String>,
     rule: Option<String>,
     nearest: Option<String>,
     decision_id: Option<String>,
@@ -255,6 +260,7 @@ fn read_denial(path: &Path) -> Result<Denial, Failed> {
         code,
         status: document.member("status").and_then(|node| node.value().as_u64()),
         detail: text("detail").unwrap_or_default(),
+        action: text("action"),
         rule: text("rule"),
         nearest: text("nearest"),
         decision_id: text("decision_id"),
@@ -337,6 +343,9 @@ fn denial_text(denial: &Denial, known: &Known, style: Style) -> String {
     if !denial.detail.is_empty() {
         text.push_str(&format!("  {}\n", denial.detail));
     }
+    if let Some(action) = denial.action.as_deref().or_else(|| code.map(|code| code.action())) {
+        text.push_str(&format!("  what to do: {action}\n"));
+    }
     if let Some(id) = &denial.decision_id {
         text.push_str(&style.faint(&format!("  decision {id}\n")));
     }
@@ -369,7 +378,7 @@ fn denial_json(denial: &Denial, known: &Known) -> Value {
         Some(json!({"id": rule.id, "place": rule.place.to_string()}))
     };
     json!({
-        "code": denial.code, "status": denial.status, "detail": denial.detail,
+        "code": denial.code, "status": denial.status, "detail": denial.detail, "action": denial.action,
         "rule": rule(&denial.rule), "nearest": rule(&denial.nearest), "decision_id": denial.decision_id,
     })
 }
@@ -440,7 +449,7 @@ impl<'a> Reasons<'a> {
             let place = place.map(|one| format!(" ({})", one.place)).unwrap_or_default();
             text.push_str(&format!("\ndestination {}{}\n", quote(name), style.faint(&place)));
         }
-        if let Some(path) = self.inquiry.as_ref().map(Inquiry::path)
+        if let Some(path) = self.inquiry.as_ref().and_then(Inquiry::path)
             && path != self.request.path.split('?').next().unwrap_or_default()
         {
             text.push_str(&format!("path in its normal form: {}\n", quote(path)));
@@ -508,6 +517,11 @@ impl<'a> Reasons<'a> {
     fn remedy_text(&self, known: &Known, style: Style) -> String {
         let Err(reject) = &self.answer.outcome else { return String::new() };
         let heading = style.strong("\nthe smallest change that would allow it\n");
+        let tunnel = if self.request.is_tunnel() {
+            ", with `CONNECT` in `methods` and without `paths`"
+        } else {
+            ""
+        };
         match (&self.remedy, reject.code) {
             (Some(Remedy { steps, permitted_by }), _) => {
                 let mut text = heading;
@@ -525,12 +539,12 @@ impl<'a> Reasons<'a> {
             (None, Code::DestinationUnknown) => {
                 let host = quote(&self.request.host);
                 format!(
-                    "{heading}  a destination with {host} in its `hosts`, and a rule that allows it\n"
+                    "{heading}  a destination with {host} in its `hosts`, and a rule that allows it{tunnel}\n"
                 )
             }
             (None, Code::PolicyDenied | Code::PolicyNoMatch) => {
                 format!(
-                    "{heading}  a new rule: no change of a single rule was found that does it\n"
+                    "{heading}  a new rule{tunnel}: no change of a single rule was found that does it\n"
                 )
             }
             (None, _) => {
@@ -599,7 +613,7 @@ impl<'a> Reasons<'a> {
         json!({
             "request": self.request.to_string(), "caller": self.said.describe(), "at": self.at.to_string(),
             "decision": decision, "code": code, "rule": rule, "nearest": nearest, "detail": detail,
-            "destination": self.answer.destination, "path": self.inquiry.as_ref().map(Inquiry::path),
+            "destination": self.answer.destination, "path": self.inquiry.as_ref().and_then(Inquiry::path),
             "shadow": shadow.collect::<Vec<_>>(), "roles": roles, "rules": rules, "remedy": remedy,
         })
     }

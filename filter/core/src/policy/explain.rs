@@ -12,10 +12,15 @@ use super::read;
 use super::rule::{Effect, Miss, Question, Rule};
 use super::selector::{Condition, Subject, Truth, Who};
 use super::{Policy, path};
+use crate::arrival::CONNECT;
 use crate::document::{Asked, Report};
 use crate::facts::{Call, Caller};
 use crate::limits::Limits;
+use crate::quote::quote;
 use crate::time::UnixTime;
+
+/// A segment of a path pattern that stands for the `sub` of the caller's access token.
+pub const SUBJECT: &str = path::SUBJECT;
 
 /// A call put to every rule of one policy.
 #[derive(Debug)]
@@ -26,7 +31,8 @@ pub struct Inquiry<'a> {
     perhaps_held: Box<[std::sync::Arc<str>]>,
     destination: Option<u32>,
     method: &'a str,
-    path: Cow<'a, str>,
+    /// `None` for a tunnel.
+    path: Option<Cow<'a, str>>,
     /// The path as servers read it that cut parameters off.
     bare: Option<String>,
     now: UnixTime,
@@ -102,9 +108,17 @@ pub fn fields(document: &Value, limits: &Limits) -> Asked {
     report.into_asked()
 }
 
+/// A pattern of `paths` in its normal form, with [`SUBJECT`] as it is written.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence.
+pub fn pattern(text: &str, limits: &Limits) -> Result<String, &'static str> {
+    path::normalise_pattern(text, limits)
+}
+
 impl Policy {
     /// Puts a call to every rule; `None` if its authority or its path cannot be read, so that no rule is
-    /// asked.
+    /// asked. A CONNECT is a tunnel, as where it is decided.
     pub fn inquire<'a>(
         &'a self,
         caller: &'a Caller,
@@ -112,8 +126,13 @@ impl Policy {
         now: UnixTime,
         limits: &Limits,
     ) -> Option<Inquiry<'a>> {
-        let path = path::normalise(call.target, limits).ok()?;
-        let authority = Authority::parse(call.authority, call.scheme).ok()?;
+        let (path, authority) = if call.method == CONNECT {
+            (None, Authority::of_tunnel(call.authority))
+        } else {
+            let path = path::normalise(call.target, limits).ok()?;
+            (Some(path), Authority::parse(call.authority, call.scheme))
+        };
+        let authority = authority.ok()?;
         let who = Who { caller, held: &[], perhaps_held: &[] };
         Some(Inquiry {
             policy: self,
@@ -122,7 +141,7 @@ impl Policy {
             perhaps_held: self.roles.find(&who, Truth::Unknown),
             destination: self.destination(&authority).map(|(number, _)| number),
             method: call.method,
-            bare: path::without_parameters(&path),
+            bare: path.as_deref().and_then(path::without_parameters),
             path,
             now,
         })
@@ -161,9 +180,9 @@ impl<'a> Inquiry<'a> {
         self.policy.rules.get(place).map(|rule| Considered { rule, inquiry: self })
     }
 
-    /// The path in its normal form.
-    pub fn path(&self) -> &str {
-        &self.path
+    /// The path in its normal form; `None` for a tunnel.
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
     }
 
     fn question(&self) -> Question<'_> {
@@ -171,7 +190,7 @@ impl<'a> Inquiry<'a> {
             who: Who { caller: self.caller, held: &self.held, perhaps_held: &self.perhaps_held },
             destination: self.destination,
             method: self.method,
-            path: &self.path,
+            path: self.path.as_deref(),
             now: self.now,
         }
     }
@@ -206,43 +225,58 @@ impl<'a> Considered<'a> {
         let question = self.inquiry.question();
         let bare = self.inquiry.bare.as_deref().filter(|_| !self.allows());
         self.rule.applies(&question)
-            || bare.is_some_and(|path| self.rule.applies(&Question { path, ..question }))
+            || bare
+                .is_some_and(|path| self.rule.applies(&Question { path: Some(path), ..question }))
     }
 
     /// Everything but the destination that keeps the call from being one that the rule is about, in the
-    /// order in which an answer tells them; at most `most`.
+    /// order in which an answer tells them; at most `most`. Of a tunnel it is what one must be allowed by,
+    /// and for a deny rule what it cannot know of one.
     pub fn failures(&self, most: usize) -> Vec<Failure> {
         let question = self.inquiry.question();
-        let misses = self.rule.misses(&question).take(most);
         let failure = |miss| {
-            let (condition, unknown) = match miss {
-                Miss::Path => (Asks::Path, false),
-                Miss::Method => (Asks::Method, false),
-                Miss::Early(_) => (Asks::NotBefore, false),
-                Miss::Late(_) => (Asks::ExpiresAt, false),
-                Miss::Caller(condition) => {
-                    let unknown = condition.truth(&question.who) == Truth::Unknown;
-                    (Asks::of(condition), unknown)
-                }
+            let unknown = self.may_hold(miss, &question);
+            let hidden = question.path.is_none() && matches!(miss, Miss::Path | Miss::Method);
+            let explanation = if hidden && !self.allows() {
+                let id = quote(&self.rule.id);
+                format!("rule {id} cannot be evaluated for a tunnel, which hides methods and paths")
+            } else {
+                self.rule.explain_miss(&self.rule.id, miss, &question)
             };
-            let explanation = self.rule.explain_miss(&self.rule.id, miss, &question);
-            Failure { condition, explanation, unknown }
+            Failure { condition: Asks::missed(miss), explanation, unknown }
         };
-        misses.map(failure).collect()
+        self.misses(&question).take(most).map(failure).collect()
     }
 
-    /// The only condition that the call fails, if it is one only.
+    /// The only condition that the call fails, if it is one only, and if it would be one that the rule is
+    /// about without that condition.
     pub fn only_failure(&self) -> Option<Asks> {
         let question = self.inquiry.question();
-        let mut misses = self.rule.misses(&question);
+        let mut misses = self.misses(&question);
         let only = misses.next().filter(|_| misses.next().is_none())?;
-        Some(match only {
-            Miss::Path => Asks::Path,
-            Miss::Method => Asks::Method,
-            Miss::Early(_) => Asks::NotBefore,
-            Miss::Late(_) => Asks::ExpiresAt,
-            Miss::Caller(condition) => Asks::of(condition),
-        })
+        // No rule is about tunnels because it says less of methods and paths.
+        let hidden = question.path.is_none() && matches!(only, Miss::Path | Miss::Method);
+        (!hidden).then(|| Asks::missed(only))
+    }
+
+    /// As [`Rule::misses`], but for what a deny rule does not ask of a tunnel: only who allows one must name
+    /// its method.
+    fn misses(&self, question: &Question<'_>) -> impl Iterator<Item = Miss<'a>> {
+        let rule = self.rule;
+        let unasked = question.path.is_none() && !self.allows() && rule.methods.is_none();
+        rule.misses(question).filter(move |miss| !(unasked && matches!(miss, Miss::Method)))
+    }
+
+    /// Whether what is missed may hold all the same: something that it is about is unknown.
+    fn may_hold(&self, miss: Miss<'_>, question: &Question<'_>) -> bool {
+        match (miss, question.path) {
+            (Miss::Path | Miss::Method, None) => !self.allows(),
+            (Miss::Path, Some(path)) => self.rule.paths.as_ref().is_some_and(|paths| {
+                path::matches_any(paths, path, &question.who.caller.subjects) == Truth::Unknown
+            }),
+            (Miss::Caller(condition), _) => condition.truth(&question.who) == Truth::Unknown,
+            (Miss::Method | Miss::Early(_) | Miss::Late(_), _) => false,
+        }
     }
 
     /// Everything that it asks of a call but the destination.
@@ -258,6 +292,16 @@ impl<'a> Considered<'a> {
 }
 
 impl Asks {
+    fn missed(miss: Miss<'_>) -> Self {
+        match miss {
+            Miss::Path => Self::Path,
+            Miss::Method => Self::Method,
+            Miss::Early(_) => Self::NotBefore,
+            Miss::Late(_) => Self::ExpiresAt,
+            Miss::Caller(condition) => Self::of(condition),
+        }
+    }
+
     fn of(condition: &Condition) -> Self {
         match &condition.subject {
             Subject::Roles => Self::Roles,
