@@ -13,7 +13,7 @@ use airflow_envoy_core::policy::Policy;
 use airflow_envoy_core::reject::{Code, Reject};
 use airflow_envoy_core::time::UnixTime;
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
 
 /// 2026-11-21T12:00:00Z.
@@ -59,6 +59,25 @@ fn parts(token: &str) -> (Value, Map<String, Value>) {
     (header, next().as_object().unwrap().clone())
 }
 
+/// The access token and the identity of credentials for a proxy.
+fn by_proxy(value: Option<String>) -> (Option<String>, Option<String>) {
+    let Some(value) = value else { return (None, None) };
+    let credentials = STANDARD.decode(value.split_once(' ').unwrap().1.trim()).unwrap();
+    let credentials = String::from_utf8(credentials).unwrap();
+    let (user, password) = credentials.split_once(':').unwrap();
+    let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    (given(user).filter(|user| user != "airflow"), given(password))
+}
+
+/// The value of a cookie.
+fn cookie(headers: &[(&[u8], &[u8])], wanted: &str) -> Option<String> {
+    let cookies = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case(b"cookie"));
+    cookies.flat_map(|(_, value)| std::str::from_utf8(value).unwrap().split(';')).find_map(|pair| {
+        let (name, value) = pair.trim().split_once('=')?;
+        (name == wanted).then(|| value.to_owned())
+    })
+}
+
 /// The configured name of the issuer that a credential names.
 fn issuer(issuers: &Value, claims: &Map<String, Value>) -> String {
     let mut issuers = issuers.as_array().unwrap().iter();
@@ -68,7 +87,7 @@ fn issuer(issuers: &Value, claims: &Map<String, Value>) -> String {
 
 #[test]
 fn the_tools_decide_every_case_as_the_filter_does() {
-    let mut compared = 0;
+    let (mut compared, mut tunnels, mut subjects) = (0, 0, 0);
     let mut seen = std::collections::BTreeMap::<String, usize>::new();
     for case in airflow_envoy_corpus::cases().unwrap() {
         let exchange = case.exchange(NOW).unwrap();
@@ -86,14 +105,19 @@ fn the_tools_decide_every_case_as_the_filter_does() {
         let text =
             |value: Option<&[u8]>| value.map(|value| String::from_utf8(value.to_vec()).unwrap());
         let off = |requirement: &Value| requirement == "off";
-        let token = text(arrived.authorization).filter(|_| !off(&configuration["token"]));
-        let token = token.map(|value| {
-            let (header, claims) = parts(value.split_once(' ').unwrap().1.trim());
+        let served = configuration["proxy_authorization"] == true;
+        let (user, password) = by_proxy(text(arrived.proxy_authorization).filter(|_| served));
+        let token = text(arrived.authorization)
+            .map(|value| value.split_once(' ').unwrap().1.trim().to_owned())
+            .or(user)
+            .or_else(|| cookie(&headers, configuration["token_cookie"].as_str()?));
+        let token = token.filter(|_| !off(&configuration["token"])).map(|token| {
+            let (header, claims) = parts(&token);
             let issuer = issuer(&configuration["issuers"], &claims);
             let key_id = header["kid"].as_str().map(str::to_owned);
             Token { issuer, key_id, claims }
         });
-        let identity = text(arrived.identity);
+        let identity = text(arrived.identity).or(password);
         let identity = identity.filter(|_| !off(&configuration["airflow"]["identity"]));
         let identity = identity.map(|value| {
             let (header, claims) = parts(&value);
@@ -118,10 +142,13 @@ fn the_tools_decide_every_case_as_the_filter_does() {
         let decided = Evaluator::new(policy).decide(&caller, &request, UnixTime::from_secs(NOW));
         assert_eq!(decided.outcome, answer, "{}", case.name);
         compared += 1;
+        tunnels += usize::from(request.is_tunnel());
+        subjects += usize::from(source["inline"].to_string().contains("{sub}"));
         let kind =
             answer.map_or_else(|reject| reject.code.name().to_owned(), |_| "permit".to_owned());
         *seen.entry(kind).or_default() += 1;
     }
     println!("{compared} cases of the corpus, {seen:?}");
+    assert!(tunnels > 8 && subjects > 5, "{tunnels} tunnels, {subjects} paths of callers");
     assert!(compared > 150 && seen.len() == 6, "too few were compared: {compared}, {seen:?}");
 }

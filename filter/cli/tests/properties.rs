@@ -67,10 +67,13 @@ impl Random {
             rule["from"] = from.into();
         }
         if self.one_in(3) {
-            rule["methods"] = self.picks(&["GET", "POST"]);
+            rule["methods"] = self.picks(&["GET", "POST", "CONNECT"]);
         }
-        if !self.one_in(3) {
-            rule["paths"] = self.picks(&["/", "/a/**", "/a/*", "/*/b", "/**", "/a"]);
+        let tunnels = rule["methods"].as_array().is_some_and(|all| all.contains(&json!("CONNECT")));
+        if !(self.one_in(3) || effect == "allow" && tunnels) {
+            let paths =
+                ["/", "/a/**", "/a/*", "/*/b", "/**", "/a", "/{sub}/**", "/a/{sub}", "/a/s*"];
+            rule["paths"] = self.picks(&paths);
         }
         if self.one_in(5) {
             rule["mode"] = "shadow".into();
@@ -108,15 +111,21 @@ impl Random {
         }
         let mut claims = Map::new();
         claims.insert("c".into(), json!(self.below(3)));
+        if !self.one_in(3) {
+            claims.insert("sub".into(), self.pick(&["a", "b", "s", "s*"]).into());
+        }
         let token = Token { issuer: "idp".into(), key_id: None, claims };
         let token = (!self.one_in(4)).then_some(token);
-        let request = Request {
-            method: self.pick(&["GET", "POST"]).into(),
-            scheme: "http".into(),
-            host: self.pick(&["one", "x.two", "two:8", "none"]).into(),
-            path: self
-                .pick(&["/", "/a", "/a/", "/a/b", "/a/b/c", "/a;x/b", "/%61/b", "/.."])
-                .into(),
+        let paths =
+            ["/", "/a", "/a/", "/a/b", "/a/b/c", "/a;x/b", "/%61/b", "/a/s", "/a/%73%2A", "/.."];
+        let request = match self.below(6) {
+            0 => Request::tunnel(self.pick(&["one:443", "x.two:443", "two:8", "one:80", "none:1"])),
+            _ => Request {
+                method: self.pick(&["GET", "POST"]).into(),
+                scheme: "http".into(),
+                host: self.pick(&["one", "x.two", "two:8", "none"]).into(),
+                path: self.pick(&paths).into(),
+            },
         };
         let at = UnixTime::from_secs(60 * self.below(5) as i64);
         (Said { identity: Some(identity), token, peer: None }, request, at)
@@ -248,4 +257,46 @@ fn what_is_said_to_have_no_effect_has_none() {
         }
     }
     assert!(told > 60, "{told}");
+}
+
+#[test]
+fn what_is_told_of_a_rule_is_what_it_does() {
+    let mut random = Random(6);
+    let (mut applying, mut tunnels, mut perhaps) = (0, 0, 0);
+    for _ in 0..1_000 {
+        let document = random.document();
+        let evaluator = evaluator(&document);
+        for _ in 0..8 {
+            let (said, request, at) = random.call();
+            let caller = said.caller().unwrap();
+            let answer = evaluator.decide(&caller, &request, at);
+            let Some(inquiry) = evaluator.inquire(&caller, &request, at) else {
+                assert!(answer.destination.is_none() || request.path == "/..", "{request}");
+                continue;
+            };
+            // Where only other destinations are known no rule is asked.
+            if answer.destination.is_none() {
+                continue;
+            }
+            let enforced = || inquiry.rules().filter(|rule| !rule.is_shadow() && rule.applies());
+            let denied = enforced().find(|rule| !rule.allows());
+            let decider = denied.or_else(|| enforced().find(|rule| rule.allows()));
+            assert_eq!(answer.decider(), decider.map(|rule| rule.id()), "{document} {request}");
+            for rule in inquiry.rules().filter(|rule| rule.is_for_destination()) {
+                let failures = rule.failures(usize::MAX);
+                let told = format!("{document} {request} {} {failures:?}", rule.id());
+                if rule.allows() {
+                    assert_eq!(rule.applies(), failures.is_empty(), "{told}");
+                } else if failures.iter().all(|failure| failure.unknown) {
+                    assert!(rule.applies(), "{told}");
+                    perhaps += usize::from(!failures.is_empty());
+                } else if !request.path.contains(';') {
+                    assert!(!rule.applies(), "{told}");
+                }
+                applying += usize::from(rule.applies());
+                tunnels += usize::from(rule.applies() && request.is_tunnel());
+            }
+        }
+    }
+    assert!(applying > 1_000 && tunnels > 100 && perhaps > 100, "{applying} {tunnels} {perhaps}");
 }

@@ -91,9 +91,11 @@ fn full_policy() -> Value {
         "rules": [
             {
                 "id": "full", "intent": "Everything.", "effect": "deny", "from": from, "to": ["here"],
-                "methods": ["GET", "M-SEARCH"], "paths": ["/", "/a/*/b*", "/**"], "mode": "shadow",
+                "methods": ["GET", "M-SEARCH", "CONNECT"], "mode": "shadow",
+                "paths": ["/", "/a/*/b*", "/**", "/a/{sub}/b", "/{sub}/**", "/%7Ba%7d"],
                 "valid": {"not_before": "2026-11-01T00:00:00.5+01:00", "expires_at": "2027-11-01T00:00:00Z"},
             },
+            {"id": "tunnel", "effect": "allow", "to": ["here"], "methods": ["CONNECT", "GET"]},
             {"id": "least", "effect": "allow", "to": ["*"]},
         ],
     })
@@ -138,13 +140,17 @@ fn full_configurations() -> Vec<Value> {
             ],
             "max_age": "15m", "trust": {"keys": [key], "required": false},
         },
+        "proxy_authorization": false, "token_cookie": "_token",
         "forward_token": true, "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",
         "status": {"path": "/status"},
     });
     let mut untyped = full.clone();
     untyped["issuers"][0]["token_types"] = "any".into();
     untyped["airflow"] = json!({"identity": "off"});
-    vec![full, untyped]
+    let mut proxy = full.clone();
+    proxy["proxy_authorization"] = true.into();
+    proxy.as_object_mut().unwrap().remove("token_cookie");
+    vec![full, untyped, proxy]
 }
 
 /// Every policy and every configuration that there is, fit or not.
@@ -362,4 +368,49 @@ fn the_schemas_have_every_member_that_the_readers_know_and_no_other() {
         &root,
         configurations.iter().map(|document| configuration::fields(document, &limits)),
     );
+}
+
+#[test]
+fn the_schemas_know_what_cannot_stand_together() {
+    let policy = |rule: Value| {
+        let mut policy = full_policy();
+        policy["rules"] = json!([rule]);
+        policy
+    };
+    let rule = |effect: &str, more: Value| {
+        let mut rule = json!({"id": "x", "effect": effect, "to": ["here"]});
+        rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        policy(rule)
+    };
+    let validator = validator(&schema(POLICY));
+    for (document, fit) in [
+        (rule("allow", json!({"methods": ["GET", "CONNECT"]})), true),
+        (rule("allow", json!({"methods": ["GET", "CONNECT"], "paths": ["/a"]})), false),
+        (rule("deny", json!({"methods": ["GET", "CONNECT"], "paths": ["/a"]})), true),
+        (rule("allow", json!({"methods": ["GET"], "paths": ["/a"]})), true),
+        (rule("allow", json!({"paths": ["/{sub}/**"]})), true),
+        (rule("allow", json!({"paths": ["/{sub}"]})), true),
+        (rule("allow", json!({"paths": ["/a{sub}"]})), false),
+        (rule("allow", json!({"paths": ["/{dag}/a"]})), false),
+        (rule("allow", json!({"paths": ["/a/{sub}b"]})), false),
+        (rule("allow", json!({"paths": ["/a/%7Bsub%7D"]})), true),
+    ] {
+        assert_eq!(is_policy(&document), fit, "{document}");
+        assert_eq!(validator.is_valid(&document), fit, "{document}");
+    }
+    let validator = self::validator(&configuration_schema());
+    let base = full_configurations().remove(0);
+    for (member, value, fit) in [
+        ("proxy_authorization", json!(true), false),
+        ("proxy_authorization", json!("yes"), false),
+        ("token_cookie", json!("__Host-t"), true),
+        ("token_cookie", json!("a b"), false),
+        ("token_cookie", json!("a=b"), false),
+        ("token_cookie", json!(""), false),
+    ] {
+        let mut document = base.clone();
+        document[member] = value;
+        assert_eq!(is_configuration(&document), fit, "{member} {}", document[member]);
+        assert_eq!(validator.is_valid(&document), fit, "{member} {}", document[member]);
+    }
 }
