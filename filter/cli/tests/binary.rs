@@ -375,6 +375,193 @@ fn explain_shows_the_reasons_and_a_change_that_was_tried() {
 }
 
 #[test]
+fn explain_says_what_a_tunnel_must_be_allowed_by() {
+    let folder = Folder::new();
+    folder.file(
+        "policy.yaml",
+        &format!(
+            "{GOOD}  - {{id: tunnel, effect: allow, from: {{teams: [ops]}}, to: [orders], methods: [CONNECT]}}\n  \
+             - {{id: no-admin, effect: deny, from: {{tags: [debug]}}, to: [orders], paths: ['/admin/**']}}\n  \
+             - {{id: no-put, effect: deny, from: {{tags: [pii]}}, to: [orders], methods: [PUT]}}\n"
+        ),
+    );
+    let explain = |more: &[&str]| {
+        let base = ["explain", "policy.yaml", "--dag", "d", "--method", "CONNECT"];
+        run_in(&folder.0, &[&base[..], more].concat(), "")
+    };
+    for url in [&["--url", "orders:443"][..], &["--host", "orders:443"]] {
+        let permitted = explain(&[&["--team", "ops", "--tag", ""], url].concat());
+        assert_eq!(code(&permitted), 0, "{}", out(&permitted));
+        let text = out(&permitted);
+        assert!(text.starts_with("CONNECT orders:443\n"), "{text}");
+        assert!(text.contains("permit by rule `tunnel`"), "{text}");
+    }
+    let refused = explain(&["--team", "ds", "--tag", "", "--url", "orders:443"]);
+    let text = out(&refused);
+    for told in [
+        "reject policy_no_match, nearest rule `tunnel`",
+        "methods: no tunnel, which hides methods and paths: a rule that allows one names `CONNECT`",
+        "paths: no tunnel, which",
+        "add `ds` to `from.teams` of rule `tunnel`",
+        "tried: the call is then permitted by `tunnel`",
+    ] {
+        assert!(text.contains(told), "{told} is not in\n{text}");
+    }
+    let denied = explain(&["--team", "ops", "--tag", "debug", "--url", "orders:443"]);
+    let text = out(&denied);
+    for told in [
+        "reject policy_denied by rule `no-admin`",
+        "paths (unknown): rule `no-admin` cannot be evaluated for a tunnel",
+        "remove the deny rule `no-admin`, or narrow it by `from` or `to`",
+        "permitted by `tunnel`",
+    ] {
+        assert!(text.contains(told), "{told} is not in\n{text}");
+    }
+    let denied = explain(&["--team", "ops", "--tag", "pii", "--url", "orders:443", "--json"]);
+    let json: Value = serde_json::from_str(&out(&denied)).unwrap();
+    assert_eq!((&json["rule"], &json["path"]), (&"no-put".into(), &Value::Null));
+    let rules = json["rules"].as_array().unwrap();
+    let rule = rules.iter().find(|rule| rule["id"] == "no-put").unwrap();
+    assert_eq!(rule["failures"][0]["condition"], "methods");
+    assert_eq!((&rule["failures"][0]["unknown"], &rule["applies"]), (&true.into(), &true.into()));
+    assert_eq!(rule["failures"].as_array().unwrap().len(), 1);
+
+    for (arguments, told) in [
+        (&["--url", "orders"][..], "reject authority_invalid"),
+        (&["--host", "orders:443", "--path", "/v1/7"], "reject request_malformed"),
+        (&["--url", "other:443"], "and a rule that allows it, with `CONNECT` in `methods`"),
+    ] {
+        let output = explain(arguments);
+        assert!(out(&output).contains(told), "{told} is not in\n{}", out(&output));
+    }
+    let wrong = explain(&["--url", "https://orders/v1/7"]);
+    assert_eq!(code(&wrong), 2);
+    assert!(err(&wrong).contains("is not a tunnel such as `CONNECT host:443`"), "{}", err(&wrong));
+    assert!(!err(&wrong).contains("panicked"));
+}
+
+#[test]
+fn the_change_for_a_tunnel_narrows_and_widens_no_rule_about_paths() {
+    let folder = Folder::new();
+    folder.file("paths.yaml", GOOD).file("methods.yaml", &GOOD.replace(", paths: ['/v1/**']", ""));
+    for (policy, told) in [
+        ("paths.yaml", "a new rule, with `CONNECT` in `methods` and without `paths`: no change"),
+        ("methods.yaml", "add `CONNECT` to `methods` of rule `reads`"),
+    ] {
+        let arguments =
+            ["explain", policy, "--dag", "d", "--team", "ds", "--method", "CONNECT", "--url"];
+        let output = run_in(&folder.0, &[&arguments[..], &["orders:443"]].concat(), "");
+        assert_eq!(code(&output), 1);
+        assert!(out(&output).contains(told), "{told} is not in\n{}", out(&output));
+    }
+}
+
+/// A policy of paths that are the caller's own.
+const OWN: &str = "version: 1\ndestinations:\n  af: {hosts: [af]}\nrules:\n  \
+    - {id: own, effect: allow, to: [af], methods: [PUT], paths: ['/ti/{sub}/run', /open]}\n";
+
+#[test]
+fn explain_opens_nobodys_own_path_to_others() {
+    let folder = Folder::new();
+    folder.file("policy.yaml", OWN).file(
+        "deny.yaml",
+        &format!("{OWN}  - {{id: not-own, effect: deny, to: [af], paths: ['/ti/{{sub}}/run']}}\n"),
+    );
+    let explain = |policy: &str, more: &[&str]| {
+        let base = ["explain", policy, "--dag", "d", "--method", "PUT"];
+        run_in(&folder.0, &[&base[..], more].concat(), "")
+    };
+    let own = explain("policy.yaml", &["--subject", "a b", "--url", "http://af/ti/a%20b/run"]);
+    assert_eq!(code(&own), 0, "{}", out(&own));
+    let other = explain("policy.yaml", &["--subject", "a", "--url", "http://af/ti/b/run"]);
+    let text = out(&other);
+    for told in [
+        "reject policy_no_match, nearest rule `own`",
+        "`{sub}` is the access token's `sub`, here `a`",
+        "a new rule: no change of a single rule was found that does it",
+    ] {
+        assert!(text.contains(told), "{told} is not in\n{text}");
+    }
+    let elsewhere = explain("policy.yaml", &["--subject", "a", "--url", "http://af/elsewhere"]);
+    let text = out(&elsewhere);
+    assert!(text.contains("add `/elsewhere` to `paths` of rule `own`"), "{text}");
+    let unknown = explain("deny.yaml", &["--url", "http://af/ti/b/run"]);
+    let text = out(&unknown);
+    for told in [
+        "reject policy_denied by rule `not-own`",
+        "paths (unknown): only for paths `/ti/{sub}/run`; this is `/ti/b/run`",
+        "which is unknown here",
+    ] {
+        assert!(text.contains(told), "{told} is not in\n{text}");
+    }
+}
+
+#[test]
+fn only_tries_everybody_on_their_own_paths_and_by_tunnel() {
+    let folder = Folder::new();
+    let test = |policy: &str, only: &str| {
+        folder.file("policy.yaml", policy).file("a_test.yaml", &format!("only: [{only}]\n"));
+        let output = run_in(&folder.0, &["test", "a_test.yaml"], "");
+        (code(&output), out(&output))
+    };
+    let (code, text) = test(OWN, "{name: n, may: [], to: [af], methods: [PUT], paths: ['/ti/**']}");
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("PUT https://af/ti/a-stranger/run at"), "{text}");
+    let (code, text) =
+        test(OWN, "{name: n, may: [], to: [af], methods: [PUT], paths: ['/ti/{sub}/run']}");
+    assert_eq!(code, 1, "{text}");
+    let (code, text) =
+        test(OWN, "{name: n, may: [], to: [af], methods: [PUT], paths: [/ti/x/run]}");
+    assert_eq!(code, 0, "nobody of those who are tried is x: {text}");
+    let closed = OWN.replace("/ti/{sub}/run', /open", "/ti/*/run");
+    let (code, text) =
+        test(&closed, "{name: n, may: [], to: [af], methods: [PUT], paths: ['/ti/{sub}/run']}");
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("PUT https://af/ti/a-stranger/run at"), "{text}");
+
+    let tunnel = "version: 1\ndestinations:\n  af: {hosts: ['*.af:8443', '[::1]', af]}\nrules:\n  \
+        - {id: tunnel, effect: allow, from: {teams: [x]}, to: [af], methods: [CONNECT]}\n";
+    let (code, text) =
+        test(tunnel, "{name: n, may: [], to: [af], methods: [GET], paths: [/admin]}");
+    assert_eq!(code, 1, "{text}");
+    for told in ["CONNECT x.af:8443 at", "CONNECT [::1]:443 at", "CONNECT af:443 at"] {
+        assert!(text.contains(told), "{told} is not in\n{text}");
+    }
+    let (code, text) = test(tunnel, "{name: n, may: [{teams: [x]}], to: [af]}");
+    assert_eq!(code, 0, "{text}");
+}
+
+#[test]
+fn a_test_asks_for_a_tunnel_and_for_ones_own_path() {
+    let folder = Folder::new();
+    folder
+        .file("policy.yaml", &format!("{OWN}  - {{id: tunnel, effect: allow, from: {{dags: [t]}}, to: [af], methods: [CONNECT]}}\n"))
+        .file(
+            "a_test.yaml",
+            "defaults: {request: GET https://af/x, at: 2026-11-21T12:00:00Z}\ncases:\n  \
+             - {identity: {dag_id: t}, request: CONNECT af:443, permit: tunnel}\n  \
+             - {identity: {dag_id: t}, request: {method: CONNECT, host: 'af:443'}, reject: request_malformed}\n  \
+             - {identity: {dag_id: t}, reject: policy_no_match}\n  \
+             - {identity: {dag_id: u}, request: CONNECT af:443, reject: policy_no_match, nearest: tunnel}\n  \
+             - {token: {claims: {sub: a}}, request: PUT https://af/ti/a/run, permit: own}\n  \
+             - {token: {claims: {sub: a}}, request: GET https://af/ti/a/run, reject: policy_no_match}\n  \
+             - {token: {claims: {sub: a}}, request: PUT https://af/ti/b/run, reject: policy_no_match, detail: '`{sub}` is'}\n",
+        );
+    let all = ["test", "a_test.yaml", "--coverage", "100", "--condition-coverage", "100"];
+    let output = run_in(&folder.0, &all, "");
+    assert_eq!(code(&output), 0, "{}{}", out(&output), err(&output));
+    assert!(out(&output).contains("2/2 rules (100%), 4/4 conditions (100%)"), "{}", out(&output));
+    // A tunnel that a rule about something else does not allow tries nothing of that rule.
+    folder.file(
+        "a_test.yaml",
+        "cases: [{token: {claims: {sub: a}}, request: CONNECT af:443, reject: policy_no_match}]\n",
+    );
+    let output = run_in(&folder.0, &all, "");
+    assert!(out(&output).contains("0/2 rules (0%), 1/4 conditions (25%)"), "{}", out(&output));
+    assert!(out(&output).contains("`own` fails only by its paths, methods"), "{}", out(&output));
+}
+
+#[test]
 fn a_denial_is_explained_with_its_rule_and_what_differs() {
     let folder = Folder::new();
     folder.file("policy.yaml", GOOD);
@@ -385,6 +572,12 @@ fn a_denial_is_explained_with_its_rule_and_what_differs() {
     let text = out(&output);
     assert!(text.contains("denied: 403 policy_no_match: No rule allows this call"), "{text}");
     assert!(text.contains("the nearest rule (policy.yaml:7:5):\n  id: reads\n"), "{text}");
+    assert!(text.contains("\n  what to do: read\n"), "{text}");
+    let ambiguous = r#"{"code": "token_ambiguous", "status": 407}"#;
+    let output = run_in(&folder.0, &["explain", "policy.yaml", "--denial", "-"], ambiguous);
+    let text = out(&output);
+    assert!(text.contains("denied: 407 token_ambiguous: Two access tokens"), "{text}");
+    assert!(text.contains("what to do: leave one of them out"), "{text}");
     let arguments = [
         "explain",
         "policy.yaml",

@@ -20,23 +20,28 @@ fn fenced(name: &str, language: &str) -> &'static str {
 }
 
 #[test]
-fn the_example_tests_pass_on_the_example_policy_and_cover_its_rules() {
-    let source =
-        merge(vec![read_bytes("policy.json", fenced("policy", "json").as_bytes()).unwrap()]);
-    let model = Model::new(&source.node);
-    let evaluator = Evaluator::new(source.policy().unwrap());
-    let policy = UnderTest { evaluator, model, document: source.node.value() };
-    let document = read_bytes("a_test.yaml", fenced("policy test", "yaml").as_bytes()).unwrap();
-    let suite = suite::read(&document).unwrap();
-    let mut coverage = Coverage::default();
-    // Without a time of its own an assertion is tried at the time of the run, when the rule must be one.
-    let now = UnixTime::from_rfc3339("2026-11-21T12:00:00Z").unwrap();
-    let tested = run(&suite, &policy, now, &|_| true, Some(&mut coverage));
-    assert_eq!(tested.len(), 9);
-    for test in tested {
-        assert_eq!(test.failure, [], "{}", test.name);
+fn the_example_tests_pass_on_the_example_policies_and_cover_their_rules() {
+    for (policy, tests, count) in [
+        ("policy", "policy test", 9),
+        ("policy of paths and tunnels", "policy test of paths and tunnels", 3),
+    ] {
+        let source =
+            merge(vec![read_bytes("policy.json", fenced(policy, "json").as_bytes()).unwrap()]);
+        let model = Model::new(&source.node);
+        let evaluator = Evaluator::new(source.policy().unwrap());
+        let policy = UnderTest { evaluator, model, document: source.node.value() };
+        let document = read_bytes("a_test.yaml", fenced(tests, "yaml").as_bytes()).unwrap();
+        let suite = suite::read(&document).unwrap();
+        let mut coverage = Coverage::default();
+        // Without a time of its own an assertion is tried at the time of the run, when the rule must be one.
+        let now = UnixTime::from_rfc3339("2026-11-21T12:00:00Z").unwrap();
+        let tested = run(&suite, &policy, now, &|_| true, Some(&mut coverage));
+        assert_eq!(tested.len(), count);
+        for test in tested {
+            assert_eq!(test.failure, [], "{}", test.name);
+        }
+        assert_eq!(coverage.report(&policy.model).missing, []);
     }
-    assert_eq!(coverage.report(&policy.model).missing, []);
 }
 
 #[test]
