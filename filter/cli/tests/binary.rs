@@ -513,7 +513,7 @@ fn only_tries_everybody_on_their_own_paths_and_by_tunnel() {
     let (code, text) =
         test(OWN, "{name: n, may: [], to: [af], methods: [PUT], paths: [/ti/x/run]}");
     assert_eq!(code, 0, "nobody of those who are tried is x: {text}");
-    let closed = OWN.replace("/ti/{sub}/run', /open", "/ti/*/run");
+    let closed = OWN.replace("/ti/{sub}/run', /open", "/ti/*/run'");
     let (code, text) =
         test(&closed, "{name: n, may: [], to: [af], methods: [PUT], paths: ['/ti/{sub}/run']}");
     assert_eq!(code, 1, "{text}");
