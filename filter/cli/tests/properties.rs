@@ -10,6 +10,7 @@ use airflow_envoy_cli::source::merge::merge;
 use airflow_envoy_cli::source::print::yaml;
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::Policy;
+use airflow_envoy_core::policy::explain::Asks;
 use airflow_envoy_core::time::{Span, UnixTime};
 use serde_json::{Map, Value, json};
 
@@ -262,7 +263,7 @@ fn what_is_said_to_have_no_effect_has_none() {
 #[test]
 fn what_is_told_of_a_rule_is_what_it_does() {
     let mut random = Random(6);
-    let (mut applying, mut tunnels, mut perhaps) = (0, 0, 0);
+    let (mut applying, mut tunnels, mut perhaps, mut alone) = (0, 0, 0, 0);
     for _ in 0..1_000 {
         let document = random.document();
         let evaluator = evaluator(&document);
@@ -298,10 +299,30 @@ fn what_is_told_of_a_rule_is_what_it_does() {
                 } else if !request.path.contains(';') {
                     assert!(!rule.applies(), "{told}");
                 }
+                let asked = rule.conditions();
+                let is_asked = failures.iter().all(|failure| asked.contains(&failure.condition));
+                // An allow rule is asked of tunnels what it does not say.
+                assert!(is_asked || rule.allows() && request.is_tunnel(), "{told}");
+                let member = match rule.only_failure() {
+                    Some(Asks::Path) => "paths",
+                    Some(Asks::Method) => "methods",
+                    _ => "",
+                };
+                if !(member.is_empty() || request.path.contains(';')) {
+                    assert!(!rule.applies(), "{told}");
+                    let mut without = document.clone();
+                    let changed = rules(&mut without).iter_mut().find(|one| one["id"] == rule.id());
+                    changed.unwrap().as_object_mut().unwrap().remove(member).unwrap();
+                    let without = self::evaluator(&without);
+                    let inquiry = without.inquire(&caller, &request, at).unwrap();
+                    assert!(inquiry.rule(rule.id()).unwrap().applies(), "{member} {told}");
+                    alone += 1;
+                }
                 applying += usize::from(rule.applies());
                 tunnels += usize::from(rule.applies() && request.is_tunnel());
             }
         }
     }
-    assert!(applying > 1_000 && tunnels > 100 && perhaps > 100, "{applying} {tunnels} {perhaps}");
+    let seen = [applying, tunnels, perhaps, alone];
+    assert!(seen.iter().all(|count| *count > 100), "{seen:?}");
 }

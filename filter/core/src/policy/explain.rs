@@ -254,9 +254,12 @@ impl<'a> Considered<'a> {
         let question = self.inquiry.question();
         let mut misses = self.misses(&question);
         let only = misses.next().filter(|_| misses.next().is_none())?;
-        // No rule is about tunnels because it says less of methods and paths.
-        let hidden = question.path.is_none() && matches!(only, Miss::Path | Miss::Method);
-        (!hidden).then(|| Asks::missed(only))
+        // No rule is about tunnels because it says less of methods and paths, and a deny rule that cannot
+        // know whose path it is denies without asking, too.
+        let of_request = matches!(only, Miss::Path | Miss::Method);
+        let denies = !self.allows() && self.may_hold(only, &question);
+        let changes_nothing = of_request && (question.path.is_none() || denies);
+        (!changes_nothing).then(|| Asks::missed(only))
     }
 
     /// As [`Rule::misses`], but for what a deny rule does not ask of a tunnel: only who allows one must name
