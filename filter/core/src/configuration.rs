@@ -155,6 +155,15 @@ impl Configuration {
     }
 }
 
+/// The members that a configuration may have, by the path of their object: what its schema must know.
+/// Of the parts that `document` has.
+#[cfg(feature = "explain")]
+pub fn fields(document: &Value, limits: &Limits) -> crate::document::Asked {
+    let mut report = Report::recording();
+    let _ = read(&Node::root(document), &mut report, limits, &|_| Some("x".to_owned()));
+    report.into_asked()
+}
+
 const TOKEN_DEFAULTS: Defaults = Defaults {
     algorithms: &[Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa],
     token_types: &["at+jwt", "JWT"],

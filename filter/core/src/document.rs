@@ -53,7 +53,13 @@ impl std::error::Error for Faults {}
 pub struct Report {
     faults: Vec<Fault>,
     unlisted: usize,
+    #[cfg(feature = "explain")]
+    asked: Option<Asked>,
 }
+
+/// The members that each object of a document may have, by its path.
+#[cfg(feature = "explain")]
+pub type Asked = std::collections::BTreeMap<String, std::collections::BTreeSet<&'static str>>;
 
 impl Report {
     /// Faults listed one by one.
@@ -81,6 +87,19 @@ impl Report {
     /// Whether nothing was wrong so far.
     pub fn is_clean(&self) -> bool {
         self.faults.is_empty()
+    }
+
+    /// A report that also notes the members that are asked for: what a schema of the document must
+    /// know.
+    #[cfg(feature = "explain")]
+    pub fn recording() -> Self {
+        Self { asked: Some(Asked::new()), ..Self::default() }
+    }
+
+    /// The members that were asked for.
+    #[cfg(feature = "explain")]
+    pub fn into_asked(self) -> Asked {
+        self.asked.unwrap_or_default()
     }
 
     /// `value` if nothing was wrong.
@@ -364,6 +383,10 @@ impl<'a> Object<'a> {
     /// Ends the reading: every member that was not asked for is a fault, with the closest known
     /// name as a suggestion.
     pub fn finish(self, report: &mut Report) {
+        #[cfg(feature = "explain")]
+        if let Some(asked) = &mut report.asked {
+            asked.entry(self.path.to_string()).or_default().extend(&self.known);
+        }
         for name in self.members.keys() {
             if self.known.contains(&name.as_str()) {
                 continue;

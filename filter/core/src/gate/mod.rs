@@ -19,6 +19,8 @@ use self::credentials::{Cookies, Credentials, Look};
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
 use self::permit::{Onward, removals};
 use self::realm::{Realm, read_keys};
+#[cfg(feature = "explain")]
+pub use self::session::caller;
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};

@@ -156,7 +156,7 @@ pub(super) fn agree(
 }
 
 /// Everything that is verified about the caller, under the names of the policy's selectors.
-fn caller(
+pub fn caller(
     token: Option<&Verified>,
     identity: Option<&Verified>,
     task: Option<TaskIdentity>,

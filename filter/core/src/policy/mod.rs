@@ -27,6 +27,8 @@
 //! intentions, which are a layer of their own.
 
 mod authority;
+#[cfg(feature = "explain")]
+pub mod explain;
 mod glob;
 mod index;
 pub mod path;

@@ -82,7 +82,7 @@ pub(super) fn document(value: &Value, limits: &Limits) -> Result<Document, Fault
     report.finish(document)
 }
 
-fn read(value: &Value, limits: &Limits, report: &mut Report) -> Option<Document> {
+pub(super) fn read(value: &Value, limits: &Limits, report: &mut Report) -> Option<Document> {
     let mut top = Node::root(value).object(report)?;
     if let Some(version) = top.required(report, "version")
         && version.value.as_u64() != Some(1)

@@ -1,0 +1,18 @@
+//! `airflow-envoy`: checks, tests and explains policies with the decision core of the filter.
+//!
+//! One module for each command ([`command`]); what they share is how documents are read ([`source`]),
+//! what a policy says ([`model`]), how a call is decided ([`evaluate`]) and how results are shown
+//! ([`output`]). What it is not: it has no policy semantics of its own. Whether a document is a policy
+//! and what that decides, the core says.
+
+pub mod command;
+pub mod coverage;
+pub mod evaluate;
+pub mod lint;
+pub mod model;
+pub mod only;
+pub mod output;
+pub mod remedy;
+pub mod run;
+pub mod source;
+pub mod suite;
