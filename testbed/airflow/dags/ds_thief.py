@@ -1,4 +1,4 @@
-"""A DAG that waits, deferred, and one that asks for a connection by the name that its run's configuration has."""
+"""A DAG that waits, deferred, and one that asks for a connection by a name of its run's configuration."""
 
 from __future__ import annotations
 
