@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import jwt
 import pytest
@@ -27,6 +28,7 @@ pytest.importorskip("airflow.api_fastapi.auth.tokens", reason="tier 1 is for Air
 
 from airflow.api_fastapi.auth.tokens import JWTGenerator, get_signing_args
 
+from airflow_envoy.server import caller
 from airflow_envoy.server import middleware as module
 from airflow_envoy.server.middleware import IdentityMiddleware
 
@@ -724,3 +726,58 @@ def test_the_reasons_that_are_kept_are_bounded_and_end(monkeypatch: pytest.Monke
     later = time.monotonic() + 121
     monkeypatch.setattr(module.time, "monotonic", lambda: later)
     assert reasons.get(uuid.UUID(int=2999), None) is None
+
+
+def test_a_token_that_was_valid_is_believed_for_a_moment_and_no_longer_than_it_is_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callers = caller.Callers()
+    validated: list[str] = []
+    real = callers._validated
+
+    async def counting(token: str) -> dict[str, Any]:
+        validated.append(token)
+        return await real(token)
+
+    monkeypatch.setattr(callers, "_validated", counting)
+
+    async def ask(token: str) -> uuid.UUID:
+        return await callers.caller([(b"authorization", b"Bearer " + token.encode())])
+
+    async def scenario() -> None:
+        token, other = task_token(), task_token(sub=str(uuid.UUID(int=7)))
+        assert [await ask(token), await ask(other), await ask(token)] == [TI, uuid.UUID(int=7), TI]
+        assert validated == [token, other]
+        now = time.time()
+        monkeypatch.setattr(caller.time, "time", lambda: now + 31)
+        assert await ask(token) == TI
+        assert validated == [token, other, token]
+        # Whatever was believed before: what has expired is validated, and refused.
+        callers._known = {key: (ti_id, now + 31) for key, (ti_id, _) in callers._known.items()}
+        expired = ValueError("expired")
+        monkeypatch.setattr(callers, "_validated", AsyncMock(side_effect=expired))
+        with pytest.raises(Refusal):
+            await ask(token)
+
+    asyncio.run(scenario())
+
+
+def test_no_token_is_believed_for_longer_than_it_lives() -> None:
+    callers = caller.Callers()
+    soon = time.time() + 5
+    callers._remember(b"short", TI, soon)
+    assert callers._known[b"short"] == (TI, soon)
+    callers._remember(b"long", TI, soon + 600)
+    assert callers._known[b"long"][1] <= time.time() + 30
+    for number in range(5000):
+        callers._remember(number.to_bytes(4, "big"), TI, soon)
+    assert len(callers._known) == 4096
+
+
+@pytest.mark.parametrize("changes", [{"scope": "workload"}, {"sub": "nobody"}])
+def test_what_is_no_task_is_not_remembered(changes: dict[str, Any]) -> None:
+    callers = caller.Callers()
+    for token in (task_token(**changes), "garbage"):
+        with pytest.raises(Refusal):
+            asyncio.run(callers.caller([(b"authorization", b"Bearer " + token.encode())]))
+    assert not callers._known
