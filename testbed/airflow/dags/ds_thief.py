@@ -19,7 +19,7 @@ with DAG("ds_waits", default_args={"owner": "ada"}, **ARGUMENTS):
     HttpSensor(
         task_id="wait",
         http_conn_id="orders_api",
-        endpoint="/v1/orders/ds_waits/wait?late=20000",
+        endpoint="/v1/orders/ds_waits/wait?late=15000",
         poke_interval=1,
         timeout=120,
         deferrable=True,

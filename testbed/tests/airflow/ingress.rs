@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-use super::{part, real, run_to, together};
+use super::{orders, part, real, together};
 
 /// A call to the gate in front of Airflow, as a worker makes it.
 async fn call(airflow: &Airflow, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -47,13 +47,13 @@ async fn log_in(airflow: &Airflow) -> String {
 async fn a_run_passes_the_gate_in_front_of_airflow() {
     let Some(testbed) = together().await else { return };
     let airflow = real(&testbed);
-    let run = run_to(airflow, "ds_orders", json!({}), "success").await;
+    let run = orders(airflow).await;
     let (_, ingress) = airflow.ingress.as_ref().unwrap();
     // Envoy writes its log a little later.
     let own = |rule: &str, path: &str| {
         ingress.calls().unwrap().iter().any(|call| call["rule"] == rule && call["path"] == path)
     };
-    for task in airflow.tasks(&run).await.unwrap() {
+    for task in airflow.tasks(run).await.unwrap() {
         let instance = format!("/execution/task-instances/{}", task.id());
         let patience = Duration::from_secs(5);
         let done = async || {
@@ -73,8 +73,8 @@ async fn a_run_passes_the_gate_in_front_of_airflow() {
 async fn a_task_s_token_opens_what_is_its_own_and_no_more() {
     let Some(testbed) = together().await else { return };
     let airflow = real(&testbed);
-    let run = run_to(airflow, "ds_orders", json!({}), "success").await;
-    let tasks = airflow.tasks(&run).await.unwrap();
+    let run = orders(airflow).await;
+    let tasks = airflow.tasks(run).await.unwrap();
     let (own, other) = (tasks[0].id(), tasks[1].id());
     let queued = bearer(&airflow.task_token_for(own, "workload").await.unwrap());
     let running = bearer(&airflow.task_token(own).await.unwrap());
@@ -139,7 +139,7 @@ async fn nothing_reaches_airflow_s_data_without_a_token_that_airflow_signed() {
         format!("{}.{}.{}", parts[0], URL_SAFE_NO_PAD.encode(claims.to_string()), parts[2])
     };
     let identity = {
-        let run = run_to(airflow, "ds_orders", json!({}), "success").await;
+        let run = orders(airflow).await;
         let sent = airflow.egress.requests().into_iter().rev();
         let mut identities =
             sent.filter_map(|passed| passed.header("x-airflow-identity").map(str::to_owned));

@@ -104,6 +104,12 @@ async fn logs(airflow: &Airflow, run: &Run) -> String {
     text
 }
 
+/// A run of `ds_orders` that was a success: one for all tests that only look at it.
+async fn orders(airflow: &Airflow) -> &'static Run {
+    static ORDERS: OnceCell<Run> = OnceCell::const_new();
+    ORDERS.get_or_init(|| run_to(airflow, "ds_orders", json!({}), "success")).await
+}
+
 /// Runs `dag` to the end in state `expected`.
 async fn run_to(airflow: &Airflow, dag: &str, configuration: Value, expected: &str) -> Run {
     let (run, state) = airflow.run(dag, configuration).await.unwrap();
@@ -178,9 +184,9 @@ async fn refused(airflow: &Airflow, token: &str, id: &str, code: &str) {
 async fn operators_sensors_hooks_and_mapped_tasks_carry_the_identity_of_their_task_instance() {
     let Some(testbed) = together().await else { return };
     let airflow = real(&testbed);
-    let run = run_to(airflow, "ds_orders", json!({}), "success").await;
-    let sent = sent(airflow, &run);
-    for task in airflow.tasks(&run).await.unwrap() {
+    let run = orders(airflow).await;
+    let sent = sent(airflow, run);
+    for task in airflow.tasks(run).await.unwrap() {
         let path = match task.task() {
             "fetch" => format!("/v1/orders/ds_orders/{}", task.map_index() + 1),
             other => format!("/v1/orders/ds_orders/{other}"),
