@@ -15,7 +15,12 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from airflow_envoy import keys
 from airflow_envoy.keys import KeyRing, KeysError
@@ -249,9 +254,9 @@ def test_a_key_that_cannot_be_used_is_left_out_and_the_other_signs(
     elif kind == "another":
         path.write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
     elif kind == "encrypted":
-        path.write_bytes(
-            b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
-        )
+        locked = BestAvailableEncryption(os.urandom(16))
+        key = ec.generate_private_key(ec.SECP256R1())
+        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked))
     elif kind == "garbage":
         path.write_bytes(b"\x00\xff")
     else:

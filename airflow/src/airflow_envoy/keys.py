@@ -350,16 +350,18 @@ def _load_key(folder: Path, entry: Entry) -> _Key:
     return _Key(private, jwk)
 
 
+def _no_index(path: Path, error: OSError) -> KeysError:
+    if isinstance(error, FileNotFoundError):
+        return KeysError(f"{path} does not exist: make a key with `python -m airflow_envoy keys new`")
+    return KeysError(f"{path} cannot be read: {error.strerror}")
+
+
 def _read_index(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             data = file.read(_INDEX_LIMIT + 1)
-    except FileNotFoundError:
-        raise KeysError(
-            f"{path} does not exist: make a key with `python -m airflow_envoy keys new`"
-        ) from None
     except OSError as error:
-        raise KeysError(f"{path} cannot be read: {error.strerror}") from None
+        raise _no_index(path, error) from None
     if len(data) > _INDEX_LIMIT:
         raise KeysError(f"{path} is larger than {_INDEX_LIMIT} bytes")
     try:
@@ -406,12 +408,8 @@ def _parse(document: Any) -> tuple[Entry, ...]:
 def _stamp(path: Path) -> tuple[int, int, int]:
     try:
         stat = path.stat()
-    except FileNotFoundError:
-        raise KeysError(
-            f"{path} does not exist: make a key with `python -m airflow_envoy keys new`"
-        ) from None
     except OSError as error:
-        raise KeysError(f"{path} cannot be read: {error.strerror}") from None
+        raise _no_index(path, error) from None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
