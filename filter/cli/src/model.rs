@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::policy::explain::{self, SUBJECT};
+use airflow_envoy_core::policy::explain::{self, SUBJECT, glob};
 use airflow_envoy_core::policy::path;
 use airflow_envoy_core::time::UnixTime;
 
@@ -298,19 +298,6 @@ pub fn covers(wide: &str, narrow: &str) -> bool {
     // A character that no text of a policy has stands for the run that `*` may be: only a `*` of the
     // wide one matches it.
     glob(wide, &narrow.replace('*', "\u{0}"))
-}
-
-/// Whether the whole of `value` matches `glob`, as the core has it.
-pub fn glob(glob: &str, value: &str) -> bool {
-    let mut parts = glob.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = value.strip_prefix(first) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    for part in parts {
-        let Some((_, behind)) = rest.split_once(part) else { return false };
-        rest = behind;
-    }
-    rest.ends_with(last)
 }
 
 /// Whether some text matches both globs. It may say yes where there is none, if both have a `*`.

@@ -20,12 +20,13 @@ use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::facts::{Caller, Fact};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::Policy;
+use airflow_envoy_core::policy::explain::glob;
 use airflow_envoy_core::quote::quote;
 use airflow_envoy_core::time::UnixTime;
 use serde_json::{Map, Value, json};
 
 use crate::evaluate::{Evaluator, Request};
-use crate::model::{Model, Pattern, Selector, glob, subject_segment};
+use crate::model::{Model, Pattern, Selector, subject_segment};
 use crate::run::{Line, UnderTest};
 use crate::suite::{Only, Suite};
 

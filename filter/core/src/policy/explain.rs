@@ -101,6 +101,11 @@ impl RoleSelector {
     }
 }
 
+/// Whether the whole of `value` matches `glob`, in which `*` stands for any run of characters.
+pub fn glob(glob: &str, value: &str) -> bool {
+    super::glob::matches(glob, value)
+}
+
 /// The members that a policy document may have, by the path of their object: what its schema must know.
 pub fn fields(document: &Value, limits: &Limits) -> Asked {
     let mut report = Report::recording();
