@@ -11,6 +11,7 @@
 
 pub mod answer;
 pub mod arrival;
+pub mod audit;
 pub mod cache;
 pub mod configuration;
 pub mod credential;
