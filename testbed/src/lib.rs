@@ -12,6 +12,7 @@ pub mod airflow;
 pub mod bootstrap;
 pub mod certificates;
 pub mod client;
+pub mod collector;
 pub mod consul;
 pub mod document;
 pub(crate) mod envoy;
@@ -50,6 +51,7 @@ use crate::process::{Process, Restartable, find};
 use crate::upstream::Upstream;
 
 pub use crate::client::{Answer, Call, send_raw};
+pub use crate::collector::{Collector, Trouble};
 pub use crate::consul::{Access, Consul};
 pub use crate::document::Fault;
 pub use crate::identity::{AUDIENCE, Signer, Task};

@@ -9,6 +9,7 @@
 //! whoever carries them away.
 
 mod chain;
+pub mod collector;
 mod key;
 mod record;
 mod spool;
