@@ -29,6 +29,7 @@ const ABANDONED: Span = Span::from_secs(600);
 const HASH_DIGITS: usize = 43;
 
 /// A stream's place.
+#[derive(Clone)]
 pub(super) struct Registry {
     shared: Rc<dyn SharedData>,
     /// Tells trails apart that do not belong together: by their keys.
@@ -170,7 +171,9 @@ impl Entry {
         let beat = UnixTime::from_millis(lines.next()?.parse().ok()?);
         let closed = lines.next()? == "1";
         // They are written into records as they are.
-        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        let plain = |text: &str| {
+            text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        };
         let fit = stream.len() == 16 && plain(&stream) && plain(&hash);
         fit.then_some(Self { mark, last: Predecessor { stream, seq, hash }, beat, closed })
     }

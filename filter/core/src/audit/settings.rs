@@ -43,7 +43,9 @@ impl Settings {
         };
         let checkpoint = read_checkpoint(&mut object, report);
         let sample = match object.optional("sample_permits") {
-            Some(node) => node.integer(report, 1, 1_000_000).map(|one_of| (one_of > 1).then_some(one_of)),
+            Some(node) => {
+                node.integer(report, 1, 1_000_000).map(|one_of| (one_of > 1).then_some(one_of))
+            }
             None => Some(None),
         };
         let claims = match object.optional("claims") {
@@ -69,11 +71,7 @@ impl Settings {
     }
 }
 
-fn read_key(
-    node: &Node<'_>,
-    report: &mut Report,
-    environment: Environment<'_>,
-) -> Option<Signer> {
+fn read_key(node: &Node<'_>, report: &mut Report, environment: Environment<'_>) -> Option<Signer> {
     let mut object = node.object(report)?;
     let node = object.required(report, "jwk_env");
     object.finish(report);

@@ -50,6 +50,10 @@ pub struct Trail {
     /// The stream that this one follows in the same worker, and its place.
     former: Option<(Predecessor, Registry)>,
     counts: Counts,
+    /// Permits since the last one that was recorded, where not each is.
+    unsampled: u64,
+    /// The last signed record.
+    signed: Predecessor,
     /// Records since the last signed one.
     unsigned: u64,
     checkpoint_at: UnixTime,
@@ -121,6 +125,7 @@ struct Outcome {
     shadow_mode: bool,
     because: Option<Box<Because>>,
     rule: Option<Arc<str>>,
+    grant: Option<Arc<str>>,
     destination: Option<Arc<str>>,
     shadow: Box<[String]>,
     policies: Option<Rc<Fragment>>,
@@ -158,6 +163,8 @@ impl Trail {
             registry,
             former: None,
             counts: Counts::default(),
+            unsampled: 0,
+            signed: Predecessor { stream: String::new(), seq: 0, hash: String::new() },
             unsigned: 0,
             checkpoint_at: UnixTime::default(),
             beat_at: UnixTime::default(),
@@ -200,12 +207,7 @@ impl Trail {
     }
 
     /// A request that waited was decided.
-    pub(crate) fn decided(
-        &mut self,
-        stream: StreamId,
-        verdict: &Verdict,
-        policies: &Rc<Fragment>,
-    ) {
+    pub(crate) fn decided(&mut self, stream: StreamId, verdict: &Verdict, policies: &Rc<Fragment>) {
         if self.leaves_out(verdict) {
             self.pending.remove(&stream);
         } else if let Some(pending) = self.pending.get_mut(&stream) {
@@ -218,22 +220,14 @@ impl Trail {
         let (Verdict::Permit(_), Some(one_of)) = (verdict, self.settings.sample) else {
             return false;
         };
-        // Counted here and by those recorded; the first one is recorded.
-        let seen = self.counts.permits.saturating_add(self.sampled_in());
-        let left_out = seen.checked_rem(one_of).unwrap_or_default() != 0;
+        // The first one is recorded.
+        let left_out = self.unsampled != 0;
+        self.unsampled = self.unsampled.saturating_add(1).checked_rem(one_of).unwrap_or_default();
         if left_out {
             self.counts.permits = self.counts.permits.saturating_add(1);
             self.counts.sampled_out = self.counts.sampled_out.saturating_add(1);
         }
         left_out
-    }
-
-    /// Permits whose streams have not ended.
-    fn sampled_in(&self) -> u64 {
-        let is_permit = |pending: &&Pending| {
-            pending.outcome.as_ref().is_some_and(|outcome| outcome.decision == Decision::Permit)
-        };
-        self.pending.values().filter(is_permit).count() as u64
     }
 
     /// When the request of this stream came, and when it was decided if it was.
@@ -269,7 +263,7 @@ impl Trail {
             detail: because.map(|because| because.detail.as_str()),
             nearest: because.and_then(|because| because.nearest.as_deref()),
             rule: because.and_then(|because| because.rule.as_deref()),
-            grant: None,
+            grant: outcome.as_ref().and_then(|outcome| outcome.grant.as_deref()),
             destination: None,
             shadow: &[],
             policies: None,
@@ -316,30 +310,32 @@ impl Trail {
 
     /// What writes records; the first one is written if there is none yet.
     fn chain(&mut self, now: UnixTime) -> &mut Chain {
-        if self.chain.is_none() {
-            let name = super::chain::hexadecimal(self.stream);
-            let predecessor = match self.former.take() {
-                Some((last, place)) => self.registry.take_over(&place, last, &name, now),
-                None => self.registry.enter(&name, now),
-            };
-            let begin = Begin {
-                time: now,
-                stream: self.stream,
-                process: self.process,
-                version: env!("CARGO_PKG_VERSION"),
-                commit: option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown"),
-                mode: self.mode,
-                sample: self.settings.sample,
-                predecessor: predecessor.as_ref(),
-            };
-            let (chain, line) = Chain::begin(&begin, self.settings.signer.clone());
-            self.registry.note(&chain.last(), false, now);
-            (self.checkpoint_at, self.beat_at) = (now, now);
-            self.chain = Some(chain);
-            self.deliver(line, now);
-        }
-        let begin = || Chain::begin(&Begin::of(self.stream, now), None).0;
-        self.chain.get_or_insert_with(begin)
+        let chain = self.chain.take().unwrap_or_else(|| self.begin(now));
+        self.chain.insert(chain)
+    }
+
+    fn begin(&mut self, now: UnixTime) -> Chain {
+        let name = super::chain::hexadecimal(self.stream);
+        let predecessor = match self.former.take() {
+            Some((last, place)) => self.registry.take_over(&place, last, &name, now),
+            None => self.registry.enter(&name, now),
+        };
+        let begin = Begin {
+            time: now,
+            stream: self.stream,
+            process: self.process,
+            version: env!("CARGO_PKG_VERSION"),
+            commit: option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown"),
+            mode: self.mode,
+            sample: self.settings.sample,
+            predecessor: predecessor.as_ref(),
+        };
+        let (chain, line) = Chain::begin(&begin, self.settings.signer.clone());
+        self.signed = chain.last();
+        self.registry.note(&self.signed, false, now);
+        (self.checkpoint_at, self.beat_at) = (now, now);
+        self.deliver(line, now);
+        chain
     }
 
     /// A record of a decision was written.
@@ -352,7 +348,10 @@ impl Trail {
     fn deliver(&mut self, line: Line, now: UnixTime) {
         self.tally.records = self.tally.records.saturating_add(1);
         self.tally.bytes = self.tally.bytes.saturating_add(line.len() as u64);
-        let Some(collector) = &mut self.collector else { return self.to_log(line) };
+        let open = !self.closed;
+        let Some(collector) = self.collector.as_mut().filter(|_| open) else {
+            return self.to_log(line);
+        };
         let copy = self.settings.log.then(|| line.clone());
         let refused = collector.offer(line, now).err();
         // The log is what the collector falls back to.
@@ -488,6 +487,8 @@ impl Trail {
     /// The stream ends; everything that waits for the collector is for the log now.
     pub fn end(&mut self, now: UnixTime, reason: EndReason) {
         self.closed = true;
+        let lines = self.collector.as_mut().map(Collector::close).unwrap_or_default();
+        self.fall_back(lines);
         let counts = self.counts;
         if let Some(chain) = &mut self.chain {
             let line = chain.end(now, &counts, reason);
@@ -501,8 +502,6 @@ impl Trail {
             self.former = Some((chain.last(), self.registry.clone()));
             self.counts = Counts::default();
         }
-        let lines = self.collector.as_mut().map(Collector::close).unwrap_or_default();
-        self.fall_back(lines);
     }
 
     /// Follows another trail of the same worker, which has ended: its requests are still under way.
@@ -526,6 +525,106 @@ impl Trail {
     pub fn take_tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)
     }
+}
+
+impl Outcome {
+    /// What a verdict leaves to be recorded; nothing while the request waits.
+    fn of(verdict: &Verdict, policies: &Rc<Fragment>) -> Option<Self> {
+        match verdict {
+            Verdict::Permit(permit) => Some(Self {
+                decision: Decision::Permit,
+                shadow_mode: false,
+                because: None,
+                rule: Some(permit.shared_rule()),
+                grant: permit.shared_grant(),
+                destination: permit.shared_destination(),
+                shadow: shadow(permit.shadow()),
+                policies: Some(Rc::clone(policies)),
+                caller: permit.caller(),
+                status: None,
+            }),
+            Verdict::Reject(rejection) => {
+                // To a caller of gRPC every answer is 200 (its status is in the trailers).
+                let status = if rejection.grpc { 200 } else { rejection.status() };
+                Some(Self { status: Some(status), ..Self::refused(rejection, policies) })
+            }
+            Verdict::Pass(pass) => {
+                Some(Self { shadow_mode: true, ..Self::refused(pass.rejection(), policies) })
+            }
+            Verdict::Status(_) | Verdict::Wait => None,
+        }
+    }
+
+    fn refused(rejection: &Rejection, policies: &Rc<Fragment>) -> Self {
+        let Rejection { reject, known, .. } = rejection;
+        let by_policy = matches!(
+            reject.code,
+            Code::AuthorityInvalid
+                | Code::PathInvalid
+                | Code::DestinationUnknown
+                | Code::PolicyNoMatch
+                | Code::PolicyDenied
+        );
+        let because = Because {
+            code: reject.code,
+            detail: reject.detail.clone(),
+            nearest: reject.nearest.clone(),
+            rule: reject.rule.clone(),
+        };
+        Self {
+            decision: Decision::Reject,
+            shadow_mode: false,
+            because: Some(Box::new(because)),
+            rule: None,
+            grant: None,
+            destination: known.destination.clone(),
+            shadow: shadow(&known.shadow),
+            policies: by_policy.then(|| Rc::clone(policies)),
+            caller: known.caller.clone(),
+            status: None,
+        }
+    }
+}
+
+fn shadow(verdicts: &[ShadowVerdict]) -> Box<[String]> {
+    verdicts.iter().map(ToString::to_string).collect()
+}
+
+/// A clock that was set back says nothing.
+fn between(earlier: Option<Duration>, later: Option<Duration>) -> Option<Duration> {
+    later?.checked_sub(earlier?)
+}
+
+/// What a request asks for, whether or not it can be read: the first of each header.
+fn request(headers: &[(&[u8], &[u8])], limits: &Limits) -> Fragment {
+    let mut parts = RequestParts::default();
+    let mut target = None;
+    for (name, value) in headers {
+        let slot = match *name {
+            b":method" => &mut parts.method,
+            b":scheme" => &mut parts.scheme,
+            b":authority" => &mut parts.authority,
+            b":path" => &mut target,
+            b"x-request-id" => &mut parts.request_id,
+            b"traceparent" => &mut parts.traceparent,
+            _ => continue,
+        };
+        *slot = slot.or(Some(*value));
+    }
+    let mut normal = None;
+    if let Some(target) = target {
+        let end = target.iter().position(|byte| *byte == b'?');
+        let (path, query) =
+            target.split_at_checked(end.unwrap_or(target.len())).unwrap_or((target, &[]));
+        parts.query = query.strip_prefix(b"?");
+        parts.path = Some(path);
+        let path = std::str::from_utf8(path).ok();
+        normal = path.and_then(|path| path::normalise(path, limits).ok());
+    }
+    if let Some(normal) = &normal {
+        parts.path = Some(normal.as_bytes());
+    }
+    Fragment::request(&parts)
 }
 
 /// Without what it remembers.

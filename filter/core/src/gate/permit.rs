@@ -9,6 +9,7 @@ use crate::answer::Rejection;
 use crate::arrival::{
     DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, PROXY_HEADER, Request, ends_here,
 };
+use crate::audit::Fragment;
 use crate::configuration::Requirement;
 use crate::policy::ShadowVerdict;
 
@@ -75,6 +76,23 @@ impl Permit {
     /// The destination's name in the policy.
     pub fn destination(&self) -> Option<&str> {
         self.destination.as_deref()
+    }
+
+    /// Who called, as audit records show it, if there are any.
+    pub(crate) fn caller(&self) -> Option<Rc<Fragment>> {
+        self.session.record.clone()
+    }
+
+    pub(crate) fn shared_rule(&self) -> Arc<str> {
+        Arc::clone(&self.rule)
+    }
+
+    pub(crate) fn shared_grant(&self) -> Option<Arc<str>> {
+        self.grant.clone()
+    }
+
+    pub(crate) fn shared_destination(&self) -> Option<Arc<str>> {
+        self.destination.clone()
     }
 
     /// What the shadow rules would have changed.

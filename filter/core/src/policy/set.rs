@@ -100,6 +100,14 @@ pub struct ShadowVerdict {
     pub permits: bool,
 }
 
+/// As filter state and audit records show it: `rule:permit` or `rule:reject`.
+impl std::fmt::Display for ShadowVerdict {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.rule)?;
+        formatter.write_str(if self.permits { ":permit" } else { ":reject" })
+    }
+}
+
 impl PolicySet {
     /// The set of `sources`, each with its name; names are unique and have no `/`. Cheap: make a new
     /// one when a source has a new policy.
