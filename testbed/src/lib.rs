@@ -102,6 +102,8 @@ pub struct Options {
     pub reloadable: bool,
     /// Envoy's log level.
     pub log_level: &'static str,
+    /// The level of its Wasm runtime's own log, if it is to be another.
+    pub wasm_log_level: Option<&'static str>,
     /// Changes the filter's configuration.
     pub configure: Configure,
     /// Adds a listener whose filter's configuration is that of the first, changed by this.
@@ -125,6 +127,7 @@ impl Default for Options {
             consul_token: None,
             reloadable: false,
             log_level: "warning",
+            wasm_log_level: None,
             configure: Box::new(|_| {}),
             second: None,
             bootstrap: Box::new(|_| {}),
@@ -290,6 +293,25 @@ impl Testbed {
         eventually("the former VMs have ended", async || active().await <= before)
             .await
             .context(format!("{before} VMs before, {created} with the new ones"))
+    }
+
+    /// Ends Envoy as an operator does, by a signal, and waits until it has ended.
+    ///
+    /// # Errors
+    /// If it does not end within ten seconds.
+    pub async fn quit_envoy(&mut self) -> Result<()> {
+        let id = self.envoy.id().to_string();
+        let told =
+            std::process::Command::new("/bin/sh").args(["-c", "kill -TERM $0", &id]).status();
+        told.context("telling Envoy to end")?;
+        let begun = Instant::now();
+        while self.envoy.is_running() {
+            if begun.elapsed() > Duration::from_secs(10) {
+                return Err(self.envoy.failed("does not end"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// What Envoy wrote to its log so far.
@@ -595,6 +617,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         directory: &directory,
         concurrency: options.concurrency,
         log_level: options.log_level,
+        wasm_log_level: options.wasm_log_level,
         listeners: &LISTENERS,
         environment: &environment,
     };
