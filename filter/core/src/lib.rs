@@ -27,6 +27,7 @@ pub mod policy;
 pub mod quote;
 pub mod reject;
 pub mod retry;
+pub mod series;
 pub mod shared;
 pub mod status;
 pub mod tally;
