@@ -273,7 +273,7 @@ mod tests {
         let elsewhere = Path::new("/elsewhere");
         bootstrap.set_admin_port(1).unwrap();
         bootstrap.set_listener_port(2).unwrap();
-        for cluster in ["orders", "partner", "idp", "airflow-jwks", "policy", "consul"] {
+        for cluster in ["orders", "partner", "idp", "airflow-jwks", "policy", "consul", "audit"] {
             bootstrap.set_endpoint(cluster, "127.0.0.1:3".parse().unwrap()).unwrap();
         }
         bootstrap.set_trusted_authority(elsewhere).unwrap();
@@ -311,6 +311,8 @@ mod tests {
                 "policy filename",
                 "consul address",
                 "consul port_value",
+                "audit address",
+                "audit port_value",
                 "airflow-egress port_value",
                 "airflow-egress filename",
             ],

@@ -584,8 +584,10 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let mut bootstrap = Bootstrap::read(&repository().join("envoy.yaml"))?;
     bootstrap.set_admin_port(options.admin_port)?;
     bootstrap.set_listener_port(options.listener_port)?;
-    // Where nobody listens, unless there is a Consul.
-    bootstrap.set_endpoint("consul", SocketAddr::from(([127, 0, 0, 1], 1)))?;
+    // Where nobody listens, unless there is a Consul, or a test has a collector of audit records.
+    for cluster in ["consul", "audit"] {
+        bootstrap.set_endpoint(cluster, SocketAddr::from(([127, 0, 0, 1], 1)))?;
+    }
     if let Some(ring) = &worker_ring {
         let keys = airflow::ring(airflow::VERSION, ring, &["jwks"]).await?;
         let keys = serde_json::from_str(&keys).context("the workers' key set")?;
