@@ -146,14 +146,13 @@ impl Bootstrap {
         Ok(())
     }
 
-    /// Lets the filter see the variable `name` of Envoy's environment.
+    /// Lets the filter see the variable `name` of Envoy's environment, too.
     ///
     /// # Errors
-    /// If there is no filter.
+    /// If there is no filter that sees one.
     pub fn expose_variable(&mut self, name: &str) -> Result<()> {
-        let machine = at(self.filter()?, "/config/vm_config")?.as_object_mut();
-        let variables = json!({ "host_env_keys": [name] });
-        machine.context("an object")?.insert("environment_variables".to_owned(), variables);
+        let names = at(self.filter()?, "/config/vm_config/environment_variables/host_env_keys")?;
+        names.as_array_mut().context("a list of variables")?.push(name.into());
         Ok(())
     }
 

@@ -9,10 +9,10 @@
 //! What it is not: a deployment. Its identity issuer believes whoever asks.
 
 pub mod airflow;
+pub mod audit;
 pub mod bootstrap;
 pub mod certificates;
 pub mod client;
-pub mod collector;
 pub mod consul;
 pub mod document;
 pub(crate) mod envoy;
@@ -41,6 +41,7 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::airflow::{Airflow, Surroundings, WORKER_ISSUER};
+use crate::audit::AuditKey;
 use crate::bootstrap::Bootstrap;
 use crate::certificates::Authority;
 use crate::document::{Document, Source};
@@ -50,8 +51,8 @@ use crate::identity::{IdentityIssuer, secret};
 use crate::process::{Process, Restartable, find};
 use crate::upstream::Upstream;
 
+pub use crate::audit::{Collector, Trouble};
 pub use crate::client::{Answer, Call, send_raw};
-pub use crate::collector::{Collector, Trouble};
 pub use crate::consul::{Access, Consul};
 pub use crate::document::Fault;
 pub use crate::identity::{AUDIENCE, Signer, Task};
@@ -65,6 +66,10 @@ pub const PARTNER: &str = "api.partner.example";
 
 /// The first listener of `envoy.yaml`, and one that a test may add.
 const LISTENERS: [&str; 2] = ["airflow-egress", "second"];
+/// The variable with the key that signs the audit trail, as `envoy.yaml` knows it.
+const AUDIT_KEY: &str = "AIRFLOW_ENVOY_AUDIT_KEY";
+/// The file with the key that verifies the audit trail: a JWK.
+const AUDIT_KEY_FILE: &str = "audit-key.json";
 /// The variable with the token for Consul.
 const CONSUL_TOKEN: &str = "CONSUL_HTTP_TOKEN";
 /// The file from which Envoy reads its listeners, if they may change.
@@ -153,6 +158,8 @@ pub struct Testbed {
     pub partner: Arc<Upstream>,
     /// The credential that Envoy, and nobody else, shows to the partner.
     pub partner_credential: String,
+    /// The key that signs the audit trail.
+    pub audit_key: AuditKey,
     /// The OIDC provider's process.
     pub provider: Restartable,
     /// Consul, if it was asked for.
@@ -520,6 +527,10 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let credential_file = directory.join(CREDENTIAL_FILE);
     write_private(&credential_file, &credential(&partner_credential))?;
 
+    let audit_key = AuditKey::new();
+    let audit_key_file = directory.join(AUDIT_KEY_FILE);
+    fs::write(&audit_key_file, audit_key.public().to_string()).context(audit_key_file.display())?;
+
     let client_secret = secret();
     let idp = authority.issue(oidc::HOST)?;
     let (provider, idp) =
@@ -612,7 +623,11 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         let listeners = directory.join(LISTENERS_FILE);
         fs::write(&listeners, told.move_listeners(&listeners)?).context(listeners.display())?;
     }
-    let environment: Vec<_> = consul_token.iter().map(|token| (CONSUL_TOKEN, &**token)).collect();
+    let audit_jwk = audit_key.private().to_string();
+    let environment: Vec<_> = [(AUDIT_KEY, audit_jwk.as_str())]
+        .into_iter()
+        .chain(consul_token.iter().map(|token| (CONSUL_TOKEN, &**token)))
+        .collect();
     let launch = Launch {
         name: "envoy",
         access: "access",
@@ -641,6 +656,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         orders,
         partner,
         partner_credential,
+        audit_key,
         provider,
         consul,
         listener,
