@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::audit;
 use crate::credential::IssuerRules;
 use crate::document::{Faults, Node, Object, Report};
 use crate::feed::{Endpoint, Protocol, Secret, Uri};
@@ -40,6 +41,8 @@ pub struct Configuration {
     pub mode: Mode,
     /// The path at which the filter itself answers how it is; `None`: nowhere.
     pub status_path: Option<String>,
+    /// How decisions are recorded; `None`: not at all.
+    pub audit: Option<audit::Settings>,
 }
 
 /// Where a request may have its credentials, beside `authorization` and `x-airflow-identity`.
@@ -244,6 +247,10 @@ fn read(
     let mode =
         root.optional("mode").map_or(Some(Mode::Enforce), |node| node.choice(report, &MODES));
     let status_path = read_status_path(&mut root, report);
+    let audit = match root.optional("audit") {
+        Some(node) => audit::Settings::read(&node, report, environment).map(Some),
+        None => Some(None),
+    };
     root.finish(report);
 
     Some(Configuration {
@@ -257,6 +264,7 @@ fn read(
         waiting: waiting?,
         mode: mode?,
         status_path: status_path?,
+        audit: audit?,
     })
 }
 

@@ -150,6 +150,11 @@ impl Line {
         &self.json
     }
 
+    /// The record as bytes, without the line's end.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.json.as_bytes()
+    }
+
     /// Bytes of the record, without the line's end.
     pub fn len(&self) -> usize {
         self.json.len()
@@ -172,6 +177,15 @@ impl Line {
 impl fmt::Debug for Line {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.json)
+    }
+}
+
+/// A line of any text, for tests of what carries lines.
+#[cfg(test)]
+impl Line {
+    pub(super) fn of(seq: u64, json: Vec<u8>) -> Self {
+        let json = String::from_utf8(json).expect("lines are UTF-8");
+        Self { stream: "0123456789abcdef".into(), seq, json: json.into() }
     }
 }
 
