@@ -265,7 +265,7 @@ impl Collector {
         headers.extend(token.iter().map(bearer));
         let mut body = Vec::with_capacity(batch.bytes);
         for line in &batch.lines {
-            body.extend_from_slice(line.as_bytes());
+            body.extend_from_slice(line.as_str().as_bytes());
             body.push(b'\n');
         }
         Post { attempt, cluster: cluster.clone(), headers, body, timeout: *timeout }
@@ -306,7 +306,7 @@ impl Collector {
 
 /// The bytes of a record in a batch.
 fn weight(line: &Line) -> usize {
-    line.as_bytes().len().saturating_add(1)
+    line.len().saturating_add(1)
 }
 
 #[cfg(test)]

@@ -1,15 +1,56 @@
-//! A collector of audit records: takes what the filter posts, keeps it, and fails when it is told to.
+//! The audit trail's surroundings: the key that signs it, and a collector that takes what the filter posts, keeps it,
+//! and fails when it is told to.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ed25519_dalek::SigningKey;
 use hyper::body::Bytes;
 use hyper::{Request, Response};
+use p256::elliptic_curve::rand_core::{OsRng, RngCore as _};
+use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Context as _, Error, Result};
 use crate::server::{Service, reply, serve_at};
+
+/// The key that signs the trail: of Ed25519, as a JWK (RFC 8037 §2).
+#[derive(Clone)]
+pub struct AuditKey(SigningKey);
+
+impl AuditKey {
+    /// A new key.
+    #[expect(clippy::new_without_default, reason = "no key is like another")]
+    pub fn new() -> Self {
+        let mut seed = [0; 32];
+        OsRng.fill_bytes(&mut seed);
+        Self(SigningKey::from_bytes(&seed))
+    }
+
+    /// The JWK with which a trail is verified.
+    pub fn public(&self) -> Value {
+        let x = URL_SAFE_NO_PAD.encode(self.0.verifying_key().as_bytes());
+        json!({ "kty": "OKP", "crv": "Ed25519", "x": x })
+    }
+
+    /// The JWK with which one is signed.
+    pub fn private(&self) -> Value {
+        let mut key = self.public();
+        key["d"] = URL_SAFE_NO_PAD.encode(self.0.as_bytes()).into();
+        key
+    }
+}
+
+/// Without the key.
+impl fmt::Debug for AuditKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("AuditKey")
+    }
+}
 
 /// A running collector. It may be stopped and started again at its address; what it has taken, it keeps.
 #[derive(Debug)]
