@@ -84,7 +84,8 @@ fn full_policy() -> Value {
     }
     let mut from = selector.clone();
     from["roles"] = json!(["everything"]);
-    let key = json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
+    let key =
+        json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
     json!({
         "version": 1, "revision": 18_446_744_073_709_551_615_u64,
         "roles": {"everything": {"any": [selector]}},
