@@ -14,6 +14,7 @@ pub mod model;
 pub mod only;
 pub mod output;
 pub mod remedy;
+pub mod replay;
 pub mod run;
 pub mod source;
 pub mod suite;

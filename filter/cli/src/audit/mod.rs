@@ -9,6 +9,7 @@ pub mod link;
 pub mod parallel;
 pub mod reader;
 pub mod record;
+pub mod select;
 pub mod verify;
 
 pub use self::reader::{Chunk, Found, Place, Reader, Seen};
