@@ -180,7 +180,7 @@ impl Judge {
         }
         let destination = decision.destination.map(|name| name.to_string());
         Ok(match decision.outcome {
-            Outcome::Permit { rule } => Verdict {
+            Outcome::Permit { rule, .. } => Verdict {
                 code: None,
                 rule: Some(rule.to_string()),
                 nearest: None,
