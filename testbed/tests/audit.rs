@@ -8,18 +8,22 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use airflow_envoy_core::jose::{Algorithm, PublicKey, RustCrypto, SignatureVerifier as _};
-use airflow_envoy_core::limits::Limits;
+use airflow_envoy_cli::audit::{Found, Kind, Reader, Record};
+use airflow_envoy_cli::command::{Cli, Exit, run};
+use airflow_envoy_cli::replay::{Judge, decided_at, is_of_policy};
 use airflow_envoy_testbed::{
-    Answer, Call, Collector, Fault, ORDERS, Options, Received, Task, Testbed, Trouble, eventually,
-    within,
+    Answer, Call, Collector, Fault, ORDERS, Options, PARTNER, Received, Task, Testbed, Trouble,
+    eventually, repository, within,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::Parser as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
@@ -156,48 +160,25 @@ impl Trail {
         let record = self.decisions().remove(&id);
         record.unwrap_or_else(|| panic!("no record of {id} among {:?}", self.0.values()))
     }
+}
 
-    /// Every stream begins at 0 and has no gap, every record is canonical and names the one before it, and what is
-    /// signed is signed by `key`. How many signatures there are.
-    fn verify(&self, key: &Value) -> usize {
-        let key = PublicKey::from_jwk(key, &Limits::DEFAULT).unwrap();
-        let mut signatures = 0;
-        let mut before: Option<(&str, u64, &str)> = None;
-        for ((stream, seq), line) in &self.0 {
-            let mut record: Value = serde_json::from_str(line).unwrap();
-            // serde_json's map is sorted, and prints as RFC 8785 wants it what is no fraction.
-            assert_eq!(record.to_string(), *line);
-            let prev = record.get("prev").and_then(Value::as_str).map(str::to_owned);
-            match before {
-                Some((last, number, former)) if last == stream => {
-                    assert_eq!(*seq, number + 1, "stream {stream} has a gap before {line}");
-                    assert_eq!(
-                        prev,
-                        Some(URL_SAFE_NO_PAD.encode(&Sha256::digest(former))),
-                        "{line}"
-                    );
-                }
-                _ => {
-                    assert_eq!((*seq, prev), (0, None), "stream {stream} does not begin: {line}");
-                    assert_eq!(record["kind"], "begin");
-                }
-            }
-            before = Some((stream, *seq, line));
-            let signature = record.as_object_mut().unwrap().remove("signature");
-            let is_signed = matches!(text(&record, "/kind"), "begin" | "checkpoint" | "end");
-            assert_eq!(signature.is_some(), is_signed, "{line}");
-            if let Some(signature) = signature {
-                let signature = URL_SAFE_NO_PAD.decode(signature.as_str().unwrap()).unwrap();
-                let signed = record.to_string();
-                assert!(
-                    RustCrypto.verify(&key, Algorithm::EdDsa, signed.as_bytes(), &signature),
-                    "{line}"
-                );
-                signatures += 1;
-            }
-        }
-        signatures
-    }
+/// A file with what the collector kept, in the order in which it came, beside Envoy's log.
+fn collected(testbed: &Testbed, collector: &Collector) -> PathBuf {
+    let file = testbed.log("envoy").with_file_name("collected.ndjson");
+    let bodies: String = collector.batches().into_iter().map(|batch| batch.body).collect();
+    fs::write(&file, bodies).unwrap();
+    file
+}
+
+/// `airflow-envoy audit verify` finds nothing wrong with the files, in which every stream has ended.
+#[track_caller]
+fn verify(testbed: &Testbed, files: &[PathBuf]) {
+    let keys = testbed.log("envoy").with_file_name("audit-key.json");
+    let mut line: Vec<OsString> =
+        ["airflow-envoy", "audit", "verify", "--keys"].map(Into::into).into();
+    line.push(keys.into());
+    line.extend(files.iter().map(Into::into));
+    assert_eq!(run(Cli::try_parse_from(line).unwrap()), Exit::Good);
 }
 
 /// The text at a place of a record; empty if there is none.
@@ -328,8 +309,7 @@ async fn whatever_becomes_of_the_collector_every_decision_is_there_or_in_the_log
 
     testbed.quit_envoy().await.unwrap();
     let trail = Trail::of_collector(&collector).and(Trail::of_log(&testbed));
-    let signatures = trail.verify(&testbed.audit_key.public());
-    println!("{} records, {signatures} signatures", trail.0.len());
+    verify(&testbed, &[testbed.log("envoy"), collected(&testbed, &collector)]);
     let decided: BTreeSet<_> = trail.decisions().into_keys().collect();
     assert_eq!(decided, seen.ids, "what is recorded is what clients saw");
     assert_eq!(trail.kind("loss"), [""; 0]);
@@ -357,7 +337,7 @@ async fn every_request_is_one_line_in_the_log_whatever_it_is_and_whatever_become
     let long = format!("/v1/orders/{}", "7".repeat(65_000));
     let long = testbed.call(known(Call::get(ORDERS, &long))).await.unwrap();
     let odd =
-        testbed.call(known(Call::get(ORDERS, "/v1/orders/%FF%22%5C%0A%7B%22v%22"))).await.unwrap();
+        testbed.call(known(Call::get(ORDERS, "/v1/orders/%FF%22%0A%7B%22v%22"))).await.unwrap();
     let bytes = read_order().header("x-request-id", b"\xff\xfe\"\\").header("referer", b"\xc3\x28");
     let bytes = testbed.call(known(bytes)).await.unwrap();
     let answers = [&permit, &failed, &nobody, &denied, &broken, &long, &odd, &bytes];
@@ -428,7 +408,7 @@ async fn every_request_is_one_line_in_the_log_whatever_it_is_and_whatever_become
 
     testbed.quit_envoy().await.unwrap();
     let trail = Trail::of_log(&testbed);
-    trail.verify(&testbed.audit_key.public());
+    verify(&testbed, &[testbed.log("envoy")]);
     assert_eq!(trail.decisions().len(), answers.len() + 1);
 }
 
@@ -498,7 +478,7 @@ async fn a_new_vm_names_the_stream_that_it_takes_over_from() {
     testbed.quit_envoy().await.unwrap();
 
     let trail = Trail::of_log(&testbed);
-    trail.verify(&testbed.audit_key.public());
+    verify(&testbed, &[testbed.log("envoy")]);
     let stream_of = |answer| text(&trail.of(answer), "/stream").to_owned();
     let streams = [stream_of(&first), stream_of(&second), stream_of(&third)];
     assert_eq!(streams.iter().collect::<BTreeSet<_>>().len(), 3, "{streams:?}");
@@ -629,4 +609,66 @@ async fn no_credential_is_in_any_log_or_record() {
         places.iter().any(|(place, text)| place.starts_with("batch") && text.contains("ds_churn"))
     );
     assert!(places[0].1.contains("[trace][wasm]"), "the log has the Wasm runtime's trace");
+}
+
+#[tokio::test]
+async fn what_the_policy_decided_it_decides_again_from_the_records() {
+    let mut testbed = Testbed::start(to_log()).await.unwrap();
+    let tasks = [
+        churn(),
+        Task { run_type: "manual".to_owned(), ..churn() },
+        Task::new("ds_churn", "load"),
+        Task { roles: vec!["DataScience".to_owned()], ..Task::new("ds_other", "load") },
+        Task::new("report_daily", "deliver_pdf").team("finance"),
+        Task { map_index: 3, ..Task::new("report_daily", "render").team("finance") },
+    ];
+    let targets = [
+        (ORDERS, "/v1/orders/7"),
+        (ORDERS, "/v1/orders/7/card"),
+        (ORDERS, "/v1/orders/7/../8/c%61rd?x=1"),
+        (ORDERS, "/v1/customers"),
+        (PARTNER, "/v2/reports/2026"),
+        ("nowhere.internal", "/"),
+    ];
+    let mut calls = 0;
+    for task in &tasks {
+        let (token, identity) = testbed.credentials(task).await.unwrap();
+        for (host, target) in targets {
+            for method in ["GET", "POST"] {
+                let call = Call::new(method, host, target).token(&token).identity(&identity);
+                testbed.call(call).await.unwrap();
+                calls += 1;
+            }
+        }
+    }
+    testbed.quit_envoy().await.unwrap();
+    verify(&testbed, &[testbed.log("envoy")]);
+
+    let policy = fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
+    let mut judge = Judge::new(&serde_json::from_str(&policy).unwrap(), &[]).unwrap();
+    let (mut records, mut outcomes) = (0, BTreeMap::<_, usize>::new());
+    let mut reader = Reader::new(&[testbed.log("envoy")]).unwrap();
+    let seen = reader.each(|_, found| {
+        let Found::Record(head) = found else { return };
+        if head.kind != Kind::Decision {
+            return;
+        }
+        let record = Record::parse(head.text).unwrap();
+        assert!(is_of_policy(&record), "{}", head.text);
+        let again = judge.decide(&record, head.caller, decided_at(&record).unwrap()).unwrap();
+        let recorded: Value = serde_json::from_str(head.text).unwrap();
+        let member = |name: &str| recorded.get(name).and_then(Value::as_str).map(str::to_owned);
+        let code = again.code.map(|code| code.name().to_owned());
+        assert_eq!(
+            (&code, &again.rule, &again.nearest, &again.destination),
+            (&member("code"), &member("rule"), &member("nearest"), &member("destination")),
+            "{}",
+            head.text
+        );
+        *outcomes.entry(code.or(again.rule)).or_default() += 1;
+        records += 1;
+    });
+    println!("{records} decisions again: {outcomes:?}; {:?}", seen.unwrap());
+    assert_eq!(records, calls);
+    assert!(outcomes.len() >= 4, "{outcomes:?}");
 }

@@ -9,13 +9,15 @@ const MOST: usize = 120;
 /// reorder text escaped, and with no backtick inside.
 ///
 /// For claims, header parameters and names in details, logs and audit records. Never hand it a
-/// token or a secret: it hides nothing.
+/// secret: all that it hides is what looks like the JSON of a token (RFC 7515 §7.1), which callers may
+/// have put where a name belongs.
 pub fn quote(text: &str) -> String {
+    let end = token_in(text);
     let mut quoted = String::with_capacity(text.len().min(MOST).saturating_add(2));
     quoted.push('`');
-    for (index, character) in text.chars().enumerate() {
+    for (index, (at, character)) in text.char_indices().enumerate() {
         match character {
-            _ if index >= MOST => {
+            _ if index >= MOST || end.is_some_and(|end| at >= end) => {
                 quoted.push('…');
                 break;
             }
@@ -27,6 +29,19 @@ pub fn quote(text: &str) -> String {
     }
     quoted.push('`');
     quoted
+}
+
+/// Where the first token in the text begins to say something: after `eyJ`, which is `{"` in base64url.
+fn token_in(text: &str) -> Option<usize> {
+    const BEGIN: &str = "eyJ";
+    const LEAST: usize = 16;
+    let is_inside = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let found = text.match_indices(BEGIN).find(|(at, _)| {
+        let (before, token) = text.as_bytes().split_at_checked(*at).unwrap_or_default();
+        !before.last().is_some_and(is_inside)
+            && token.iter().take_while(|byte| is_inside(byte)).count() >= LEAST
+    });
+    found.map(|(at, begin)| at.saturating_add(begin.len()))
 }
 
 /// Each of `texts` quoted, separated by commas; `none` if there is none. The rest of a long list
@@ -65,6 +80,19 @@ mod tests {
     fn a_long_quotation_is_cut() {
         assert_eq!(quote(&"x".repeat(120)), format!("`{}`", "x".repeat(120)));
         assert_eq!(quote(&"x".repeat(1_000_000)), format!("`{}…`", "x".repeat(120)));
+    }
+
+    #[test]
+    fn what_looks_like_a_token_is_not_shown() {
+        let token = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln";
+        assert_eq!(quote(token), "`eyJ…`");
+        assert_eq!(quote(&format!("Bearer {token}")), "`Bearer eyJ…`");
+        assert_eq!(quote(&format!("grün/{token}")), "`grün/eyJ…`");
+        for name in
+            ["eyJ", "surveyJobsOfTheWholeYear", "team-eyJobsOfTheWholeYear", "eyJobs of a year"]
+        {
+            assert_eq!(quote(name), format!("`{name}`"));
+        }
     }
 
     #[test]

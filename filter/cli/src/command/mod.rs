@@ -1,9 +1,12 @@
 //! The commands, one module each, and what they share: options, how inputs are read, exit codes.
 
+mod audit;
 mod check;
 mod completions;
 mod explain;
 mod print;
+mod query;
+mod replay;
 mod test;
 
 use std::path::PathBuf;
@@ -39,10 +42,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Audit(audit::Options),
     Check(check::Options),
     Test(test::Options),
     Explain(Box<explain::Options>),
     Print(print::Options),
+    Replay(replay::Options),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
 }
@@ -95,10 +100,12 @@ impl<T: Into<String>> From<T> for Failed {
 pub fn run(cli: Cli) -> Exit {
     let style = Style::choose(cli.color);
     let ended = match cli.command {
+        Command::Audit(options) => audit::run(&options, style),
         Command::Check(options) => check::run(&options, style),
         Command::Test(options) => test::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
         Command::Print(options) => print::run(&options),
+        Command::Replay(options) => replay::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
     };

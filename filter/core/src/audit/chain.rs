@@ -166,14 +166,6 @@ impl Line {
     }
 }
 
-#[cfg(test)]
-impl Line {
-    /// A line of any text, which is no record.
-    pub(super) fn of(seq: u64, text: String) -> Self {
-        Self { stream: "0123456789abcdef".into(), seq, json: text.into() }
-    }
-}
-
 impl fmt::Debug for Line {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.json)

@@ -24,7 +24,7 @@ fn record(seq: u64) -> Line {
 
 fn record_of(seq: u64, weight: usize) -> Line {
     let text = format!("{{\"seq\":{seq}}}");
-    Line::of(seq, format!("{text:.<width$}", width = weight - 1))
+    Line::of(seq, format!("{text:.<width$}", width = weight - 1).into_bytes())
 }
 
 fn seqs(lines: &[Line]) -> Vec<u64> {
