@@ -55,6 +55,8 @@ pub struct Callout {
 #[derive(Default)]
 struct State {
     millis: u64,
+    /// How often the clock was read. Each reading takes a microsecond, up to the end of the millisecond.
+    readings: u64,
     configuration: Vec<u8>,
     streams: BTreeMap<u32, Seen>,
     effective: u32,
@@ -195,6 +197,14 @@ impl Filter {
         state(|state| state.streams.remove(&stream));
     }
 
+    /// The filter ends, as when Envoy's configuration replaces it.
+    pub fn stop(&mut self) {
+        unsafe {
+            enter(ROOT);
+            proxy_on_done(ROOT);
+        }
+    }
+
     /// Time passes.
     pub fn tick(&mut self, millis: u64) {
         state(|state| state.millis += millis);
@@ -255,6 +265,16 @@ pub fn metric(name: &str) -> u64 {
     state(|state| {
         state.metrics.iter().find(|(known, _)| known == name).map_or(0, |(_, value)| *value)
     })
+}
+
+/// All metrics and their values; a histogram has the last value recorded.
+pub fn metrics() -> Vec<(String, u64)> {
+    state(|state| state.metrics.clone())
+}
+
+/// How often the filter read the clock.
+pub fn clock_readings() -> u64 {
+    state(|state| state.readings)
 }
 
 /// Bytes of callout bodies that the filter copied.
@@ -384,7 +404,11 @@ unsafe extern "C" fn proxy_get_log_level(level: *mut u32) -> u32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32 {
-    unsafe { *time = state(|state| state.millis) * 1_000_000 };
+    let nanoseconds = state(|state| {
+        state.readings += 1;
+        state.millis * 1_000_000 + state.readings.min(999) * 1000
+    });
+    unsafe { *time = nanoseconds };
     OK
 }
 

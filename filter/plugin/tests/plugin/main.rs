@@ -9,4 +9,5 @@
 
 mod corpus;
 mod host;
+mod metrics;
 mod requests;
