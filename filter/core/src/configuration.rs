@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::audit;
 use crate::credential::IssuerRules;
 use crate::document::{Faults, Node, Object, Report};
 use crate::feed::{Endpoint, Protocol, Secret, Uri};
@@ -40,6 +41,8 @@ pub struct Configuration {
     pub mode: Mode,
     /// The path at which the filter itself answers how it is; `None`: nowhere.
     pub status_path: Option<String>,
+    /// How decisions are recorded; `None`: not at all.
+    pub audit: Option<audit::Settings>,
 }
 
 /// Where a request may have its credentials, beside `authorization` and `x-airflow-identity`.
@@ -244,6 +247,10 @@ fn read(
     let mode =
         root.optional("mode").map_or(Some(Mode::Enforce), |node| node.choice(report, &MODES));
     let status_path = read_status_path(&mut root, report);
+    let audit = match root.optional("audit") {
+        Some(node) => audit::Settings::read(&node, report, environment).map(Some),
+        None => Some(None),
+    };
     root.finish(report);
 
     Some(Configuration {
@@ -257,6 +264,7 @@ fn read(
         waiting: waiting?,
         mode: mode?,
         status_path: status_path?,
+        audit: audit?,
     })
 }
 
@@ -611,19 +619,7 @@ fn read_consul_kv(
     };
     let interval = interval(&mut object, report, "poll", POLICY_POLL);
     let timeout = timeout(&mut object, report);
-    let token = match object.optional("token_env") {
-        Some(node) => node.string(report).and_then(|variable| {
-            let token = environment(variable).filter(|token| {
-                !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
-            });
-            if token.is_none() {
-                let problem = "is not set to a token; see `vm_config.environment_variables`";
-                node.fault(report, format!("the variable {} {problem}", quote(variable)));
-            }
-            token.map(Secret).map(Some)
-        }),
-        None => Some(None),
-    };
+    let token = read_token(&mut object, report, environment);
     object.finish(report);
     let endpoint = Endpoint {
         name: name.to_owned(),
@@ -665,10 +661,32 @@ fn interval(
     }
 }
 
-fn timeout(object: &mut Object<'_>, report: &mut Report) -> Option<Span> {
+/// Time after which a callout is given up.
+pub(crate) fn timeout(object: &mut Object<'_>, report: &mut Report) -> Option<Span> {
     match object.optional("timeout") {
         Some(node) => bounded_span(&node, report, Span::from_millis(10), Span::from_secs(60)),
         None => Some(Span::from_secs(5)),
+    }
+}
+
+/// A credential from the environment variable that `token_env` names, if it names one.
+pub(crate) fn read_token(
+    object: &mut Object<'_>,
+    report: &mut Report,
+    environment: Environment<'_>,
+) -> Option<Option<Secret>> {
+    match object.optional("token_env") {
+        Some(node) => node.string(report).and_then(|variable| {
+            let token = environment(variable).filter(|token| {
+                !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
+            });
+            if token.is_none() {
+                let problem = "is not set to a token; see `vm_config.environment_variables`";
+                node.fault(report, format!("the variable {} {problem}", quote(variable)));
+            }
+            token.map(Secret).map(Some)
+        }),
+        None => Some(None),
     }
 }
 
@@ -692,7 +710,8 @@ fn check_max_age(endpoint: &Endpoint, node: &Node<'_>, interval_name: &str, repo
     }
 }
 
-fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<Uri> {
+/// An absolute URI.
+pub(crate) fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<Uri> {
     let text = node.string(report)?;
     let uri = Uri::parse(text);
     if uri.is_none() {
@@ -759,7 +778,13 @@ fn positive_span(node: &Node<'_>, report: &mut Report) -> Option<Span> {
     bounded_span(node, report, Span::from_secs(1), Span::from_secs(366 * 24 * 3600))
 }
 
-fn bounded_span(node: &Node<'_>, report: &mut Report, least: Span, most: Span) -> Option<Span> {
+/// A span of time between these two.
+pub(crate) fn bounded_span(
+    node: &Node<'_>,
+    report: &mut Report,
+    least: Span,
+    most: Span,
+) -> Option<Span> {
     let span = node.span(report)?;
     if !(least..=most).contains(&span) {
         node.fault(report, format!("{span} is not between {least} and {most}"));

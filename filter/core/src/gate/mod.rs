@@ -11,6 +11,7 @@ mod realm;
 mod session;
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub use self::session::caller;
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
+use crate::audit::collector::{Attempt, Post, Step};
+use crate::audit::{Fragment, Trail};
 use crate::cache::Cache;
 use crate::configuration::{
     Configuration, Environment, Mode, Policies, PolicySource, Waiting, Ways,
@@ -83,6 +86,16 @@ pub struct Gate {
     worker: u64,
     parked: VecDeque<Parked>,
     tally: Tally,
+    audit: Option<Audited>,
+}
+
+/// How decisions are recorded. Gates that follow each other in one worker share the trail.
+struct Audited {
+    trail: Rc<RefCell<Trail>>,
+    /// The claims of access tokens that are recorded.
+    claims: Rc<[String]>,
+    /// The policies that decide now, as records show them.
+    policies: Rc<Fragment>,
 }
 
 /// What becomes of a request.
@@ -110,6 +123,8 @@ pub enum Effect {
     Decide(StreamId, Verdict),
     /// Write a line to the log.
     Log(Severity, String),
+    /// Make a callout for the audit trail and hand the status of its answer to [`Gate::taken`].
+    Post(Post),
     /// Add one to a counter.
     Count(String),
     /// Set a gauge.
@@ -261,12 +276,19 @@ impl Gate {
         };
         let policies: Vec<_> =
             sources.into_iter().map(|(name, source)| (name.into(), read(source))).collect();
+        let policy = policy_set(&policies);
+        let mode = configuration.mode;
+        let audit = configuration.audit.map(|settings| {
+            let trail = Trail::new(settings, mode.name(), worker, Rc::clone(&shared));
+            let claims = trail.claims();
+            Audited { trail: Rc::new(RefCell::new(trail)), claims, policies: revisions(&policy) }
+        });
         Ok(Self {
             verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
-            policy: policy_set(&policies),
+            policy,
             policies,
             trust,
             shared,
@@ -284,6 +306,7 @@ impl Gate {
             worker,
             parked: VecDeque::new(),
             tally: Tally::default(),
+            audit,
             limits,
         })
     }
@@ -303,6 +326,9 @@ impl Gate {
             Err(Halt::Missing(missing)) => self.wait(arrival, *missing),
         };
         self.tally.verdict(&verdict);
+        if let Some(Audited { trail, policies, .. }) = &self.audit {
+            trail.borrow_mut().arrived(arrival, &verdict, policies, &self.limits);
+        }
         verdict
     }
 
@@ -332,7 +358,8 @@ impl Gate {
                 ..issuer.keys.status(now)
             });
         }
-        Status { worker: self.worker, mode: self.mode, sources }
+        let audit = self.audit.as_ref().map(|audited| audited.trail.borrow().status(now));
+        Status { worker: self.worker, mode: self.mode, sources, audit }
     }
 
     /// Time has passed: what is due now.
@@ -350,7 +377,31 @@ impl Gate {
             self.reconsider();
         }
         effects.extend(self.settle(now));
+        if let Some(audited) = &self.audit {
+            effects.extend(audited.trail.borrow_mut().tick(now).into_iter().filter_map(effect));
+        }
         effects
+    }
+
+    /// The answer to an [`Effect::Post`] arrived: its status, or `None` if it is certain that there will
+    /// be none.
+    pub fn taken(&mut self, attempt: Attempt, status: Option<u16>, now: UnixTime) -> Vec<Effect> {
+        let Some(audited) = &self.audit else { return Vec::new() };
+        let steps = audited.trail.borrow_mut().answered(attempt, status, now);
+        steps.into_iter().filter_map(effect).collect()
+    }
+
+    /// The audit trail, if decisions are recorded.
+    pub fn trail(&self) -> Option<Rc<RefCell<Trail>>> {
+        self.audit.as_ref().map(|audited| Rc::clone(&audited.trail))
+    }
+
+    /// Goes on for a gate of the same worker whose trail has ended: what was under way there is recorded
+    /// here.
+    pub fn follow(&mut self, former: &mut Self) {
+        let (Some(own), Some(former)) = (&self.audit, &mut former.audit) else { return };
+        own.trail.borrow_mut().follow(&mut former.trail.borrow_mut());
+        former.trail = Rc::clone(&own.trail);
     }
 
     /// The answer to a callout arrived, or it is certain that there will be none.
@@ -406,7 +457,8 @@ impl Gate {
             let Some(Observation { name, age, max_age, breaker }) = observation else { continue };
             effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
             let spans = [("age", age), ("max_age", Some(max_age))];
-            for (which, span) in spans.into_iter().filter_map(|(which, span)| Some((which, span?))) {
+            for (which, span) in spans.into_iter().filter_map(|(which, span)| Some((which, span?)))
+            {
                 let seconds = u64::try_from(span.as_millis()).unwrap_or_default() / 1000;
                 effects.push(Effect::Gauge(format!("{what}.{name}.{which}"), seconds));
             }
@@ -544,6 +596,9 @@ impl Gate {
         if let Some((_, feed)) = self.policies.get(id.0) {
             let Some(policy) = feed.current() else { return String::new() };
             self.policy = policy_set(&self.policies);
+            if let Some(audited) = &mut self.audit {
+                audited.policies = revisions(&self.policy);
+            }
             let rules = policy.rule_count();
             let revision = policy.revision();
             effects.push(Effect::Gauge(format!("policy.{name}.rules"), rules as u64));
@@ -729,6 +784,9 @@ impl Gate {
         };
         self.tally.verdict(&verdict);
         self.tally.waited.push(now.since(parked.arrived));
+        if let Some(Audited { trail, policies, .. }) = &self.audit {
+            trail.borrow_mut().decided(parked.stream, &verdict, policies);
+        }
         Effect::Decide(parked.stream, verdict)
     }
 
@@ -777,9 +835,10 @@ impl Gate {
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
         match decision.outcome {
-            Outcome::Permit { rule } => Ok(Permit {
+            Outcome::Permit { rule, grant } => Ok(Permit {
                 decision_id,
                 rule,
+                grant,
                 destination: decision.destination,
                 remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
                 cookie: self.cookie_onward(&session, headers),
@@ -886,6 +945,7 @@ impl Gate {
         let session = Session::open(
             (&self.tokens, token, from_token.as_deref()),
             (&self.identities, identity, from_identity.as_deref()),
+            self.audit.as_ref().map(|audited| &*audited.claims),
         )?;
         let session = Rc::new(session);
         if let Some(primary) = primary {
@@ -949,6 +1009,23 @@ fn policy_set(policies: &[(Arc<str>, Feed<Policy>)]) -> PolicySet {
         here.filter_map(|(name, feed)| Some((Arc::clone(name), Rc::clone(feed.current()?))))
             .collect(),
     )
+}
+
+/// The policies as audit records show them.
+fn revisions(policies: &PolicySet) -> Rc<Fragment> {
+    let revisions = policies.sources().map(|(name, policy)| (name, policy.revision()));
+    Rc::new(Fragment::policies(revisions))
+}
+
+/// What the host has to do for the collector of audit records.
+fn effect(step: Step) -> Option<Effect> {
+    match step {
+        Step::Post(post) => Some(Effect::Post(post)),
+        Step::Tell(severity, line) => Some(Effect::Log(severity, line)),
+        Step::Count(name) => Some(Effect::Count(name.to_owned())),
+        // The trail kept these lines for the log.
+        Step::Log(_) => None,
+    }
 }
 
 enum AnyFeed<'a> {
