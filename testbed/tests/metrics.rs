@@ -307,8 +307,13 @@ async fn the_table_of_metrics_is_what_envoy_exports() {
     }
 }
 
-/// What these calls do not bring about: mode `shadow`; grants.
-const ELSEWHERE: &[&str] = &["airflow_envoy_shadow_decisions", "airflow_envoy_grants_active"];
+/// What these calls do not bring about: that takes mode `shadow`, a collector of audit records, a source of grants.
+const ELSEWHERE: &[&str] = &[
+    "airflow_envoy_shadow_decisions",
+    "airflow_envoy_audit_collector_taken",
+    "airflow_envoy_audit_collector_failed",
+    "airflow_envoy_grants_active",
+];
 
 fn monitoring() -> PathBuf {
     repository().join("examples/monitoring")
