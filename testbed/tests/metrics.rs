@@ -133,11 +133,12 @@ async fn calls(testbed: &Testbed) {
     }
     assert_eq!(testbed.call(read()).await.unwrap().status, 401);
 
-    // What a caller can write where: host, path, method, headers, and the parts of a credential.
-    assert_eq!(as_churn(Call::get(&format!("{MARK}.internal"), "/")).await.unwrap().status, 404);
+    // What a caller can write where: host, path, headers, the parts of a credential, and the method, of which Envoy
+    // knows all that there are.
+    assert_eq!(as_churn(Call::get(&format!("{MARK}.internal"), "/")).await.unwrap().status, 403);
     let elsewhere = as_churn(Call::get(ORDERS, &format!("/{MARK};rule={MARK}.permit"))).await;
     assert_eq!(elsewhere.unwrap().status, 403);
-    let method = as_churn(Call::new("WRITTEN-BY-A-CALLER", ORDERS, "/v1/orders/7")).await;
+    let method = as_churn(Call::new("REPORT", ORDERS, "/v1/orders/7")).await;
     assert_eq!(method.unwrap().status, 403);
     let lie = read().header("x-airflow-dag-id", MARK).header(MARK, MARK);
     assert_eq!(as_churn(lie).await.unwrap().status, 401);
@@ -181,6 +182,7 @@ fn values() -> Vec<(&'static str, &'static [(&'static str, &'static str)], f64)>
         // A stranger twice, another path, another method.
         ("airflow_envoy_decisions", NO_MATCH, 4.0),
         ("airflow_envoy_decisions", &[("code", "token_missing")], 1.0),
+        ("airflow_envoy_decisions", &[("code", "destination_unknown")], 1.0),
         ("airflow_envoy_decisions", &[("code", "identity_header_mismatch")], 1.0),
         ("airflow_envoy_decisions", &[("code", "token_signature_invalid")], 1.0),
         ("airflow_envoy_shadow_rules", SOON, 1.0),
