@@ -80,7 +80,8 @@ fn the_filter_says_which_one_it_is_and_has_the_counters_of_alerts_from_the_start
     let info = host::metrics().into_iter().find(|(name, _)| name.ends_with(".info"));
     let version = env!("CARGO_PKG_VERSION");
     let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
-    let expected = format!("airflow_envoy.filter;version={version};commit={commit};mode=shadow.info");
+    let expected =
+        format!("airflow_envoy.filter;version={version};commit={commit};mode=shadow.info");
     assert_eq!(info, Some((expected, 1)));
     for name in ["audit.lost", "grants.refused"] {
         assert!(is_there(&format!("airflow_envoy.{name}")), "{name}");
