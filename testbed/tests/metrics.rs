@@ -83,7 +83,7 @@ async fn scraped() -> &'static Scraped {
             calls(&testbed).await;
             let mut series = Vec::new();
             // Envoy puts histograms together every five seconds, and a checkpoint is due after ten.
-            within(Duration::from_secs(30), "everything is exported", async || {
+            let all = within(Duration::from_secs(30), "everything is exported", async || {
                 series = scrape(&testbed).await;
                 let count = |name: &str| {
                     let known = series.iter().filter(|series| series.name == name);
@@ -94,8 +94,8 @@ async fn scraped() -> &'static Scraped {
                     && count("airflow_envoy_waiting_milliseconds_count") >= 1.0
                     && count("airflow_envoy_deciding_nanoseconds_count") >= 3.0
             })
-            .await
-            .unwrap();
+            .await;
+            all.unwrap_or_else(|missing| panic!("{missing}: {series:#?}"));
             Scraped { testbed, series }
         })
         .await
