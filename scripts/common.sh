@@ -36,6 +36,20 @@ need_debian() {
   need "$1" "install the package $1"
 }
 
+# Prometheus' programs, for the tests of metrics: unpacked from Debian's package, which would start a server.
+need_prometheus() {
+  [ -x .tools/prometheus/usr/bin/promtool ] && return
+  need apt-get "install promtool and prometheus, and name them in PROMTOOL and PROMETHEUS" && need dpkg "it comes with apt-get" || return
+  say "unpacking the Debian package prometheus into .tools (once)"
+  local folder
+  folder=$(mktemp -d) || return
+  (cd "$folder" && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; }) >&2 &&
+    mkdir -p .tools/prometheus && dpkg -x "$folder"/prometheus_*.deb .tools/prometheus
+  local status=$?
+  rm -r "$folder"
+  return "$status"
+}
+
 need_node() { need node "install Node.js 20 or newer"; }
 
 need_wasm_bindgen() {

@@ -567,9 +567,9 @@ async fn in_shadow_mode_every_call_passes_and_what_would_have_been_is_counted() 
     let seen = [&entry["decision"], &entry["shadow_decision"], &entry["shadow_code"]];
     assert_eq!(seen, ["permit", "reject", "policy_no_match"], "{entry:#}");
     assert_eq!(status(&testbed).await.1["mode"], "shadow");
-    for code in ["token_missing", "policy_no_match"] {
-        let name = format!("wasmcustom.airflow_envoy.shadow_decisions.{code}");
-        eventually(code, async || testbed.stat(&name).await.unwrap() > 0).await.unwrap();
+    for which in [".token_missing", ";destination=orders.policy_no_match"] {
+        let name = format!("wasmcustom.airflow_envoy.shadow_decisions{which}");
+        eventually(which, async || testbed.stat(&name).await.unwrap() > 0).await.unwrap();
     }
 }
 

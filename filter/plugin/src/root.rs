@@ -25,6 +25,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// Of the decisions that verify no signature one in so many is measured, the first one first.
 const MEASURED: u64 = 64;
 
+/// Counters of what must not happen. They are there from the start: to Prometheus, one that appears with a
+/// value has never increased.
+const ALERTED: [&str; 2] = ["audit.lost", "grants.refused"];
+
 /// The state of one filter instance in one worker, shared by its streams.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -253,6 +257,9 @@ impl RootContext for Root {
                 let info =
                     format!("filter;version={version};commit={commit};mode={mode_name}.info");
                 self.metrics.set(&info, 1);
+                for name in ALERTED {
+                    self.metrics.add(name, 0);
+                }
                 host::log(
                     LogLevel::Info,
                     &format!(

@@ -1,5 +1,7 @@
 //! What one gate remembers and for how long: sessions, key sets, the policy, waiting requests.
 
+use std::collections::BTreeMap;
+
 use airflow_envoy_core::feed::Answer;
 use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
@@ -16,7 +18,18 @@ fn a_pair_of_credentials_is_verified_once() {
         assert_eq!(worker.ask(&pair, 1), "permit");
     }
     let tally = worker.gate.take_tally();
-    assert_eq!((tally.verifications, tally.session_hits, tally.permits), (2, 4, 5));
+    assert_eq!((tally.verifications(), tally.session_hits), (2, 4));
+    let counted: Vec<_> = tally.counters().collect();
+    let permits = "decisions;destination=orders;rule=one-dag.permit";
+    assert_eq!(
+        counted,
+        [
+            ("credentials.session_hit".into(), 4),
+            ("verifications.token.ES256.valid".into(), 1),
+            ("verifications.identity.ES256.valid".into(), 1),
+            (permits.into(), 5),
+        ]
+    );
 }
 
 #[test]
@@ -28,7 +41,7 @@ fn a_token_that_many_tasks_share_is_verified_once() {
     assert_eq!(first.0, other.0, "minting is deterministic, so it is the same token");
     assert_eq!(worker.ask(&other, 1), "policy_no_match");
     let tally = worker.gate.take_tally();
-    assert_eq!((tally.verifications, tally.credential_hits), (3, 1));
+    assert_eq!((tally.verifications(), tally.credential_hits), (3, 1));
 }
 
 #[test]
@@ -426,12 +439,13 @@ fn a_forged_token_is_verified_once_for_each_key_set() {
         assert_eq!(worker.ask(&pair, 1), "token_signature_invalid");
     }
     let tally = worker.gate.take_tally();
-    assert_eq!((tally.verifications, tally.refused_hits), (1, 4));
+    assert_eq!((tally.verifications(), tally.refused_hits), (1, 4));
+    assert!(tally.counters().any(|moved| moved == ("verifications.token.ES256.invalid".into(), 1)));
     worker.tick(10);
     worker.bring("idp", &keys(&["t1-p256", "t2-p256"]), 10);
     assert_eq!(worker.ask(&pair, 11), "token_signature_invalid");
     let tally = worker.gate.take_tally();
-    assert_eq!((tally.verifications, tally.refused_hits), (1, 0), "the keys may be other ones");
+    assert_eq!((tally.verifications(), tally.refused_hits), (1, 0), "the keys may be other ones");
 }
 
 #[test]
@@ -475,19 +489,17 @@ fn in_shadow_nobody_waits_and_nobody_is_refused() {
     assert_eq!(code(&worker.send(&[], 1)), "pass:request_malformed");
     assert_eq!((worker.gate.waiting(), worker.decided.len()), (0, 0));
     let tally = worker.gate.take_tally();
-    let counted: Vec<_> =
-        tally.counters().filter(|(group, ..)| group.ends_with("decisions")).collect();
-    assert_eq!(
-        counted,
-        [
-            ("decisions", "permit", 1),
-            ("shadow_decisions", "request_malformed", 1),
-            ("shadow_decisions", "token_malformed", 1),
-            ("shadow_decisions", "policy_no_match", 1),
-            ("shadow_decisions", "keys_unavailable", 1),
-            ("shadow_decisions", "policy_unavailable", 1),
-        ]
-    );
+    let counted: BTreeMap<_, _> =
+        tally.counters().filter(|(name, _)| name.contains("decisions")).collect();
+    let expected = [
+        "decisions;destination=orders;rule=one-dag.permit",
+        "shadow_decisions.keys_unavailable",
+        "shadow_decisions.policy_unavailable",
+        "shadow_decisions.request_malformed",
+        "shadow_decisions.token_malformed",
+        "shadow_decisions;destination=orders.policy_no_match",
+    ];
+    assert_eq!(counted, expected.map(|name| (name.into(), 1)).into());
 }
 
 #[test]

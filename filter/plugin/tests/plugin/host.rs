@@ -58,6 +58,8 @@ pub struct Callout {
 #[derive(Default)]
 struct State {
     millis: u64,
+    /// How often the clock was read. Each reading takes a microsecond, up to the end of the millisecond.
+    clock_reads: u64,
     configuration: Vec<u8>,
     streams: BTreeMap<u32, Seen>,
     effective: u32,
@@ -74,7 +76,6 @@ struct State {
     shared: BTreeMap<String, (Vec<u8>, u32)>,
     writes: u32,
     log_level: u32,
-    clock_reads: Cell<usize>,
     property_reads: usize,
 }
 
@@ -283,8 +284,8 @@ pub fn set_response(stream: u32, status: u64, flags: u64) {
 }
 
 /// How often the filter read the clock.
-pub fn clock_reads() -> usize {
-    state(|state| state.clock_reads.get())
+pub fn clock_reads() -> u64 {
+    state(|state| state.clock_reads)
 }
 
 /// How often the filter asked for a property.
@@ -297,6 +298,11 @@ pub fn metric(name: &str) -> u64 {
     state(|state| {
         state.metrics.iter().find(|(known, _)| known == name).map_or(0, |(_, value)| *value)
     })
+}
+
+/// All metrics and their values; a histogram has the last value recorded.
+pub fn metrics() -> Vec<(String, u64)> {
+    state(|state| state.metrics.clone())
 }
 
 /// Bytes of callout bodies that the filter copied.
@@ -430,11 +436,11 @@ unsafe extern "C" fn proxy_get_log_level(level: *mut u32) -> u32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32 {
-    let millis = state(|state| {
-        state.clock_reads.set(state.clock_reads.get() + 1);
-        state.millis
+    let nanoseconds = state(|state| {
+        state.clock_reads += 1;
+        state.millis * 1_000_000 + state.clock_reads.min(999) * 1000
     });
-    unsafe { *time = millis * 1_000_000 };
+    unsafe { *time = nanoseconds };
     OK
 }
 

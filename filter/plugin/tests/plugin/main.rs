@@ -10,4 +10,5 @@
 mod audit;
 mod corpus;
 mod host;
+mod metrics;
 mod requests;
