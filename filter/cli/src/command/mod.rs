@@ -6,6 +6,7 @@ mod completions;
 mod explain;
 mod print;
 mod query;
+mod recorded;
 mod replay;
 mod test;
 
