@@ -8,11 +8,13 @@
 pub mod command;
 pub mod coverage;
 pub mod evaluate;
+pub mod jwk;
 pub mod lint;
 pub mod model;
 pub mod only;
 pub mod output;
 pub mod remedy;
 pub mod run;
+pub mod signing;
 pub mod source;
 pub mod suite;

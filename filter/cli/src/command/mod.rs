@@ -3,15 +3,19 @@
 mod check;
 mod completions;
 mod explain;
+mod keys;
 mod print;
+mod sign;
 mod test;
+mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use airflow_envoy_core::time::{Span, UnixTime};
 use clap::{ColorChoice, CommandFactory as _, Parser, Subcommand};
 
+use crate::jwk::{PrivateKey, exposure};
 use crate::lint::{Finding, Lint};
 use crate::model::Model;
 use crate::output::{Style, complain};
@@ -43,6 +47,9 @@ enum Command {
     Test(test::Options),
     Explain(Box<explain::Options>),
     Print(print::Options),
+    Keys(keys::Options),
+    Sign(sign::Options),
+    Verify(verify::Options),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
 }
@@ -99,6 +106,9 @@ pub fn run(cli: Cli) -> Exit {
         Command::Test(options) => test::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
         Command::Print(options) => print::run(&options),
+        Command::Keys(options) => keys::run(&options, style),
+        Command::Sign(options) => sign::run(&options, style),
+        Command::Verify(options) => verify::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
     };
@@ -183,8 +193,21 @@ fn usable_policy(
     }
 }
 
+/// Reads a private key to sign with. That others may read it is told.
+fn read_key(path: &Path, inputs: &[PathBuf], style: Style) -> Result<PrivateKey, Failed> {
+    let stdin = |path: &Path| path.as_os_str() == "-";
+    if stdin(path) && inputs.iter().any(|input| stdin(input)) {
+        return Err(Failed::usage("standard input is either the key or something else"));
+    }
+    let key = PrivateKey::read(path)?;
+    if let Some(warning) = exposure(path) {
+        complain(&format!("{}: {warning}", style.warn("warning")));
+    }
+    Ok(key)
+}
+
 /// Writes a file, or standard output for `-`.
-fn write(path: &std::path::Path, text: &str) -> Result<(), Failed> {
+fn write(path: &Path, text: &str) -> Result<(), Failed> {
     if path.as_os_str() == "-" {
         crate::output::print(text);
         return Ok(());
