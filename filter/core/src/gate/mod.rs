@@ -741,9 +741,10 @@ impl Gate {
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
         match decision.outcome {
-            Outcome::Permit { rule } => Ok(Permit {
+            Outcome::Permit { rule, grant } => Ok(Permit {
                 decision_id,
                 rule,
+                grant,
                 destination: decision.destination,
                 remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
                 cookie: self.cookie_onward(&session, headers),
