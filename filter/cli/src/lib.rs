@@ -17,4 +17,5 @@ pub mod remedy;
 pub mod run;
 pub mod signing;
 pub mod source;
+pub mod store;
 pub mod suite;
