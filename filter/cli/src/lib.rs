@@ -8,6 +8,7 @@
 pub mod command;
 pub mod coverage;
 pub mod evaluate;
+pub mod granting;
 pub mod jwk;
 pub mod lint;
 pub mod model;

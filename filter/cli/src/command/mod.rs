@@ -1,10 +1,15 @@
 //! The commands, one module each, and what they share: options, how inputs are read, exit codes.
 
+mod approve;
 mod check;
 mod completions;
 mod explain;
+mod grant;
+mod grants;
 mod keys;
 mod print;
+mod request;
+mod revoke;
 mod sign;
 mod test;
 mod verify;
@@ -50,6 +55,11 @@ enum Command {
     Keys(keys::Options),
     Sign(sign::Options),
     Verify(verify::Options),
+    Grant(Box<grant::Options>),
+    Revoke(revoke::Options),
+    Grants(grants::Options),
+    Request(Box<request::Options>),
+    Approve(Box<approve::Options>),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
 }
@@ -109,6 +119,11 @@ pub fn run(cli: Cli) -> Exit {
         Command::Keys(options) => keys::run(&options, style),
         Command::Sign(options) => sign::run(&options, style),
         Command::Verify(options) => verify::run(&options, style),
+        Command::Grant(options) => grant::run(&options, style),
+        Command::Revoke(options) => revoke::run(&options, style),
+        Command::Grants(options) => grants::run(&options, style),
+        Command::Request(options) => request::run(&options, style),
+        Command::Approve(options) => approve::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
     };

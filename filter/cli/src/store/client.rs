@@ -91,7 +91,9 @@ impl Client {
         let body = answer.body_mut().with_config().limit(self.most_bytes).read_to_vec();
         let body = body.map_err(|error| told(&error))?;
         match status {
-            300..=399 => Err(Fault::lasting(format!("redirects ({status}), which is not followed"))),
+            300..=399 => {
+                Err(Fault::lasting(format!("redirects ({status}), which is not followed")))
+            }
             401 | 403 => Err(Fault::lasting(format!("{status}: access is denied{}", said(&body)))),
             413 => Err(Fault::lasting("413: the document is too large for this store")),
             429 | 500..=599 => Err(Fault::passing(format!("{status}{}", said(&body)))),
