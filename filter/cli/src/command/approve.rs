@@ -60,12 +60,12 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
     }
     let (_, policy, _) = usable_policy(&options.policy.files, style)?;
     let now = clock();
-    request.check(&policy, now).map_err(refused)?;
+    let grantable = request.check(&policy, now).map_err(refused)?;
     if !options.yes {
         complain(&format!(
             "{}\n{}",
             style.strong("requested:"),
-            describe(&request, now).trim_end()
+            describe(&request, &grantable, now).trim_end()
         ));
         if !agreed()? {
             return Err(refused("not granted"));

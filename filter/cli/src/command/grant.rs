@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use airflow_envoy_core::policy::Policy;
+use airflow_envoy_core::policy::{Grantable, Policy};
 use airflow_envoy_core::quote::{quote, quote_list};
 use airflow_envoy_core::time::{Span, UnixTime};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{Exit, Failed, clock, read_key, span, time, usable_policy};
-use crate::granting::{Issued, Request, add, issue, new_id, span_text};
+use crate::granting::{Issued, Request, add, find, issue, new_id, span_text};
 use crate::jwk::PrivateKey;
 use crate::output::{Style, print};
 use crate::store::Store;
@@ -216,7 +216,7 @@ pub(super) fn carry_out(
         print(&format!("{told:#}\n"));
         return Ok(Exit::Good);
     }
-    let shown = describe(request, now);
+    let shown = describe(request, &find(policy, &request.grantable)?, now);
     let by = format!("{} ({})", quote(&options.by), quote(&approval.approver));
     let heading = format!("{} {}, by {by}\n{shown}", style.good("granted:"), style.strong(&id));
     match &store {
@@ -230,10 +230,12 @@ pub(super) fn carry_out(
 }
 
 /// What is granted, for people; nothing in it is taken for more than a text.
-pub(super) fn describe(request: &Request, now: UnixTime) -> String {
-    let list = |list: &Option<Vec<String>>, any: &str| match list {
-        Some(list) => quote_list(list.iter().map(String::as_str)),
-        None => format!("{any} that is grantable"),
+pub(super) fn describe(request: &Request, grantable: &Grantable<'_>, now: UnixTime) -> String {
+    // What the request leaves open is all of the grantable.
+    let list = |own: &Option<Vec<String>>, all: Option<Vec<&str>>, any: &str| match (own, all) {
+        (Some(own), _) => quote_list(own.iter().map(String::as_str)),
+        (None, Some(all)) => quote_list(all),
+        (None, None) => any.to_owned(),
     };
     let mut text = format!("  what     {}\n", quote(&request.grantable));
     for (field, values) in &request.from {
@@ -241,9 +243,9 @@ pub(super) fn describe(request: &Request, now: UnixTime) -> String {
     }
     text.push_str(&format!(
         "  where    {}, {}, {}\n",
-        list(&request.to, "every destination"),
-        list(&request.methods, "every method"),
-        list(&request.paths, "every path"),
+        list(&request.to, grantable.destinations(), "any destination"),
+        list(&request.methods, grantable.methods(), "any method"),
+        list(&request.paths, grantable.paths(), "any path"),
     ));
     let begins = request.begins.unwrap_or(now);
     let until = begins.plus(request.duration);

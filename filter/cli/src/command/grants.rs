@@ -6,7 +6,7 @@ use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{GrantDocument, PolicySet};
 use airflow_envoy_core::quote::quote;
-use airflow_envoy_core::time::UnixTime;
+use airflow_envoy_core::time::{Span, UnixTime};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -71,8 +71,9 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
     let name = store.name();
     let entries = entries(document.as_deref()).map_err(|problem| format!("{name}: {problem}"))?;
     let mut refusals = None;
-    if let Some(document) = document.as_deref().filter(|_| !options.policy.is_empty()) {
+    if !options.policy.is_empty() {
         let (_, policy, _) = usable_policy(&options.policy, style)?;
+        let document = document.as_deref().unwrap_or(br#"{"version": 1, "grants": []}"#);
         let limits = Limits::DEFAULT;
         let document =
             GrantDocument::parse(document, &limits).map_err(|faults| faults.to_string())?;
@@ -81,7 +82,9 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
     }
     let state = |index: usize, entry: &Entry| {
         let refusal = refusals.iter().flatten().find(|unfit| unfit.index == index);
-        let begins = entry.time("nbf").max(entry.time("iat"));
+        // Neither before it was signed, but for the skew of clocks.
+        let signed = entry.time("iat").map(|signed| signed.minus(Span::from_secs(30)));
+        let begins = entry.time("nbf").max(signed);
         match (refusal, entry.time("exp")) {
             (Some(unfit), _) => State::Refused(unfit.problem.clone()),
             (None, Some(end)) if end <= now => State::Ended,
@@ -104,7 +107,8 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
         let counts: Vec<_> = counts.map(|state| format!("{} {state}", count(state))).collect();
         let all = plural(listed.len(), "grant");
         let of = if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) };
-        text.push_str(&format!("{all}{of}\n"));
+        let none = if document.is_none() { ": there is no document yet" } else { "" };
+        text.push_str(&format!("{all}{of}{none}\n"));
         text
     };
     print(&text);

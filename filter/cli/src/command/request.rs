@@ -113,7 +113,11 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
         let node = read_bytes("request.json", json.as_bytes());
         yaml(&node.map_err(|error| error.to_string())?)
     };
-    complain(&format!("{}\n{}", describe(&request, now).trim_end(), style.faint(&offer(&terms))));
+    complain(&format!(
+        "{}\n{}",
+        describe(&request, &terms, now).trim_end(),
+        style.faint(&offer(&terms))
+    ));
     write(&options.output, &text)?;
     Ok(Exit::Good)
 }

@@ -1,8 +1,8 @@
 //! A document behind a URL: GET with its entity tag, PUT if it still has that (RFC 9110 §13.1.1).
 
-use ureq::http::Method;
+use ureq::http::{Method, Uri};
 
-use super::client::Client;
+use super::client::{Client, is_local};
 use super::{Backend, Fault, Held, MOST_BYTES, Version};
 
 /// A bearer token for the store.
@@ -17,6 +17,11 @@ pub(super) struct HttpStore {
 impl HttpStore {
     pub(super) fn new(url: &str) -> Result<Self, String> {
         let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
+        let uri: Uri = url.parse().map_err(|_| "is not a URL".to_owned())?;
+        let is_hidden = uri.scheme_str() == Some("https") || uri.host().is_some_and(is_local);
+        if token.is_some() && !is_hidden {
+            return Err(format!("the token in {TOKEN} is not sent without TLS: use https"));
+        }
         let credential = token.map(|token| ("authorization", format!("Bearer {token}")));
         let client = Client::new(url, &[], credential, MOST_BYTES)?;
         Ok(Self { url: url.to_owned(), client })

@@ -99,6 +99,8 @@ fn what_is_granted_the_core_permits_until_it_ends_or_is_revoked() {
     folder.run("revoke g-1 --store grants.json").with(0);
     assert_eq!(decided(&folder, "ds_repair", Span::ZERO), "policy_no_match");
     assert_eq!(folder.run("grants --store grants.json").with(0).out, "0 grants\n");
+    let nothing = folder.run("grants --store other.json --policy policy.json").with(0);
+    assert_eq!(nothing.out, "0 grants: there is no document yet\n");
 }
 
 #[test]

@@ -6,6 +6,7 @@
     reason = "a test may fail by panicking"
 )]
 
+mod consul;
 mod grants;
 mod keys;
 mod policies;

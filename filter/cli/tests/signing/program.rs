@@ -34,13 +34,24 @@ impl Folder {
         self.run_with(&line.split_whitespace().collect::<Vec<_>>(), "")
     }
 
+    /// The same with variables of the environment.
+    pub fn run_in(&self, environment: &[(&str, &str)], line: &str) -> Ended {
+        self.start(environment, &line.split_whitespace().collect::<Vec<_>>(), "")
+    }
+
     pub fn run_with(&self, arguments: &[&str], input: &str) -> Ended {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_airflow-envoy"))
+        self.start(&[], arguments, input)
+    }
+
+    fn start(&self, environment: &[(&str, &str)], arguments: &[&str], input: &str) -> Ended {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_airflow-envoy"));
+        for name in ["NO_COLOR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_ADDR", "SSL_CERT_FILE"] {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(arguments)
             .current_dir(&self.0)
-            .env_remove("NO_COLOR")
-            .env_remove("CONSUL_HTTP_TOKEN")
-            .env_remove("CONSUL_HTTP_ADDR")
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,11 +1,13 @@
 //! A small HTTP server that keeps one document, as an object store does or as Consul does.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::json;
 
 /// What it does besides.
@@ -41,6 +43,24 @@ pub struct Server {
 
 impl Server {
     pub fn start(document: Option<&str>) -> Self {
+        Self::start_with(document, None)
+    }
+
+    /// With a certificate for 127.0.0.1, which is returned as PEM.
+    pub fn start_tls() -> (Self, String) {
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        (Self::start_with(None, Some(Arc::new(tls))), made.cert.pem())
+    }
+
+    fn start_with(document: Option<&str>, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let document = document.map(|document| document.as_bytes().to_vec());
@@ -50,8 +70,14 @@ impl Server {
         // It ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let server = serving.clone();
-                std::thread::spawn(move || server.serve(&stream.unwrap()));
+                let (server, tls, stream) = (serving.clone(), tls.clone(), stream.unwrap());
+                std::thread::spawn(move || match tls {
+                    None => server.serve(stream),
+                    Some(tls) => {
+                        let connection = ServerConnection::new(tls).unwrap();
+                        server.serve(StreamOwned::new(connection, stream));
+                    }
+                });
             }
         });
         server
@@ -73,7 +99,7 @@ impl Server {
         self.kept(|kept| kept.document.clone().map(|document| String::from_utf8(document).unwrap()))
     }
 
-    fn serve(&self, stream: &TcpStream) {
+    fn serve(&self, stream: impl Read + Write) {
         let mut reader = BufReader::new(stream);
         let mut lines = Vec::new();
         loop {
@@ -123,7 +149,7 @@ impl Server {
         let head = format!(
             "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n{headers}\r\n"
         );
-        let mut stream = stream;
+        let stream = reader.get_mut();
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&answer));
     }
 }

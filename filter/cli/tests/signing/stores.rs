@@ -13,6 +13,8 @@ use crate::program::Folder;
 use crate::server::{Mishap, Server};
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+/// The last second of the year 9999.
+const NEVER: i64 = 253_402_300_799;
 
 /// A message that looks like a grant; nothing here verifies it.
 fn message(id: &str, exp: i64) -> String {
@@ -21,8 +23,8 @@ fn message(id: &str, exp: i64) -> String {
     format!("{header}.{}.AAAA", part(json!({ "id": id, "exp": exp })))
 }
 
-fn put(store: &str, id: &str) -> Result<(), String> {
-    let message = message(id, NOW.as_secs() + 60);
+pub fn put(store: &str, id: &str) -> Result<(), String> {
+    let message = message(id, NEVER);
     Store::at(store).unwrap().update(|found| add(found, id, &message, NOW))
 }
 
@@ -32,7 +34,7 @@ fn count(document: &str) -> usize {
 }
 
 /// Eight writers at once, each with several grants.
-fn race(store: &str) {
+pub fn race(store: &str) {
     let start = Barrier::new(8);
     std::thread::scope(|scope| {
         for writer in 0..8 {
@@ -151,7 +153,7 @@ fn ended_grants_go_and_what_cannot_be_read_stays() {
         "not a JWS",
         7,
         message("lives", now + 1),
-        message("new", now + 60),
+        message("new", NEVER),
     ]);
     assert_eq!(new["grants"], expected);
     assert_eq!(put(&server.http(), "new"), Ok(()), "the same once more");
@@ -162,7 +164,7 @@ fn ended_grants_go_and_what_cannot_be_read_stays() {
 
 #[test]
 fn a_document_holds_as_many_grants_as_the_filter_reads() {
-    let full: Vec<_> = (0..1000).map(|number| message(&format!("g{number}"), i64::MAX)).collect();
+    let full: Vec<_> = (0..1000).map(|number| message(&format!("g{number}"), NEVER)).collect();
     let full = json!({ "version": 1, "grants": full }).to_string();
     let server = Server::start(Some(&full));
     let problem = put(&server.http(), "one-more").unwrap_err();
@@ -216,4 +218,46 @@ fn a_url_that_is_no_store_is_told_without_its_secrets() {
     ] {
         assert_eq!(Store::at(url).unwrap_err(), problem);
     }
+}
+
+#[test]
+fn tls_needs_a_certificate_that_is_trusted() {
+    let folder = Folder::new();
+    let ((server, own), (_, other)) = (Server::start_tls(), Server::start_tls());
+    folder.file("own.pem", &own).file("other.pem", &other).file("none.pem", "");
+    for (scheme, key) in [("https", "grants.json"), ("consul+https", "envoy/grants")] {
+        let line = format!("grants --store {scheme}://{}/{key}", server.address);
+        let run = |bundle: &str| folder.run_in(&[("SSL_CERT_FILE", bundle)], &line);
+        assert_eq!(run("own.pem").with(0).out, "0 grants: there is no document yet\n");
+        let asked = server.kept(|kept| kept.requests.len());
+        assert!(run("other.pem").with(3).err.contains("certificate"));
+        assert!(run("none.pem").with(2).err.contains("there are no certificates in none.pem"));
+        assert!(run("missing.pem").with(2).err.contains("missing.pem: No such file"));
+        assert_eq!(server.kept(|kept| kept.requests.len()), asked, "nothing was sent");
+    }
+}
+
+#[test]
+fn tokens_are_sent_and_never_shown() {
+    let folder = Folder::new();
+    let server = Server::start(None);
+    let token = "a-secret-of-this-test";
+    let line = |store: &str| format!("grants --store {store}");
+    for (name, url, header) in [
+        ("CONSUL_HTTP_TOKEN", server.consul(), "x-consul-token: a-secret-of-this-test"),
+        ("AIRFLOW_ENVOY_STORE_TOKEN", server.http(), "authorization: bearer a-secret-of-this-test"),
+    ] {
+        folder.run_in(&[(name, token)], &line(&url)).with(0);
+        let (_, headers) = server.kept(|kept| kept.requests.pop()).unwrap();
+        assert!(headers.iter().any(|found| found == header), "{headers:?}");
+        server.kept(|kept| kept.mishaps = vec![("GET", Mishap::Status(403))]);
+        let ended = folder.run_in(&[(name, token)], &line(&url)).with(3);
+        assert!(!ended.err.contains(token) && !ended.out.contains(token), "{ended:?}");
+    }
+    let clear =
+        folder.run_in(&[("AIRFLOW_ENVOY_STORE_TOKEN", token)], &line("http://store.example/g"));
+    assert!(clear.with(2).err.contains("is not sent without TLS: use https"));
+    let line = line("consul:///envoy/grants");
+    let address = format!("http://{}", server.address);
+    folder.run_in(&[("CONSUL_HTTP_ADDR", &address)], &line).with(0);
 }
