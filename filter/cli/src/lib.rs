@@ -2,7 +2,8 @@
 //!
 //! One module for each command ([`command`]); what they share is how documents are read ([`source`]),
 //! what a policy says ([`model`]), how a call is decided ([`evaluate`]) and how results are shown
-//! ([`output`]). What it is not: it has no policy semantics of its own. Whether a document is a policy
+//! ([`output`]), the keys that sign ([`jwk`]), and the places that keep what is granted ([`store`]). What
+//! it is not: it has no policy semantics of its own. Whether a document is a policy
 //! and what that decides, the core says.
 
 pub mod command;

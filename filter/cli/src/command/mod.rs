@@ -31,11 +31,13 @@ use crate::source::read_file;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all is well
-  1  findings, failed tests, too little coverage, or (explain) a call that is refused
+  1  findings, failed tests, too little coverage, a call or a policy that is refused, or something
+     that is not grantable
   2  wrong usage
   3  an input that cannot be read or is no policy to decide by, or an output that cannot be written";
 
-/// Checks, tests and explains the policies of Airflow Envoy, with the code by which the filter decides.
+/// Checks, tests, explains and signs the policies of Airflow Envoy, and grants what they declare
+/// grantable, with the code by which the filter decides.
 #[derive(Debug, Parser)]
 #[command(name = "airflow-envoy", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
