@@ -1,21 +1,30 @@
 //! The commands, one module each, and what they share: options, how inputs are read, exit codes.
 
 mod audit;
+mod approve;
 mod check;
 mod completions;
 mod explain;
+mod grant;
+mod grants;
+mod keys;
 mod print;
 mod query;
 mod recorded;
 mod replay;
+mod request;
+mod revoke;
+mod sign;
 mod test;
+mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use airflow_envoy_core::time::{Span, UnixTime};
 use clap::{ColorChoice, CommandFactory as _, Parser, Subcommand};
 
+use crate::jwk::{PrivateKey, exposure};
 use crate::lint::{Finding, Lint};
 use crate::model::Model;
 use crate::output::{Style, complain};
@@ -26,11 +35,13 @@ use crate::source::read_file;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all is well
-  1  findings, failed tests, too little coverage, or (explain) a call that is refused
+  1  findings, failed tests, too little coverage, a call or a policy that is refused, or something
+     that is not grantable
   2  wrong usage
   3  an input that cannot be read or is no policy to decide by, or an output that cannot be written";
 
-/// Checks, tests and explains the policies of Airflow Envoy, with the code by which the filter decides.
+/// Checks, tests, explains and signs the policies of Airflow Envoy, and grants what they declare
+/// grantable, with the code by which the filter decides.
 #[derive(Debug, Parser)]
 #[command(name = "airflow-envoy", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
@@ -49,6 +60,14 @@ enum Command {
     Explain(Box<explain::Options>),
     Print(print::Options),
     Replay(replay::Options),
+    Keys(keys::Options),
+    Sign(sign::Options),
+    Verify(verify::Options),
+    Grant(Box<grant::Options>),
+    Revoke(revoke::Options),
+    Grants(grants::Options),
+    Request(Box<request::Options>),
+    Approve(Box<approve::Options>),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
 }
@@ -107,6 +126,14 @@ pub fn run(cli: Cli) -> Exit {
         Command::Explain(options) => explain::run(&options, style),
         Command::Print(options) => print::run(&options),
         Command::Replay(options) => replay::run(&options, style),
+        Command::Keys(options) => keys::run(&options, style),
+        Command::Sign(options) => sign::run(&options, style),
+        Command::Verify(options) => verify::run(&options, style),
+        Command::Grant(options) => grant::run(&options, style),
+        Command::Revoke(options) => revoke::run(&options, style),
+        Command::Grants(options) => grants::run(&options, style),
+        Command::Request(options) => request::run(&options, style),
+        Command::Approve(options) => approve::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
     };
@@ -191,8 +218,21 @@ fn usable_policy(
     }
 }
 
+/// Reads a private key to sign with. That others may read it is told.
+fn read_key(path: &Path, inputs: &[PathBuf], style: Style) -> Result<PrivateKey, Failed> {
+    let stdin = |path: &Path| path.as_os_str() == "-";
+    if stdin(path) && inputs.iter().any(|input| stdin(input)) {
+        return Err(Failed::usage("standard input is either the key or something else"));
+    }
+    let key = PrivateKey::read(path)?;
+    if let Some(warning) = exposure(path) {
+        complain(&format!("{}: {warning}", style.warn("warning")));
+    }
+    Ok(key)
+}
+
 /// Writes a file, or standard output for `-`.
-fn write(path: &std::path::Path, text: &str) -> Result<(), Failed> {
+fn write(path: &Path, text: &str) -> Result<(), Failed> {
     if path.as_os_str() == "-" {
         crate::output::print(text);
         return Ok(());

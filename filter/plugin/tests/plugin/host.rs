@@ -7,7 +7,7 @@
 //!
 //! Each test has a thread of its own, and so a host and a plugin of its own.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::{ptr, slice};
 
