@@ -9,6 +9,7 @@
 
 mod audit;
 mod corpus;
+mod grants;
 mod host;
 mod metrics;
 mod requests;
