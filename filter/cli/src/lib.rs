@@ -8,6 +8,7 @@
 pub mod command;
 pub mod coverage;
 pub mod evaluate;
+pub mod graph;
 pub mod lint;
 pub mod model;
 pub mod only;

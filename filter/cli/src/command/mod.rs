@@ -3,6 +3,7 @@
 mod check;
 mod completions;
 mod explain;
+mod graph;
 mod print;
 mod test;
 
@@ -42,6 +43,7 @@ enum Command {
     Check(check::Options),
     Test(test::Options),
     Explain(Box<explain::Options>),
+    Graph(graph::Options),
     Print(print::Options),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
@@ -98,6 +100,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Check(options) => check::run(&options, style),
         Command::Test(options) => test::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
+        Command::Graph(options) => graph::run(&options),
         Command::Print(options) => print::run(&options),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
