@@ -1,10 +1,11 @@
 //! `airflow-envoy`: checks, tests and explains policies with the decision core of the filter.
 //!
 //! One module for each command ([`command`]); what they share is how documents are read ([`source`]),
-//! what a policy says ([`model`]), how a call is decided ([`evaluate`]) and how results are shown
-//! ([`output`]). What it is not: it has no policy semantics of its own. Whether a document is a policy
+//! what a policy says ([`model`]), how a call is decided ([`evaluate`]), how the audit trail is
+//! read ([`audit`]) and how results are shown ([`output`]). What it is not: it has no policy semantics of its own. Whether a document is a policy
 //! and what that decides, the core says.
 
+pub mod audit;
 pub mod command;
 pub mod coverage;
 pub mod evaluate;
