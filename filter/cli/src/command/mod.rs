@@ -5,6 +5,7 @@ mod completions;
 mod explain;
 mod graph;
 mod print;
+mod report;
 mod test;
 
 use std::path::PathBuf;
@@ -45,6 +46,7 @@ enum Command {
     Explain(Box<explain::Options>),
     Graph(graph::Options),
     Print(print::Options),
+    Report(report::Options),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
 }
@@ -102,6 +104,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Explain(options) => explain::run(&options, style),
         Command::Graph(options) => graph::run(&options),
         Command::Print(options) => print::run(&options),
+        Command::Report(options) => report::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
     };

@@ -107,7 +107,7 @@ fn row(graph: &Graph, at: usize, edge: &Edge) -> Markup {
             }
             td { @for destination in graph.destinations_of(edge) { div { (visible(destination.name())) } } }
             td { @match &edge.methods { Some(methods) => (visible(&methods.join(", "))), None => span.faint { "every" } } }
-            td { @match &edge.paths {
+            td.wide { @match &edge.paths {
                 Some(paths) => { @for path in paths { div { code { (visible(path)) } } } }
                 None => span.faint { "every" }
             } }
