@@ -15,6 +15,7 @@ pub mod model;
 pub mod only;
 pub mod output;
 pub mod remedy;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod source;

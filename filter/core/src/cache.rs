@@ -146,7 +146,7 @@ fn tail(bytes: &[u8]) -> (&[u8], u64) {
 }
 
 /// Equality by eight bytes at a time: the `memcmp` of wasm goes by one, at ten times the cost.
-fn same(left: &[u8], right: &[u8]) -> bool {
+pub(crate) fn same(left: &[u8], right: &[u8]) -> bool {
     let (left_chunks, left_rest) = left.as_chunks::<8>();
     let (right_chunks, right_rest) = right.as_chunks::<8>();
     left.len() == right.len()

@@ -11,6 +11,7 @@
 
 pub mod answer;
 pub mod arrival;
+pub mod audit;
 pub mod cache;
 pub mod configuration;
 pub mod credential;
@@ -25,6 +26,7 @@ pub mod limits;
 pub mod policy;
 pub mod quote;
 pub mod reject;
+pub mod series;
 pub mod shared;
 pub mod status;
 pub mod tally;

@@ -149,6 +149,14 @@ pub enum Credential {
 }
 
 impl Credential {
+    /// How metrics name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Identity => "identity",
+        }
+    }
+
     /// How sentences name it.
     pub const fn noun(self) -> &'static str {
         match self {

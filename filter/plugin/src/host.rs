@@ -4,9 +4,8 @@
 //! its `_bytes` forms are used, and only where the host can answer nothing unexpected.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use airflow_envoy_core::shared::{Refused, SharedData, Stamp};
 use airflow_envoy_core::time::UnixTime;
@@ -15,12 +14,19 @@ use proxy_wasm::types::{Bytes, LogLevel, MapType, MetricType, Status};
 
 /// The host's clock.
 pub(crate) fn now() -> UnixTime {
-    let since_epoch = hostcalls::get_current_time()
-        .ok()
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-        .and_then(|span| i64::try_from(span.as_millis()).ok());
+    at(since_epoch())
+}
+
+/// The time that the host's clock shows, to the nanosecond; `None` without a clock.
+pub(crate) fn since_epoch() -> Option<Duration> {
+    hostcalls::get_current_time().ok()?.duration_since(UNIX_EPOCH).ok()
+}
+
+/// The moment that is so long after the epoch.
+pub(crate) fn at(since_epoch: Option<Duration>) -> UnixTime {
+    let millis = since_epoch.and_then(|span| i64::try_from(span.as_millis()).ok());
     // Without a clock nothing is valid: at the end of time everything has expired.
-    UnixTime::from_millis(since_epoch.unwrap_or(i64::MAX))
+    UnixTime::from_millis(millis.unwrap_or(i64::MAX))
 }
 
 /// A random number, from the host by way of WASI `random_get`.
@@ -81,11 +87,13 @@ impl SharedData for HostShared {
     }
 }
 
-/// Metrics by name, defined when they are first needed. The names come from the closed list of codes
-/// and from the configuration, so their number is bounded.
+/// Metrics by name, defined when they are first needed. The names come from closed lists, from the
+/// configuration and, up to a limit, from the policy, so their number is bounded.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     ids: HashMap<String, u32>,
+    /// This worker's share in gauges that are sums.
+    levels: HashMap<&'static str, usize>,
 }
 
 impl Metrics {
@@ -96,20 +104,47 @@ impl Metrics {
         }
     }
 
-    /// Sets the gauge `airflow_envoy.<name>`.
+    /// Sets the gauge `airflow_envoy.<name>`, which all workers know alike.
     pub(crate) fn set(&mut self, name: &str, value: u64) {
         if let Some(id) = self.id(MetricType::Gauge, name) {
             let _ = hostcalls::record_metric(id, value);
         }
     }
 
-    fn id(&mut self, kind: MetricType, name: &str) -> Option<u32> {
-        match self.ids.entry(name.to_owned()) {
-            Entry::Occupied(known) => Some(*known.get()),
-            Entry::Vacant(unknown) => {
-                let id = hostcalls::define_metric(kind, &format!("airflow_envoy.{name}")).ok()?;
-                Some(*unknown.insert(id))
-            }
+    /// Makes `share` this worker's share in the gauge `airflow_envoy.<name>`, which is the sum of all workers'.
+    pub(crate) fn level(&mut self, name: &'static str, share: usize) {
+        let known = self.levels.insert(name, share);
+        let signed = |share: usize| i64::try_from(share).unwrap_or(i64::MAX);
+        let change = signed(share).saturating_sub(signed(known.unwrap_or_default()));
+        // The first time in any case: a gauge that is there and 0 says more than one that is not.
+        if (change != 0 || known.is_none())
+            && let Some(id) = self.id(MetricType::Gauge, name)
+        {
+            let _ = hostcalls::increment_metric(id, change);
         }
+    }
+
+    /// Takes back this worker's shares: it ends.
+    pub(crate) fn leave(&mut self) {
+        let names: Vec<_> = self.levels.keys().copied().collect();
+        for name in names {
+            self.level(name, 0);
+        }
+    }
+
+    /// Records a value in the histogram `airflow_envoy.<name>`.
+    pub(crate) fn record(&mut self, name: &str, value: u64) {
+        if let Some(id) = self.id(MetricType::Histogram, name) {
+            let _ = hostcalls::record_metric(id, value);
+        }
+    }
+
+    fn id(&mut self, kind: MetricType, name: &str) -> Option<u32> {
+        if let Some(known) = self.ids.get(name) {
+            return Some(*known);
+        }
+        let id = hostcalls::define_metric(kind, &format!("airflow_envoy.{name}")).ok()?;
+        self.ids.insert(name.to_owned(), id);
+        Some(id)
     }
 }

@@ -69,13 +69,18 @@ impl HttpContext for Stream {
             map.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())).collect();
         let verdict = {
             let mut worker = worker.borrow_mut();
+            let (begun, verified) = (host::since_epoch(), worker.gate.verifications());
             let arrival = Arrival {
                 stream: self.id,
                 headers: &headers,
-                now: host::now(),
+                now: host::at(begun),
                 decision_id: worker.next_decision(),
             };
-            worker.gate.request(&arrival)
+            let verdict = worker.gate.request(&arrival);
+            if !matches!(verdict, Verdict::Wait | Verdict::Status(_)) {
+                worker.measure(begun, verified);
+            }
+            verdict
         };
         match &verdict {
             Verdict::Permit(permit) => {

@@ -91,6 +91,8 @@ pub struct Head<'t> {
     pub key_id: Option<&'t str>,
     /// The signature.
     pub signature: Option<&'t str>,
+    /// The member `caller` as it is written, or nothing.
+    pub caller: &'t str,
     /// Where the member `signature` with the comma before it stands in the text.
     signature_at: (usize, usize),
 }
@@ -126,6 +128,7 @@ impl<'t> Head<'t> {
             prev: None,
             key_id: None,
             signature: None,
+            caller: "",
             signature_at: (0, 0),
         };
         let bare = |value: &'t str| value.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
@@ -137,6 +140,7 @@ impl<'t> Head<'t> {
             "time" => head.time = bare(member.value).unwrap_or_default(),
             "prev" => head.prev = bare(member.value),
             "key_id" => head.key_id = bare(member.value),
+            "caller" => head.caller = member.value,
             "signature" => {
                 head.signature = bare(member.value);
                 // Members that every record has stand before it.

@@ -1,10 +1,13 @@
 //! The commands, one module each, and what they share: options, how inputs are read, exit codes.
 
+mod audit;
 mod check;
 mod completions;
 mod explain;
 mod graph;
 mod print;
+mod query;
+mod replay;
 mod report;
 mod test;
 
@@ -41,11 +44,13 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Audit(audit::Options),
     Check(check::Options),
     Test(test::Options),
     Explain(Box<explain::Options>),
     Graph(graph::Options),
     Print(print::Options),
+    Replay(replay::Options),
     Report(report::Options),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
@@ -99,11 +104,13 @@ impl<T: Into<String>> From<T> for Failed {
 pub fn run(cli: Cli) -> Exit {
     let style = Style::choose(cli.color);
     let ended = match cli.command {
+        Command::Audit(options) => audit::run(&options, style),
         Command::Check(options) => check::run(&options, style),
         Command::Test(options) => test::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
         Command::Graph(options) => graph::run(&options),
         Command::Print(options) => print::run(&options),
+        Command::Replay(options) => replay::run(&options, style),
         Command::Report(options) => report::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),

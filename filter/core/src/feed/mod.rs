@@ -140,6 +140,19 @@ pub struct Read<T> {
 /// Reads a document: its bytes, and the mark of the one before if it has to follow on it.
 pub type Reader<'r, T> = &'r dyn Fn(&[u8], &str) -> Result<Read<T>, String>;
 
+/// What metrics tell of a document and its endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observation<'f> {
+    /// The name of its source or issuer.
+    pub name: &'f str,
+    /// Since when it was not confirmed, if there is one.
+    pub age: Option<Span>,
+    /// The age after which it is no longer used.
+    pub max_age: Span,
+    /// Whether the endpoint is asked.
+    pub breaker: Breaker,
+}
+
 /// Whether an endpoint is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Breaker {
@@ -349,11 +362,15 @@ impl<T> Feed<T> {
         }
     }
 
-    /// Name, age and breaker, if it is this worker that fetches the document.
-    pub fn observe(&self, now: UnixTime) -> Option<(&str, Option<Span>, Breaker)> {
+    /// How it is, if it is this worker that fetches the document.
+    pub fn observe(&self, now: UnixTime) -> Option<Observation<'_>> {
         let remote = self.remote.as_ref().filter(|remote| remote.leads(now))?;
-        let age = self.current.as_ref().map(|_| now.since(remote.as_of));
-        Some((&remote.endpoint.name, age, remote.state.breaker()))
+        Some(Observation {
+            name: &remote.endpoint.name,
+            age: self.current.as_ref().map(|_| now.since(remote.as_of)),
+            max_age: remote.endpoint.max_age,
+            breaker: remote.state.breaker(),
+        })
     }
 
     /// Asks for a fetch as soon as may be: somebody named a key that is not in the set.

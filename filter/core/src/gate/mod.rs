@@ -29,7 +29,9 @@ use crate::configuration::{
     Configuration, Environment, Mode, Policies, PolicySource, Waiting, Ways,
 };
 use crate::document::Faults;
-use crate::feed::{Answer, Feed, FeedId, Fetch, Outcome as FeedOutcome, Read, Reader, Site};
+use crate::feed::{
+    Answer, Feed, FeedId, Fetch, Observation, Outcome as FeedOutcome, Read, Reader, Site,
+};
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
 use crate::policy::{Accepted, Admitted, Outcome, Policy, PolicySet, Trust, path};
@@ -395,17 +397,18 @@ impl Gate {
         all.fold(0, |sum, as_of| sum.wrapping_mul(31).wrapping_add(as_of.as_millis()))
     }
 
-    /// The age of each document and the breaker of its endpoint, from whoever fetches it.
+    /// The age of each document, how old it may be, and the breaker of its endpoint, from whoever fetches it.
     fn observe(&self, now: UnixTime, effects: &mut Vec<Effect>) {
         let observed = self.policies.iter().map(|(_, feed)| ("policy", feed.observe(now)));
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
         for (what, observation) in observed {
-            let Some((name, age, breaker)) = observation else { continue };
+            let Some(Observation { name, age, max_age, breaker }) = observation else { continue };
             effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
-            if let Some(age) = age {
-                let seconds = u64::try_from(age.as_millis()).unwrap_or_default() / 1000;
-                effects.push(Effect::Gauge(format!("{what}.{name}.age"), seconds));
+            let spans = [("age", age), ("max_age", Some(max_age))];
+            for (which, span) in spans.into_iter().filter_map(|(which, span)| Some((which, span?))) {
+                let seconds = u64::try_from(span.as_millis()).unwrap_or_default() / 1000;
+                effects.push(Effect::Gauge(format!("{what}.{name}.{which}"), seconds));
             }
         }
     }
@@ -483,7 +486,10 @@ impl Gate {
     /// A stream has ended, decided or not.
     pub fn gone(&mut self, stream: StreamId) {
         if !self.parked.is_empty() {
+            let before = self.parked.len();
             self.parked.retain(|parked| parked.stream != stream);
+            let abandoned = before.saturating_sub(self.parked.len()) as u64;
+            self.tally.abandoned = self.tally.abandoned.saturating_add(abandoned);
         }
     }
 
@@ -499,7 +505,36 @@ impl Gate {
 
     /// What was counted since the last call.
     pub fn take_tally(&mut self) -> Tally {
-        std::mem::take(&mut self.tally)
+        self.tally.take()
+    }
+
+    /// Signatures verified since [`Self::take_tally`] was last called.
+    pub fn verifications(&self) -> u64 {
+        self.tally.verifications()
+    }
+
+    /// What this worker has now of that which is of interest as the sum of all workers: the gauges' names,
+    /// and its share in them.
+    pub fn levels(&self, now: UnixTime) -> [(&'static str, usize); 7] {
+        let both = [&self.tokens, &self.identities];
+        let [tokens, identities] = both.map(|realm| realm.verified.len());
+        let [(forged, unknown), (more_forged, more_unknown)] = both.map(Realm::refusals);
+        [
+            ("requests.waiting", self.waiting()),
+            ("workers.unready", usize::from(!self.is_ready(now))),
+            ("remembered.sessions", self.sessions.len()),
+            ("remembered.tokens", tokens),
+            ("remembered.identities", identities),
+            ("remembered.forged", forged.saturating_add(more_forged)),
+            ("remembered.unknown_keys", unknown.saturating_add(more_unknown)),
+        ]
+    }
+
+    /// Whether all keys and policies can be decided by.
+    fn is_ready(&self, now: UnixTime) -> bool {
+        let mut issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
+        self.policies.iter().all(|(_, feed)| feed.usable(now).is_some())
+            && issuers.all(|issuer| issuer.keys.usable(now).is_some())
     }
 
     /// What a new document means for what is remembered; returns a few words for the log.
@@ -693,6 +728,7 @@ impl Gate {
             Err(Halt::Missing(missing)) => self.refuse(&arrival, missing.refused(now)),
         };
         self.tally.verdict(&verdict);
+        self.tally.waited.push(now.since(parked.arrived));
         Effect::Decide(parked.stream, verdict)
     }
 

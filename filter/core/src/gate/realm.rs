@@ -106,6 +106,11 @@ impl Realm {
         keys.map_or(0, |keys| keys.len())
     }
 
+    /// How many credentials it knows to be forged, and how many keys to be unknown.
+    pub(super) fn refusals(&self) -> (usize, usize) {
+        (self.refused.len(), self.unknown.len())
+    }
+
     pub(super) fn verify(
         &mut self,
         text: Option<&[u8]>,
@@ -144,7 +149,7 @@ impl Realm {
             return Err(issuer_unknown(self.credential, presented.issuer(), trusted).into());
         };
         // What no key could help is refused before anything is waited for.
-        presented.check_rules(&issuer.rules)?;
+        let algorithm = presented.check_rules(&issuer.rules)?;
         let Some(keys) = issuer.keys.usable(now).map(Rc::clone) else {
             let name = &issuer.rules.name;
             let detail = match issuer.keys.current() {
@@ -162,15 +167,19 @@ impl Realm {
                 reject.into()
             });
         }
-        tally.verifications = tally.verifications.saturating_add(1);
-        match presented.verify(&issuer.rules, &keys, verifier, now) {
+        let outcome = presented.verify(&issuer.rules, &keys, verifier, now);
+        let is_forged = |reject: &Reject| {
+            matches!(reject.code, Code::TokenSignatureInvalid | Code::IdentitySignatureInvalid)
+        };
+        tally.verified(self.credential, algorithm, !outcome.as_ref().is_err_and(is_forged));
+        match outcome {
             Ok(verified) => {
                 let from = Rc::new(FromIssuer { issuer: index, verified });
                 self.verified.insert(text, text.len(), Rc::clone(&from));
                 Ok(Some(from))
             }
             Err(reject) => {
-                if let Code::TokenSignatureInvalid | Code::IdentitySignatureInvalid = reject.code {
+                if is_forged(&reject) {
                     let refused = Refused { issuer: index, reject: reject.clone() };
                     let weight = text.len().saturating_add(reject.detail.len());
                     self.refused.insert(text, weight, Rc::new(refused));

@@ -602,7 +602,10 @@ unsafe extern "C" fn proxy_define_metric(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_increment_metric(id: u32, by: i64) -> u32 {
-    state(|state| state.metrics[id as usize].1 += by as u64);
+    state(|state| {
+        let value = &mut state.metrics[id as usize].1;
+        *value = value.checked_add_signed(by).expect("no counter and no gauge is below 0");
+    });
     OK
 }
 
