@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod browser;
+#[expect(dead_code, reason = "of the trails of other tests too")]
+mod trail;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -398,6 +400,50 @@ fn five_thousand_rows_stay_usable() {
     // Generous, for a machine that has much else to do: something quadratic takes longer than that.
     assert!(loaded.as_secs() < 20, "{loaded:?}");
     assert!(took[0].as_f64().unwrap() < 5_000.0 && took[1].as_f64().unwrap() < 5_000.0, "{took}");
+}
+
+#[test]
+fn a_report_repeats_what_the_verifier_says() {
+    use trail::{Called, Stream, key, signer};
+    let folder = folder("verified");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let seed =
+        std::array::from_fn(|at| u8::try_from(at).unwrap() ^ (std::process::id() % 256) as u8);
+    let (private, public) = key(seed, "audit-1");
+    std::fs::write(path("keys.json"), public.to_string()).unwrap();
+    let (mut stream, begin) = Stream::begin(0xa1, Some(signer(&private)), None);
+    let mut lines = vec![begin];
+    for _ in 0..10 {
+        lines.push(stream.call(&Called::READ));
+    }
+    lines.push(stream.end());
+    let whole = lines.join("\n") + "\n";
+    std::fs::write(path("whole.log"), &whole).unwrap();
+    std::fs::write(path("edited.log"), whole.replacen("ds_churn", "ds_other", 1)).unwrap();
+    let report = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_airflow-envoy"))
+            .args([&["report", "--color", "never"], arguments].concat())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let keys = ["--keys", &path("keys.json")];
+    let (code, told) = report(&[&path("whole.log"), keys[0], keys[1]]);
+    assert_eq!(code, 0, "{told}");
+    assert!(told.contains("The trail is whole; signatures vouch for 12 of 12 records."), "{told}");
+    let (code, told) = report(&[&path("whole.log"), "--verify"]);
+    assert_eq!(code, 0, "{told}");
+    assert!(told.contains("signatures were not checked"), "{told}");
+    let (code, told) = report(&[&path("edited.log"), keys[0], keys[1]]);
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("edited.log:2") && told.contains("edited: "), "{told}");
+    let (code, json) = report(&[&path("edited.log"), "--verify", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, json["decisions"]["permits"].as_u64()), (1, Some(10)));
+    assert_eq!(json["verified"]["faults"].as_array().unwrap().len(), 1, "{json}");
+    assert_eq!(report(&["-", "--verify"]).0, 2);
+    assert_eq!(report(&[&path("nothing.log")]).0, 3);
 }
 
 #[test]

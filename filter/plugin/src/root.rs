@@ -193,7 +193,8 @@ impl RootContext for Root {
                 let version = env!("CARGO_PKG_VERSION");
                 let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
                 let mode_name = mode.name();
-                let info = format!("filter;version={version};commit={commit};mode={mode_name}.info");
+                let info =
+                    format!("filter;version={version};commit={commit};mode={mode_name}.info");
                 self.metrics.set(&info, 1);
                 host::log(
                     LogLevel::Info,

@@ -123,7 +123,16 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The first `most` characters of `text`, and whether that is not all.
+/// Prose in which backticks quote what is not prose.
+pub fn prose(text: &str) -> Markup {
+    html! {
+        @for (index, part) in visible(text).split('`').enumerate() {
+            @if index.is_multiple_of(2) { (part) } @else { code { (part) } }
+        }
+    }
+}
+
+/// The first `most` characters of `text`, the last of them an ellipsis if that is not all.
 pub fn short(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
@@ -222,6 +231,13 @@ mod tests {
         assert_eq!(page.matches("<script>").count(), 1);
         assert_eq!(page.matches("</title>").count(), 1);
         assert!(page.contains("&lt;script&gt;x&lt;/script&gt;&quot;'&amp;"));
+    }
+
+    #[test]
+    fn what_prose_quotes_is_set_apart() {
+        let shown = prose("no rule `a<b>` \u{202e}").into_string();
+        assert_eq!(shown, "no rule <code>a&lt;b&gt;</code> \\u{202e}");
+        assert_eq!(prose("an open `end").into_string(), "an open <code>end</code>");
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Report {
                 "unreadable": self.unreadable, "foreign_lines": self.seen.foreign, "missing": missing, "lost": lost,
             },
             "verified": self.verified.as_ref().map(|verified| {
-                json!({"faults": verified.faults, "signatures": verified.signatures})
+                json!({"faults": verified.faults, "records": verified.records, "vouched": verified.vouched})
             }),
             "traffic": traffic.collect::<Vec<_>>(),
             "traffic_not_told": not_told(&self.traffic.sorted(), self.traffic.given_up()),

@@ -237,8 +237,10 @@ impl Window {
 pub struct Verified {
     /// What is wrong; none if the trail is whole and true.
     pub faults: Vec<String>,
-    /// Whether signatures were checked.
-    pub signatures: bool,
+    /// How many records there are.
+    pub records: u64,
+    /// For how many of them a good signature vouches; `None` if signatures were not checked.
+    pub vouched: Option<u64>,
 }
 
 /// A rule of a policy beside what the trail says of it.
@@ -532,29 +534,31 @@ impl Report {
     pub fn evidence(&self) -> (bool, String) {
         let (missing, lost) = self.gaps();
         let mut told = match &self.verified {
-            None => "Not verified: this report counts what the files say; `airflow-envoy audit verify` tells \
-                     whether they were changed."
+            None => "Not verified: this report counts what the files say. `--keys` or `--verify` tells whether \
+                     they were changed."
                 .to_owned(),
             Some(Verified { faults, .. }) if !faults.is_empty() => {
                 format!("The trail has {}.", crate::output::plural(faults.len(), "fault"))
             }
-            Some(Verified { signatures: true, .. }) => {
-                "The trail is whole, and its signatures are good.".to_owned()
+            Some(Verified { vouched: Some(vouched), records, .. }) => {
+                format!("The trail is whole; signatures vouch for {vouched} of {records} records.")
             }
-            Some(_) => "The trail is whole by its hashes; its signatures were not checked.".to_owned(),
+            Some(_) => "The trail is whole by its hashes. Its signatures were not checked: without `--keys`, \
+                        whoever can write the files can make a chain anew."
+                .to_owned(),
         };
         for (count, what) in [
-            (missing, "are missing in their streams"),
-            (lost, "were lost, as the filter itself says"),
-            (self.unreadable, "cannot be read"),
+            (missing, "missing in the streams"),
+            (lost, "lost, as the filter itself says"),
+            (self.unreadable, "not readable"),
         ] {
             if count > 0 {
-                let noun =
-                    crate::output::plural(usize::try_from(count).unwrap_or(usize::MAX), "record");
-                told.push_str(&format!(" {noun} {what}."));
+                told.push_str(&format!(" Records {what}: {count}."));
             }
         }
-        let whole = self.verified.as_ref().is_some_and(|verified| verified.faults.is_empty());
+        let verified = self.verified.as_ref();
+        let whole =
+            verified.is_some_and(|one| one.faults.is_empty() && one.vouched == Some(one.records));
         (whole && missing == 0 && lost == 0 && self.unreadable == 0, told)
     }
 }

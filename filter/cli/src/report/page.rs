@@ -10,7 +10,7 @@ use super::bounded::Histogram;
 use super::{Cause, Refusals, Report, RuleUse, Target, Traffic, Weight as _, Who, micros};
 use crate::graph::State;
 use crate::output::html::{
-    Column, Section, clock, figures, grouped, number, page, table, time, visible,
+    Column, Section, clock, figures, grouped, number, page, prose, table, time, visible,
 };
 use crate::output::plural;
 use crate::output::svg::{Bars, Columns, Kind, Link, Node, bars, columns, key};
@@ -56,7 +56,7 @@ impl Report {
                 "."
             }
             (figures(&counts))
-            p class=(class) { (evidence) }
+            p class=(class) { (prose(&evidence)) }
         };
         let mut sections = vec![
             Section { id: "refused", title: "What was refused", body: self.refused() },
@@ -318,9 +318,9 @@ impl Report {
         ];
         let faults = self.verified.iter().flat_map(|verified| &verified.faults);
         html! {
-            p { (self.evidence().1) }
+            p { (prose(&self.evidence().1)) }
             @if self.verified.as_ref().is_some_and(|verified| !verified.faults.is_empty()) {
-                ul.rules { @for fault in faults.take(ROWS) { li.bad { (visible(fault)) } } }
+                ul.rules { @for fault in faults.take(ROWS) { li.bad { (prose(fault)) } } }
             }
             (figures(&[
                 ("Records of decisions", grouped(self.recorded)),
@@ -382,14 +382,14 @@ fn refusal(cause: &Cause, refusals: &Refusals) -> Markup {
                 span.badge.bad { (visible(&cause.code)) }
                 @if refusals.unenforced > 0 { " " span.badge.watch { "shadow mode" } }
                 @if let Some(code) = code { div { (code.title()) } }
-                @if !refusals.detail.is_empty() { div.small { (visible(&refusals.detail)) } }
-                @if let Some(code) = code { div.small.faint { "What to do: " (code.action()) "." } }
+                @if !refusals.detail.is_empty() { div.small { (prose(&refusals.detail)) } }
+                @if let Some(code) = code { div.small.faint { "What to do: " (prose(code.action())) "." } }
             }
             td {
                 (who(&cause.who))
                 @if let Some(task) = &cause.task { div.small.faint { "task " (visible(task)) } }
             }
-            td.wide {
+            td.id {
                 code { (visible(&refusals.request)) }
                 @if let Target::Destination(name) = &cause.target { div.small.faint { "destination " (visible(name)) } }
                 @if !refusals.decision_id.is_empty() {

@@ -58,6 +58,8 @@ impl Report {
                 );
             }
         };
+        let faults = self.verified.iter().flat_map(|verified| &verified.faults);
+        part("Faults of the trail", faults.map(|fault| style.bad(&visible(fault))).collect());
         let refusals = self.refusals.sorted();
         part(
             "Refused",

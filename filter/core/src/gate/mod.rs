@@ -406,7 +406,8 @@ impl Gate {
             let Some(Observation { name, age, max_age, breaker }) = observation else { continue };
             effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
             let spans = [("age", age), ("max_age", Some(max_age))];
-            for (which, span) in spans.into_iter().filter_map(|(which, span)| Some((which, span?))) {
+            for (which, span) in spans.into_iter().filter_map(|(which, span)| Some((which, span?)))
+            {
                 let seconds = u64::try_from(span.as_millis()).unwrap_or_default() / 1000;
                 effects.push(Effect::Gauge(format!("{what}.{name}.{which}"), seconds));
             }
