@@ -26,14 +26,15 @@ need_rust() {
   done
 }
 
-# need_debian <package>: its command of the same name, installed where that is possible.
+# need_debian <command> [<package>]: installed where that is possible; the package is mostly called as the command.
 need_debian() {
+  local package=${2:-$1}
   command -v "$1" >/dev/null 2>&1 && return
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    say "installing the Debian package $1"
-    { apt-get install -qq -y "$1" || { apt-get update -qq && apt-get install -qq -y "$1"; }; } >&2
+    say "installing the Debian package $package"
+    { apt-get install -qq -y "$package" || { apt-get update -qq && apt-get install -qq -y "$package"; }; } >&2
   fi
-  need "$1" "install the package $1"
+  need "$1" "install the package $package"
 }
 
 # Prometheus' programs, for the tests of metrics: unpacked from Debian's package, which would start a server.

@@ -67,6 +67,8 @@ pub struct Rule {
     pub place: Place,
     /// Its name.
     pub id: String,
+    /// Why it is there, in its author's words.
+    pub intent: Option<String>,
     /// It allows; otherwise it denies.
     pub allows: bool,
     /// It allows nothing before somebody grants it.
@@ -205,6 +207,7 @@ impl Rule {
         Self {
             place: node.place.clone(),
             id: text("id").unwrap_or_default().to_owned(),
+            intent: text("intent").map(str::to_owned),
             allows: text("effect") == Some("allow"),
             granted: false,
             shadow: text("mode") == Some("shadow"),

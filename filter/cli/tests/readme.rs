@@ -45,6 +45,25 @@ fn the_example_tests_pass_on_the_example_policies_and_cover_their_rules() {
 }
 
 #[test]
+fn the_command_lines_of_graph_and_report_are_understood() {
+    let lines: Vec<&str> = README
+        .lines()
+        .filter(|line| {
+            ["graph", "report"]
+                .iter()
+                .any(|name| line.starts_with(&format!("airflow-envoy {name} ")))
+        })
+        .collect();
+    assert_eq!(lines.len(), 5);
+    for line in lines {
+        let own = line.split(['|', '>']).next().unwrap();
+        let words = own.split_whitespace().map(|word| word.trim_matches('\''));
+        let understood = airflow_envoy_cli::command::command().try_get_matches_from(words);
+        assert!(understood.is_ok(), "{line}: {}", understood.unwrap_err());
+    }
+}
+
+#[test]
 fn the_table_of_findings_is_the_list_of_findings() {
     let rows: Vec<&str> = README
         .lines()

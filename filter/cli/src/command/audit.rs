@@ -87,15 +87,7 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
 }
 
 fn run_verify(options: &VerifyOptions, style: Style) -> Result<Exit, Failed> {
-    let mut keys = Keys::default();
-    for path in &options.keys {
-        let told = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
-        let document = std::fs::read(path).map_err(|error| told(&error))?;
-        keys.add(&document).map_err(|problem| told(&problem))?;
-    }
-    if !options.keys.is_empty() && keys.is_empty() {
-        return Err("--keys: there is no key in it".into());
-    }
+    let keys = read_keys(&options.keys)?;
     let witness = match &options.witness {
         Some(path) => read_witness(path)?,
         None => None,
@@ -124,6 +116,20 @@ fn run_verify(options: &VerifyOptions, style: Style) -> Result<Exit, Failed> {
         replace(path, &format!("{:#}\n", heads.document()))?;
     }
     Ok(Exit::Good)
+}
+
+/// The keys in these files, of which there must be one.
+pub(super) fn read_keys(paths: &[PathBuf]) -> Result<Keys, Failed> {
+    let mut keys = Keys::default();
+    for path in paths {
+        let told = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+        let document = std::fs::read(path).map_err(|error| told(&error))?;
+        keys.add(&document).map_err(|problem| told(&problem))?;
+    }
+    if !paths.is_empty() && keys.is_empty() {
+        return Err("--keys: there is no key in it".into());
+    }
+    Ok(keys)
 }
 
 /// The witness, if there is one yet.
@@ -180,6 +186,12 @@ impl Progress {
             let _ = write!(std::io::stderr(), "\r\u{1b}[K");
         }
     }
+}
+
+/// A fault as text without colours: where, what, which records, and what it means.
+pub(super) fn fault_text(fault: &Fault, names: &[String]) -> String {
+    let place = place_text(fault.place, names);
+    format!("{place}: {}: {}{}", fault.code.name(), about(fault), fault.told)
 }
 
 fn place_text(place: Option<Place>, names: &[String]) -> String {
@@ -270,7 +282,7 @@ fn counted(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-fn vouched(stream: &Stream) -> u64 {
+pub(super) fn vouched(stream: &Stream) -> u64 {
     stream.vouched.iter().map(|(from, to)| to - from + 1).sum()
 }
 

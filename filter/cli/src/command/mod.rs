@@ -8,6 +8,7 @@ mod explain;
 mod grant;
 mod grants;
 mod keys;
+mod graph;
 mod print;
 mod query;
 mod recorded;
@@ -15,6 +16,7 @@ mod replay;
 mod request;
 mod revoke;
 mod sign;
+mod report;
 mod test;
 mod verify;
 
@@ -58,6 +60,7 @@ enum Command {
     Check(check::Options),
     Test(test::Options),
     Explain(Box<explain::Options>),
+    Graph(graph::Options),
     Print(print::Options),
     Replay(replay::Options),
     Keys(keys::Options),
@@ -68,6 +71,7 @@ enum Command {
     Grants(grants::Options),
     Request(Box<request::Options>),
     Approve(Box<approve::Options>),
+    Report(report::Options),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
 }
@@ -124,6 +128,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Check(options) => check::run(&options, style),
         Command::Test(options) => test::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
+        Command::Graph(options) => graph::run(&options),
         Command::Print(options) => print::run(&options),
         Command::Replay(options) => replay::run(&options, style),
         Command::Keys(options) => keys::run(&options, style),
@@ -134,6 +139,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Grants(options) => grants::run(&options, style),
         Command::Request(options) => request::run(&options, style),
         Command::Approve(options) => approve::run(&options, style),
+        Command::Report(options) => report::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
     };

@@ -1,7 +1,9 @@
 //! How results are shown: to people, to other programs.
 
+pub mod html;
 pub mod junit;
 pub mod sarif;
+pub mod svg;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
