@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod coverage;
+pub mod diff;
 pub mod evaluate;
 pub mod lint;
 pub mod model;

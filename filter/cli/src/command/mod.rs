@@ -2,6 +2,7 @@
 
 mod check;
 mod completions;
+mod diff;
 mod explain;
 mod print;
 mod test;
@@ -22,7 +23,7 @@ use crate::source::read_file;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all is well
-  1  findings, failed tests, too little coverage, or (explain) a call that is refused
+  1  findings, failed tests, too little coverage, a difference (diff), or a call that is refused (explain)
   2  wrong usage
   3  an input that cannot be read or is no policy to decide by, or an output that cannot be written";
 
@@ -44,6 +45,7 @@ enum Command {
     Explain(Box<explain::Options>),
     Print(print::Options),
     Completions(completions::Options),
+    Diff(diff::Options),
     Manual(completions::ManualOptions),
 }
 
@@ -97,6 +99,7 @@ pub fn run(cli: Cli) -> Exit {
     let ended = match cli.command {
         Command::Check(options) => check::run(&options, style),
         Command::Test(options) => test::run(&options, style),
+        Command::Diff(options) => diff::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
         Command::Print(options) => print::run(&options),
         Command::Completions(options) => Ok(completions::run(&options)),
