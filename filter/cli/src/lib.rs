@@ -8,6 +8,7 @@
 pub mod command;
 pub mod coverage;
 pub mod diff;
+pub mod envoy;
 pub mod evaluate;
 pub mod lint;
 pub mod model;

@@ -2,6 +2,7 @@
 
 mod check;
 mod completions;
+mod config;
 mod diff;
 mod explain;
 mod print;
@@ -45,6 +46,7 @@ enum Command {
     Explain(Box<explain::Options>),
     Print(print::Options),
     Completions(completions::Options),
+    Config(config::Options),
     Diff(diff::Options),
     Manual(completions::ManualOptions),
 }
@@ -99,6 +101,7 @@ pub fn run(cli: Cli) -> Exit {
     let ended = match cli.command {
         Command::Check(options) => check::run(&options, style),
         Command::Test(options) => test::run(&options, style),
+        Command::Config(options) => config::run(&options, style),
         Command::Diff(options) => diff::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
         Command::Print(options) => print::run(&options),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::random::Random;
 use super::{decide, rules};
 
-const CALLS: usize = 20_000;
+const CALLS: usize = 10_000;
 
 fn side(document: &Value) -> Side {
     let source = merge(vec![read_bytes("p.json", document.to_string().as_bytes()).unwrap()]);
@@ -101,7 +101,7 @@ fn edited(random: &mut Random, document: &Value) -> Value {
 #[test]
 fn other_words_are_no_difference() {
     let mut random = Random(11);
-    for _ in 0..400 {
+    for _ in 0..200 {
         let document = random.document();
         let other = reworded(&mut random, &document);
         for (old, new) in [(&document, &document), (&document, &other), (&other, &document)] {
@@ -119,7 +119,7 @@ fn what_is_told_is_so_and_hardly_anything_is_missed() {
     let mut random = Random(12);
     let (mut told, mut certain, mut seen, mut missed) = (0, 0, 0, 0);
     let mut cut = 0;
-    for _ in 0..600 {
+    for _ in 0..250 {
         let old = random.document();
         let new = edited(&mut random, &old);
         let comparison = compared(&old, &new);
@@ -162,6 +162,6 @@ fn what_is_told_is_so_and_hardly_anything_is_missed() {
     println!(
         "{told} differences, {certain} certainties; of {seen} seen by chance {missed} missed; {cut} cut"
     );
-    assert!(told > 300 && certain > 300 && seen > 150, "{told} {certain} {seen}");
+    assert!(told > 150 && certain > 150 && seen > 70, "{told} {certain} {seen}");
     assert!(missed * 50 <= seen, "{missed} of {seen} missed");
 }
