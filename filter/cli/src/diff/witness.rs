@@ -196,8 +196,8 @@ impl<'s> Search<'s> {
             .collect();
         for way in &ways {
             let Some(facts) = solve(way) else { continue };
-            collected.add(Facts { stranger: true, ..facts.clone() });
-            collected.add(facts);
+            collected.add(facts.clone());
+            collected.add(Facts { stranger: true, ..facts });
         }
         for way in &ways {
             for (_, other) in &other_ways {
