@@ -84,10 +84,23 @@ fn full_policy() -> Value {
     }
     let mut from = selector.clone();
     from["roles"] = json!(["everything"]);
+    let key =
+        json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
     json!({
         "version": 1, "revision": 18_446_744_073_709_551_615_u64,
         "roles": {"everything": {"any": [selector]}},
         "destinations": {"here": {"hosts": ["here.internal", "*.there.internal:8443", "[::1]:9"]}},
+        "approvers": {"on-call": {"keys": [key]}},
+        "grantable": [
+            {
+                "id": "some", "intent": "Some.", "from": from, "to": ["here"], "methods": ["GET"],
+                "paths": ["/a/**"], "max_duration": "4h", "approvers": ["on-call"],
+            },
+            {
+                "id": "tunnels", "from": {"dags": ["x"]}, "to": ["*"], "methods": ["CONNECT"],
+                "max_duration": "30d", "approvers": ["on-call"],
+            },
+        ],
         "rules": [
             {
                 "id": "full", "intent": "Everything.", "effect": "deny", "from": from, "to": ["here"],
@@ -139,6 +152,9 @@ fn full_configurations() -> Vec<Value> {
                 }},
             ],
             "max_age": "15m", "trust": {"keys": [key], "required": false},
+            "grants": {"max_age": "5m", "http": {
+                "cluster": "g", "uri": "http://g/g.json", "poll": "5s", "timeout": "5s", "long_poll": "55s",
+            }},
         },
         "proxy_authorization": false, "token_cookie": "_token",
         "forward_token": true, "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",
@@ -147,8 +163,13 @@ fn full_configurations() -> Vec<Value> {
     let mut untyped = full.clone();
     untyped["issuers"][0]["token_types"] = "any".into();
     untyped["airflow"] = json!({"identity": "off"});
+    untyped["policy"]["grants"] = json!({"inline": {"version": 1, "grants": ["a.b.c"]}});
     let mut proxy = full.clone();
     proxy["proxy_authorization"] = true.into();
+    proxy["policy"]["grants"] = json!({"consul_kv": {
+        "cluster": "consul", "key": "a/grants.json", "wait": "55s", "timeout": "5s", "poll": "5s",
+        "datacenter": "dc1", "token_env": "TOKEN",
+    }});
     proxy.as_object_mut().unwrap().remove("token_cookie");
     vec![full, untyped, proxy]
 }

@@ -17,6 +17,7 @@ use crate::policy::ShadowVerdict;
 pub struct Permit {
     pub(super) decision_id: DecisionId,
     pub(super) rule: Arc<str>,
+    pub(super) grant: Option<Arc<str>>,
     pub(super) destination: Option<Arc<str>>,
     pub(super) remove: Vec<Cow<'static, str>>,
     /// The cookies without the access token.
@@ -64,6 +65,11 @@ impl Permit {
     /// The rule that allowed it.
     pub fn rule(&self) -> &str {
         &self.rule
+    }
+
+    /// The temporary grant without which no rule would have allowed it; the rule is then what was grantable.
+    pub fn grant(&self) -> Option<&str> {
+        self.grant.as_deref()
     }
 
     /// The destination's name in the policy.
