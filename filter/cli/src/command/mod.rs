@@ -1,19 +1,28 @@
 //! The commands, one module each, and what they share: options, how inputs are read, exit codes.
 
+mod approve;
 mod check;
 mod completions;
 mod config;
 mod diff;
 mod explain;
+mod grant;
+mod grants;
+mod keys;
 mod print;
+mod request;
+mod revoke;
+mod sign;
 mod test;
+mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use airflow_envoy_core::time::{Span, UnixTime};
 use clap::{ColorChoice, CommandFactory as _, Parser, Subcommand};
 
+use crate::jwk::{PrivateKey, exposure};
 use crate::lint::{Finding, Lint};
 use crate::model::Model;
 use crate::output::{Style, complain};
@@ -45,6 +54,14 @@ enum Command {
     Test(test::Options),
     Explain(Box<explain::Options>),
     Print(print::Options),
+    Keys(keys::Options),
+    Sign(sign::Options),
+    Verify(verify::Options),
+    Grant(Box<grant::Options>),
+    Revoke(revoke::Options),
+    Grants(grants::Options),
+    Request(Box<request::Options>),
+    Approve(Box<approve::Options>),
     Completions(completions::Options),
     Config(config::Options),
     Diff(diff::Options),
@@ -105,6 +122,14 @@ pub fn run(cli: Cli) -> Exit {
         Command::Diff(options) => diff::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
         Command::Print(options) => print::run(&options),
+        Command::Keys(options) => keys::run(&options, style),
+        Command::Sign(options) => sign::run(&options, style),
+        Command::Verify(options) => verify::run(&options, style),
+        Command::Grant(options) => grant::run(&options, style),
+        Command::Revoke(options) => revoke::run(&options, style),
+        Command::Grants(options) => grants::run(&options, style),
+        Command::Request(options) => request::run(&options, style),
+        Command::Approve(options) => approve::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),
     };
@@ -189,8 +214,21 @@ fn usable_policy(
     }
 }
 
+/// Reads a private key to sign with. That others may read it is told.
+fn read_key(path: &Path, inputs: &[PathBuf], style: Style) -> Result<PrivateKey, Failed> {
+    let stdin = |path: &Path| path.as_os_str() == "-";
+    if stdin(path) && inputs.iter().any(|input| stdin(input)) {
+        return Err(Failed::usage("standard input is either the key or something else"));
+    }
+    let key = PrivateKey::read(path)?;
+    if let Some(warning) = exposure(path) {
+        complain(&format!("{}: {warning}", style.warn("warning")));
+    }
+    Ok(key)
+}
+
 /// Writes a file, or standard output for `-`.
-fn write(path: &std::path::Path, text: &str) -> Result<(), Failed> {
+fn write(path: &Path, text: &str) -> Result<(), Failed> {
     if path.as_os_str() == "-" {
         crate::output::print(text);
         return Ok(());
