@@ -9,10 +9,11 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::{Exit, Failed, clock, time, usable_policy, write};
-use crate::diff::{Comparison, Difference, Side, Witness, compare};
+use crate::diff::{Comparison, Difference, Witness, compare};
 use crate::evaluate::{Evaluator, Said};
 use crate::model::Rule;
 use crate::output::{Style, plural};
+use crate::run::UnderTest;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,15 +85,15 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
     Ok(if comparison.is_empty() { Exit::Good } else { Exit::Findings })
 }
 
-fn side(path: &Path) -> Result<Side, Failed> {
-    let (_, policy, model) = usable_policy(&[path.to_owned()], Style::PLAIN)?;
-    Ok(Side { evaluator: Evaluator::new(policy), model })
+fn side(path: &Path) -> Result<UnderTest, Failed> {
+    let (source, policy, model) = usable_policy(&[path.to_owned()], Style::PLAIN)?;
+    Ok(UnderTest { evaluator: Evaluator::new(policy), model, document: source.node.value() })
 }
 
 struct Report<'r> {
     options: &'r Options,
-    old: &'r Side,
-    new: &'r Side,
+    old: &'r UnderTest,
+    new: &'r UnderTest,
     comparison: &'r Comparison,
 }
 
@@ -130,6 +131,9 @@ impl Report<'_> {
                 style.faint(&format!("{told}; {}", self.explain(difference)))
             );
         }
+        for one in &self.comparison.grantable {
+            let _ = writeln!(text, "{}: {one}", style.warn("grantable"));
+        }
         if self.options.all {
             for one in &self.comparison.textual {
                 let _ = writeln!(text, "{}: {one}", style.faint("text"));
@@ -161,6 +165,11 @@ impl Report<'_> {
             style.bad("different access")
         };
         let mut told = format!("{verdict}: {gains}; {losses}");
+        match comparison.grantable.len() {
+            0 => {}
+            1 => told.push_str("; 1 grantable differs"),
+            many => told.push_str(&format!("; {many} grantables differ")),
+        }
         if comparison.calls > 0 {
             told.push_str(&format!("; {} tried", plural(comparison.calls, "call")));
         }
@@ -201,19 +210,20 @@ impl Report<'_> {
             }
             value
         };
-        let Comparison { differences, no_gain, no_loss, calls, cut, textual } = self.comparison;
+        let Comparison { differences, grantable, no_gain, no_loss, calls, cut, textual } =
+            self.comparison;
         json!({
             "differences": differences.iter().map(difference).collect::<Vec<_>>(),
             "gains": self.comparison.gains(),
             "losses": differences.len() - self.comparison.gains(),
             "certain": {"no_gain": no_gain, "no_loss": no_loss},
-            "calls": calls, "cut": cut, "textual": textual,
+            "grantable": grantable, "calls": calls, "cut": cut, "textual": textual,
         })
     }
 
     fn markdown(&self) -> String {
         let mut text = format!("### Access\n\n{}\n", self.summary(Style::PLAIN));
-        if !self.comparison.is_empty() {
+        if !self.comparison.differences.is_empty() {
             text.push_str("\n| | rule | who | where | example | before | after |\n|---|---|---|---|---|---|---|\n");
         }
         for difference in &self.comparison.differences {
@@ -231,6 +241,12 @@ impl Report<'_> {
             ];
             let cells = cells.map(|cell| cell.replace('|', "\\|"));
             let _ = writeln!(text, "| {} |", cells.join(" | "));
+        }
+        if !self.comparison.grantable.is_empty() {
+            text.push('\n');
+            for one in &self.comparison.grantable {
+                let _ = writeln!(text, "- grantable {one}");
+            }
         }
         if self.options.all && !self.comparison.textual.is_empty() {
             text.push('\n');

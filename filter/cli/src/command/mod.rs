@@ -1,6 +1,7 @@
 //! The commands, one module each, and what they share: options, how inputs are read, exit codes.
 
 mod approve;
+mod bundle;
 mod check;
 mod completions;
 mod config;
@@ -54,6 +55,9 @@ enum Command {
     Test(test::Options),
     Explain(Box<explain::Options>),
     Print(print::Options),
+    Bundle(bundle::Options),
+    Diff(diff::Options),
+    Config(config::Options),
     Keys(keys::Options),
     Sign(sign::Options),
     Verify(verify::Options),
@@ -63,8 +67,6 @@ enum Command {
     Request(Box<request::Options>),
     Approve(Box<approve::Options>),
     Completions(completions::Options),
-    Config(config::Options),
-    Diff(diff::Options),
     Manual(completions::ManualOptions),
 }
 
@@ -118,6 +120,7 @@ pub fn run(cli: Cli) -> Exit {
     let ended = match cli.command {
         Command::Check(options) => check::run(&options, style),
         Command::Test(options) => test::run(&options, style),
+        Command::Bundle(options) => bundle::run(&options, style),
         Command::Config(options) => config::run(&options, style),
         Command::Diff(options) => diff::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),

@@ -18,33 +18,27 @@ pub mod witness;
 use std::collections::{BTreeMap, BTreeSet};
 
 use airflow_envoy_core::quote::quote;
-use airflow_envoy_core::time::UnixTime;
+use airflow_envoy_core::time::{Span, UnixTime};
 
 use self::resolve::Resolved;
 use self::witness::Search;
-use crate::evaluate::{Answer, Evaluator, Request, Said};
+use crate::evaluate::{Answer, Request, Said};
 use crate::model::{Model, Rule};
+use crate::run::UnderTest;
 
 /// Paths that are told of one difference.
 const MOST_PATHS: usize = 4;
-
-/// One of the two policies.
-#[derive(Debug)]
-pub struct Side {
-    /// What decides.
-    pub evaluator: Evaluator,
-    /// What it says.
-    pub model: Model,
-}
 
 /// What two policies decide differently.
 #[derive(Debug)]
 pub struct Comparison {
     /// What was found: losses after gains, each by the rules that decided.
     pub differences: Vec<Difference>,
-    /// It is certain that nobody gains.
+    /// What may be granted differently; sentences.
+    pub grantable: Vec<String>,
+    /// It is certain that nobody gains without a grant.
     pub no_gain: bool,
-    /// It is certain that nobody loses.
+    /// It is certain that nobody loses what needs no grant.
     pub no_loss: bool,
     /// Calls that both decided.
     pub calls: usize,
@@ -89,9 +83,9 @@ pub struct Witness {
 }
 
 impl Comparison {
-    /// Whether no difference in access was found.
+    /// Whether no difference was found, in access or in what may be granted.
     pub fn is_empty(&self) -> bool {
-        self.differences.is_empty()
+        self.differences.is_empty() && self.grantable.is_empty()
     }
 
     /// How many differences are gains.
@@ -101,7 +95,7 @@ impl Comparison {
 }
 
 /// Compares two policies for calls from `now` on, by at most about `most` calls.
-pub fn compare(old: &Side, new: &Side, now: UnixTime, most: usize) -> Comparison {
+pub fn compare(old: &UnderTest, new: &UnderTest, now: UnixTime, most: usize) -> Comparison {
     let (before, after) = (resolve::rules(&old.model, now), resolve::rules(&new.model, now));
     let hosts = resolve::Hosts::new(&old.model, &new.model);
     let unlike = |these: &[Resolved<'_>], those: &[Resolved<'_>]| -> Vec<usize> {
@@ -129,7 +123,51 @@ pub fn compare(old: &Side, new: &Side, now: UnixTime, most: usize) -> Comparison
     });
     let textual = textual(old, new, &before, &after, &gone_rules, &come_rules, &differences);
     let witness::Tried { calls, cut } = outcome;
-    Comparison { differences, no_gain, no_loss, calls, cut, textual }
+    let grantable = grantable(old, new);
+    Comparison { differences, grantable, no_gain, no_loss, calls, cut, textual }
+}
+
+/// What may be granted in only one of the policies, or otherwise.
+fn grantable(old: &UnderTest, new: &UnderTest) -> Vec<String> {
+    let all = |policy: &UnderTest| -> BTreeMap<String, _> {
+        let entries = policy.model.grantable.iter().enumerate().map(|(index, grantable)| {
+            let meaning = resolve::meaning(&grantable.rule, &policy.model);
+            let member = |path: String| policy.document.pointer(&path).cloned();
+            let most = member(format!("/grantable/{index}/max_duration"));
+            let most = most.as_ref().and_then(|span| Span::parse(span.as_str()?));
+            let keys = grantable.approvers.iter().filter_map(|name| {
+                let keys = policy.document.get("approvers")?.get(name)?.get("keys")?.as_array()?;
+                Some(keys.iter().map(ToString::to_string).collect::<Vec<_>>())
+            });
+            let keys: BTreeSet<String> = keys.flatten().collect();
+            (grantable.rule.id.clone(), (meaning, most, keys))
+        });
+        entries.collect()
+    };
+    let (before, after) = (all(old), all(new));
+    let ids: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let mut told = Vec::new();
+    for id in ids {
+        let shown = quote(id);
+        match (before.get(id), after.get(id)) {
+            (None, Some(_)) => told.push(format!("{shown} is new")),
+            (Some(_), None) => told.push(format!("{shown} is gone")),
+            (Some((what, most, keys)), Some((new_what, new_most, new_keys))) => {
+                let changes = [
+                    (what != new_what, "what it allows, and to whom"),
+                    (most != new_most, "how long it may last"),
+                    (keys != new_keys, "who may grant it"),
+                ];
+                let changes: Vec<&str> =
+                    changes.iter().filter(|(is_so, _)| *is_so).map(|(_, what)| *what).collect();
+                if !changes.is_empty() {
+                    told.push(format!("{shown} differs in {}", changes.join("; ")));
+                }
+            }
+            (None, None) => {}
+        }
+    }
+    told
 }
 
 fn pick<'m>(all: &[Resolved<'m>], which: &[usize]) -> Vec<Resolved<'m>> {
@@ -169,8 +207,8 @@ fn note(found: &mut BTreeMap<(bool, String, String), Difference>, witness: Witne
 /// What the texts say differently beside the differences: names, intents, shadow rules, rules that are
 /// over, and changed rules for which no call was found.
 fn textual(
-    old: &Side,
-    new: &Side,
+    old: &UnderTest,
+    new: &UnderTest,
     before: &[Resolved<'_>],
     after: &[Resolved<'_>],
     gone: &[Resolved<'_>],

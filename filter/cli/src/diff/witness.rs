@@ -17,11 +17,12 @@ use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::time::{Span, UnixTime};
 use serde_json::{Map, Value, json};
 
+use super::Witness;
 use super::resolve::{Hosts, Resolved};
-use super::{Side, Witness};
 use crate::evaluate::{Request, Said, Token};
 use crate::model::{Pattern, Selector, common_text, subject_segment};
 use crate::only::put_claim;
+use crate::run::UnderTest;
 
 /// Callers of one changed rule.
 const MOST_CALLERS: usize = 4_000;
@@ -62,7 +63,7 @@ struct Facts {
 /// A search for calls that two policies decide differently.
 #[derive(Debug)]
 pub struct Search<'s> {
-    sides: [&'s Side; 2],
+    sides: [&'s UnderTest; 2],
     rules: [&'s [Resolved<'s>]; 2],
     hosts: &'s Hosts,
     now: UnixTime,
@@ -74,8 +75,8 @@ pub struct Search<'s> {
 impl<'s> Search<'s> {
     /// Of these policies and their rules, which are enforced now or later.
     pub fn new(
-        old: &'s Side,
-        new: &'s Side,
+        old: &'s UnderTest,
+        new: &'s UnderTest,
         before: &'s [Resolved<'s>],
         after: &'s [Resolved<'s>],
         hosts: &'s Hosts,

@@ -1,9 +1,10 @@
 //! What is told of two policies: nothing of two that mean the same, nothing that is not so, and nearly
 //! everything that is.
 
-use airflow_envoy_cli::diff::{Comparison, Side, compare};
+use airflow_envoy_cli::diff::{Comparison, compare};
 use airflow_envoy_cli::evaluate::{Evaluator, Request};
 use airflow_envoy_cli::model::Model;
+use airflow_envoy_cli::run::UnderTest;
 use airflow_envoy_cli::source::load::read_bytes;
 use airflow_envoy_cli::source::merge::merge;
 use airflow_envoy_core::time::UnixTime;
@@ -14,10 +15,10 @@ use super::{decide, rules};
 
 const CALLS: usize = 10_000;
 
-fn side(document: &Value) -> Side {
+fn side(document: &Value) -> UnderTest {
     let source = merge(vec![read_bytes("p.json", document.to_string().as_bytes()).unwrap()]);
     let evaluator = Evaluator::new(source.policy().unwrap());
-    Side { evaluator, model: Model::new(&source.node) }
+    UnderTest { evaluator, model: Model::new(&source.node), document: source.node.value() }
 }
 
 fn compared(old: &Value, new: &Value) -> Comparison {
