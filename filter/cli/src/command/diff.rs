@@ -159,7 +159,7 @@ impl Report<'_> {
         };
         let gains = one(gains, comparison.no_gain, "gain");
         let losses = one(losses, comparison.no_loss, "loss");
-        let verdict = if comparison.is_empty() {
+        let verdict = if comparison.differences.is_empty() {
             style.good("same access")
         } else {
             style.bad("different access")
