@@ -10,6 +10,8 @@
 pub mod audit;
 pub mod command;
 pub mod coverage;
+pub mod diff;
+pub mod envoy;
 pub mod evaluate;
 pub mod granting;
 pub mod jwk;

@@ -10,6 +10,40 @@ use airflow_envoy_core::time::{Span, UnixTime};
 use crate::model::{Model, Rule, Selector};
 use crate::source::Place;
 
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// It cannot be used so.
+    Error,
+    /// It is probably not meant so.
+    Warning,
+    /// It is good to know.
+    Note,
+}
+
+impl Severity {
+    /// Its name, also in SARIF 2.1.0 §3.27.10.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        }
+    }
+}
+
+/// Kinds of findings of one command.
+pub trait Kind: Copy + Eq + 'static {
+    /// All of them.
+    const KINDS: &'static [Self];
+    /// The stable name.
+    fn name(self) -> &'static str;
+    /// What it means.
+    fn meaning(self) -> &'static str;
+    /// How bad it is.
+    fn severity(self) -> Severity;
+}
+
 /// A kind of finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lint {
@@ -103,11 +137,27 @@ impl Lint {
     }
 }
 
+impl Kind for Lint {
+    const KINDS: &'static [Self] = &Self::ALL;
+
+    fn name(self) -> &'static str {
+        self.name()
+    }
+
+    fn meaning(self) -> &'static str {
+        self.meaning()
+    }
+
+    fn severity(self) -> Severity {
+        if self.is_error() { Severity::Error } else { Severity::Warning }
+    }
+}
+
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct Finding<K = Lint> {
     /// Its kind.
-    pub lint: Lint,
+    pub lint: K,
     /// Where.
     pub place: Place,
     /// Where in the document: `rules[3].from`; may be empty.

@@ -2,7 +2,7 @@
 //!
 //! It is read from a document that the core has accepted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::limits::Limits;
@@ -309,7 +309,7 @@ pub fn selector(node: &Node) -> Selector {
 }
 
 /// Whether each of `narrow` is covered by one of `wide`.
-fn covers_all(wide: &[String], narrow: &[String]) -> bool {
+pub fn covers_all(wide: &[String], narrow: &[String]) -> bool {
     narrow.iter().all(|narrow| wide.iter().any(|wide| covers(wide, narrow)))
 }
 
@@ -343,8 +343,53 @@ pub fn meet(one: &str, other: &str) -> bool {
         && (tail_one.ends_with(&tail_other) || tail_other.ends_with(&tail_one))
 }
 
+/// A short text that matches both globs, if there is one: not empty unless it must be.
+pub fn common_text(one: &str, other: &str) -> Option<String> {
+    let (left, right): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
+    // Each place in both globs is reached once, by the shortest text that leads there.
+    let mut seen = BTreeSet::from([(0, 0)]);
+    let mut queue = VecDeque::from([(0_usize, 0_usize, String::new())]);
+    while let Some((at_left, at_right, text)) = queue.pop_front() {
+        let mut go = |left: usize, right: usize, text: String| {
+            if seen.insert((left, right)) {
+                queue.push_back((left, right, text));
+            }
+        };
+        let longer = |next: char| {
+            let mut text = text.clone();
+            text.push(next);
+            text
+        };
+        match (left.get(at_left), right.get(at_right)) {
+            (None, None) => {
+                let both_are_open = one.contains('*') && other.contains('*');
+                return Some(if text.is_empty() && both_are_open { "x".to_owned() } else { text });
+            }
+            (Some('*'), other) => {
+                go(at_left + 1, at_right, text.clone());
+                match other {
+                    Some('*') => go(at_left, at_right + 1, text.clone()),
+                    Some(next) => go(at_left, at_right + 1, longer(*next)),
+                    None => {}
+                }
+            }
+            (next, Some('*')) => {
+                go(at_left, at_right + 1, text.clone());
+                if let Some(next) = next {
+                    go(at_left + 1, at_right, longer(*next));
+                }
+            }
+            (Some(one), Some(other)) if one == other => {
+                go(at_left + 1, at_right + 1, longer(*one));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
 /// A path pattern in its normal form.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pattern {
     /// What stands before `/**`, or all of it.
     stem: String,
@@ -361,6 +406,11 @@ impl Pattern {
             Some(stem) => Self { stem: stem.to_owned(), rest: true },
             None => Self { stem: normal, rest: false },
         }
+    }
+
+    /// Whether it matches what is below its last segment, too.
+    pub fn matches_below(&self) -> bool {
+        self.rest
     }
 
     fn is_everything(&self) -> bool {
@@ -386,6 +436,24 @@ impl Pattern {
             }
         }
         self.rest || !narrow.rest && given.next().is_none()
+    }
+
+    /// A path that both match, for callers whose `sub` is this segment, if one is found.
+    pub fn common(&self, other: &Self, subject: &str) -> Option<String> {
+        let (one, other) = (self.of_subject(subject), other.of_subject(subject));
+        let (mut left, mut right) = (one.stem.split('/').skip(1), other.stem.split('/').skip(1));
+        let mut path = String::new();
+        loop {
+            let segment = match (left.next(), right.next()) {
+                (Some(left), Some(right)) => common_text(left, right)?,
+                (Some(left), None) if other.rest => left.replace('*', "x"),
+                (None, Some(right)) if one.rest => right.replace('*', "x"),
+                (None, None) => return Some(path),
+                _ => return None,
+            };
+            path.push('/');
+            path.push_str(&segment);
+        }
     }
 
     /// Whether what it matches depends on the caller.
@@ -482,6 +550,29 @@ mod tests {
             ("/a/%7Bsub%7D", "/a/{sub}"),
         ] {
             assert!(!Pattern::new(wide).covers(&Pattern::new(narrow)), "{wide} {narrow}");
+        }
+    }
+
+    #[test]
+    fn what_two_globs_have_in_common_matches_both() {
+        let texts = ["a", "a*", "*", "*b", "a*b", "ab", "a*b*", "*a*", "b", "", "**", "*aa*b"];
+        for (one, other) in texts.iter().flat_map(|one| texts.map(|other| (one, other))) {
+            let common = common_text(one, other);
+            assert_eq!(common.is_some(), meet(one, other), "{one} {other}");
+            if let Some(common) = common {
+                assert!(glob(one, &common) && glob(other, &common), "{one} {other} {common}");
+            }
+        }
+        for (one, other, expected) in [
+            ("/a/*/c", "/a/b*/**", Some("/a/b/c")),
+            ("/a/**", "/*/b", Some("/a/b")),
+            ("/a/**", "/**", Some("/a")),
+            ("/a/{sub}", "/a/s*", Some("/a/sub")),
+            ("/a", "/b", None),
+            ("/a/b", "/a", None),
+        ] {
+            let common = Pattern::new(one).common(&Pattern::new(other), "sub");
+            assert_eq!(common.as_deref(), expected, "{one} {other}");
         }
     }
 

@@ -285,7 +285,7 @@ fn example(way: &Selector) -> Option<Caller> {
         });
         let value = value.or_else(|| Some(values.first()?.replace('*', "x")))?;
         if let Some(name) = plain.strip_prefix("claims.") {
-            put_claim(&mut claims, name, &value);
+            put_claim(&mut claims, name, value.into());
             continue;
         }
         let slot = match plain {
@@ -314,9 +314,9 @@ fn example(way: &Selector) -> Option<Caller> {
 }
 
 /// Puts a claim where its name or its JSON Pointer (RFC 6901) says.
-fn put_claim(claims: &mut Map<String, Value>, name: &str, value: &str) {
+pub(crate) fn put_claim(claims: &mut Map<String, Value>, name: &str, value: Value) {
     let Some(pointer) = name.strip_prefix('/') else {
-        claims.insert(name.to_owned(), value.into());
+        claims.insert(name.to_owned(), value);
         return;
     };
     let mut steps: Vec<String> =
@@ -330,5 +330,5 @@ fn put_claim(claims: &mut Map<String, Value>, name: &str, value: &str) {
             _ => return,
         }
     }
-    place.insert(last, value.into());
+    place.insert(last, value);
 }

@@ -695,3 +695,148 @@ fn completions_and_the_manual_know_every_command() {
     assert!(page.contains("airflow\\-envoy\\-check") && page.contains("deny\\-warnings"), "{page}");
     assert!(out(&run(&["manual"])).contains("Exit codes"));
 }
+
+const CHANGED: &str = "version: 1\nroles:\n  of-science: {any: [{teams: [ds]}]}\ndestinations:\n  orders: {hosts: [orders]}\n\
+    rules:\n  - {id: reads-and-writes, effect: allow, from: {roles: [of-science]}, to: [orders], methods: [GET, POST], paths: ['/v1/**']}\n\
+    \x20 - {id: no-cards, effect: deny, from: {tags: [guest]}, to: ['*'], paths: ['/v1/cards/**']}\n";
+
+#[test]
+fn a_difference_is_told_with_a_call_that_explain_explains() {
+    let folder = Folder::new();
+    folder.file("old/p.yaml", GOOD).file("new.yaml", CHANGED);
+    let output = run_in(&folder.0, &["diff", "old", "new.yaml", "--json"], "");
+    assert_eq!(code(&output), 1, "{}", err(&output));
+    let json: Value = serde_json::from_str(&out(&output)).unwrap();
+    assert_eq!((&json["gains"], &json["losses"]), (&1.into(), &1.into()), "{json:#}");
+    assert_eq!(json["certain"], serde_json::json!({"no_gain": false, "no_loss": false}));
+    for difference in json["differences"].as_array().unwrap() {
+        let is_gain = difference["kind"] == "gain";
+        let (rule, method) = if is_gain { ("reads-and-writes", "POST") } else { ("reads", "GET") };
+        assert_eq!(difference["rule"], rule);
+        assert_eq!(difference["methods"], serde_json::json!([method]));
+        assert_eq!(difference["destinations"], serde_json::json!(["orders"]));
+        // The policy that refuses explains it, as a shell would have it done.
+        let command = difference["explain"].as_str().unwrap();
+        let command = command.replacen("airflow-envoy", env!("CARGO_BIN_EXE_airflow-envoy"), 1);
+        let refused =
+            Command::new("sh").args(["-c", &command]).current_dir(&folder.0).output().unwrap();
+        assert_eq!(code(&refused), 1, "{command}: {}", err(&refused));
+        let (refuses, permits) = if is_gain { ("old", "new.yaml") } else { ("new.yaml", "old") };
+        let command =
+            command.replacen(&format!("explain {refuses}"), &format!("explain {permits}"), 1);
+        let permitted =
+            Command::new("sh").args(["-c", &command]).current_dir(&folder.0).output().unwrap();
+        assert_eq!(code(&permitted), 0, "{command}: {}", out(&permitted));
+        // The witness is a case of a policy test.
+        let mut case = difference["witness"].clone();
+        case["name"] = "the witness".into();
+        case["permit"] = rule.into();
+        let test = serde_json::json!({"cases": [case]}).to_string();
+        folder.file("w_test.json", &test);
+        let tested = run_in(&folder.0, &["test", "w_test.json", "--policy", permits], "");
+        assert_eq!(code(&tested), 0, "{}{}", out(&tested), err(&tested));
+    }
+    let output = run_in(&folder.0, &["diff", "old", "new.yaml", "--format", "markdown"], "");
+    assert!(
+        out(&output).contains("| gain | `reads-and-writes` | roles `of-science` | `orders`: POST"),
+        "{}",
+        out(&output)
+    );
+}
+
+#[test]
+fn other_words_are_no_difference_and_what_is_certain_is_said() {
+    let folder = Folder::new();
+    let renamed = GOOD
+        .replace("id: reads", "intent: To read., id: read-orders")
+        .replace("  ds:", "  science:");
+    let renamed = renamed.replace("roles: [ds]", "roles: [science]");
+    let less = renamed.replace("/v1/**", "/v1/a");
+    folder.file("old.yaml", GOOD).file("same.yaml", &renamed).file("less.yaml", &less);
+    let output = run_in(&folder.0, &["diff", "old.yaml", "same.yaml", "--all"], "");
+    assert_eq!(code(&output), 0);
+    assert_eq!(
+        out(&output),
+        "text: rule `reads` is now rule `read-orders`, and means the same\n\
+         same access: no gain, which is certain; no loss, which is certain\n"
+    );
+    let output = run_in(&folder.0, &["diff", "same.yaml", "less.yaml"], "");
+    assert_eq!(code(&output), 1);
+    assert!(
+        out(&output).contains("different access: no gain, which is certain; 1 loss; "),
+        "{}",
+        out(&output)
+    );
+    let few = run_in(&folder.0, &["diff", "same.yaml", "less.yaml", "--calls", "1"], "");
+    assert!(out(&few).contains("not all was tried: "), "{}", out(&few));
+    assert_eq!(code(&run_in(&folder.0, &["diff", "-", "-"], "")), 2);
+    assert_eq!(code(&run_in(&folder.0, &["diff", "old.yaml", "none.yaml"], "")), 3);
+    let piped = run_in(&folder.0, &["diff", "old.yaml", "-"], &renamed);
+    assert_eq!(code(&piped), 0, "{}", err(&piped));
+}
+
+#[test]
+fn what_is_grantable_otherwise_is_a_difference() {
+    let folder = Folder::new();
+    assert_eq!(code(&run_in(&folder.0, &["keys", "new", "--out", "k.json"], "")), 0);
+    let public = out(&run_in(&folder.0, &["keys", "public", "k.json"], ""));
+    let public: Value = serde_json::from_str(&public).unwrap();
+    let policy = |duration: &str, method: &str| {
+        format!(
+            "{GOOD}grantable:\n  - {{id: writes, from: {{roles: [ds]}}, to: [orders], methods: [{method}], max_duration: {duration}, approvers: [lead]}}\n\
+             approvers:\n  lead: {{keys: {}}}\n",
+            public["keys"]
+        )
+    };
+    folder.file("old.yaml", &policy("1h", "PUT"));
+    for (new, code_is, told) in [
+        (policy("60m", "PUT"), 0, ""),
+        (policy("2h", "PUT"), 1, "grantable: `writes` differs in how long it may last\n"),
+        (policy("1h", "POST"), 1, "grantable: `writes` differs in what it allows, and to whom\n"),
+        (GOOD.to_owned(), 1, "grantable: `writes` is gone\n"),
+    ] {
+        folder.file("new.yaml", &new);
+        let output = run_in(&folder.0, &["diff", "old.yaml", "new.yaml"], "");
+        assert_eq!(code(&output), code_is, "{}{}", out(&output), err(&output));
+        assert!(out(&output).starts_with(told), "{}", out(&output));
+        assert!(
+            out(&output).contains("same access: no gain, which is certain"),
+            "{}",
+            out(&output)
+        );
+    }
+}
+
+#[test]
+fn the_configuration_of_envoy_is_checked_with_places_and_exit_codes() {
+    let output = run(&["config", "check", "envoy.yaml", "--deny-warnings"]);
+    assert_eq!((code(&output), &*out(&output)), (0, "ok: 1 file\n"), "{}", err(&output));
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../envoy.yaml"))
+            .unwrap();
+    let folder = Folder::new();
+    folder.file(
+        "warned.yaml",
+        &text.replace("use_remote_address: true", "use_remote_address: false"),
+    );
+    folder.file("wrong.yaml", &text.replace("\"max_age\": \"15m\"", "\"max_age\": \"15 min\""));
+    folder.file("torn.yaml", "a: [b");
+    assert_eq!(code(&run_in(&folder.0, &["config", "check", "warned.yaml"], "")), 0);
+    assert_eq!(
+        code(&run_in(&folder.0, &["config", "check", "warned.yaml", "--deny-warnings"], "")),
+        1
+    );
+    let output = run_in(&folder.0, &["config", "check", "wrong.yaml", "warned.yaml"], "");
+    assert_eq!(code(&output), 1);
+    let line = text.lines().position(|line| line.contains("\"max_age\": \"15m\"")).unwrap() + 1;
+    assert!(
+        out(&output).contains(&format!("wrong.yaml:{line}:25: error[invalid]: ")),
+        "{}",
+        out(&output)
+    );
+    assert!(out(&output).contains("(policy.max_age)"), "{}", out(&output));
+    let output = run_in(&folder.0, &["config", "check", "torn.yaml", "--format", "sarif"], "");
+    let sarif: Value = serde_json::from_str(&out(&output)).unwrap();
+    assert_eq!((code(&output), &sarif["runs"][0]["results"][0]["ruleId"]), (1, &"syntax".into()));
+    assert_eq!(code(&run_in(&folder.0, &["config", "check", "none.yaml"], "")), 3);
+}

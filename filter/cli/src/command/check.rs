@@ -6,7 +6,7 @@ use airflow_envoy_core::time::{Span, UnixTime};
 use clap::{Args, ValueEnum};
 
 use super::{Exit, Failed, clock, invalid, read_policy, span, time, write};
-use crate::lint::{Given, lint};
+use crate::lint::{Given, Severity, lint};
 use crate::model::Model;
 use crate::output::sarif::sarif;
 use crate::output::{Style, count, findings_json, findings_text, plural};
@@ -93,7 +93,8 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
             }
         },
     };
-    let (errors, warnings) = (count(&findings, true), count(&findings, false));
+    let (errors, warnings) =
+        (count(&findings, Severity::Error), count(&findings, Severity::Warning));
     let format = if options.json { Format::Json } else { options.format };
     let to_file = options.output.as_os_str() != "-";
     let text = match format {

@@ -1,22 +1,25 @@
 //! The commands, one module each, and what they share: options, how inputs are read, exit codes.
 
-mod audit;
 mod approve;
+mod audit;
+mod bundle;
 mod check;
 mod completions;
+mod config;
+mod diff;
 mod explain;
 mod grant;
 mod grants;
-mod keys;
 mod graph;
+mod keys;
 mod print;
 mod query;
 mod recorded;
 mod replay;
+mod report;
 mod request;
 mod revoke;
 mod sign;
-mod report;
 mod test;
 mod verify;
 
@@ -37,8 +40,8 @@ use crate::source::read_file;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all is well
-  1  findings, failed tests, too little coverage, a call or a policy that is refused, or something
-     that is not grantable
+  1  findings, failed tests, too little coverage, a difference, a call or a policy that is refused,
+     or something that is not grantable
   2  wrong usage
   3  an input that cannot be read or is no policy to decide by, or an output that cannot be written";
 
@@ -56,21 +59,24 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Audit(audit::Options),
     Check(check::Options),
     Test(test::Options),
     Explain(Box<explain::Options>),
     Graph(graph::Options),
-    Print(print::Options),
+    Diff(diff::Options),
     Replay(replay::Options),
+    Print(print::Options),
+    Bundle(bundle::Options),
+    Config(config::Options),
     Keys(keys::Options),
     Sign(sign::Options),
     Verify(verify::Options),
+    Request(Box<request::Options>),
+    Approve(Box<approve::Options>),
     Grant(Box<grant::Options>),
     Revoke(revoke::Options),
     Grants(grants::Options),
-    Request(Box<request::Options>),
-    Approve(Box<approve::Options>),
+    Audit(audit::Options),
     Report(report::Options),
     Completions(completions::Options),
     Manual(completions::ManualOptions),
@@ -124,21 +130,24 @@ impl<T: Into<String>> From<T> for Failed {
 pub fn run(cli: Cli) -> Exit {
     let style = Style::choose(cli.color);
     let ended = match cli.command {
-        Command::Audit(options) => audit::run(&options, style),
         Command::Check(options) => check::run(&options, style),
         Command::Test(options) => test::run(&options, style),
         Command::Explain(options) => explain::run(&options, style),
         Command::Graph(options) => graph::run(&options),
-        Command::Print(options) => print::run(&options),
+        Command::Diff(options) => diff::run(&options, style),
         Command::Replay(options) => replay::run(&options, style),
+        Command::Print(options) => print::run(&options),
+        Command::Bundle(options) => bundle::run(&options, style),
+        Command::Config(options) => config::run(&options, style),
         Command::Keys(options) => keys::run(&options, style),
         Command::Sign(options) => sign::run(&options, style),
         Command::Verify(options) => verify::run(&options, style),
+        Command::Request(options) => request::run(&options, style),
+        Command::Approve(options) => approve::run(&options, style),
         Command::Grant(options) => grant::run(&options, style),
         Command::Revoke(options) => revoke::run(&options, style),
         Command::Grants(options) => grants::run(&options, style),
-        Command::Request(options) => request::run(&options, style),
-        Command::Approve(options) => approve::run(&options, style),
+        Command::Audit(options) => audit::run(&options, style),
         Command::Report(options) => report::run(&options, style),
         Command::Completions(options) => Ok(completions::run(&options)),
         Command::Manual(options) => completions::manual(&options),

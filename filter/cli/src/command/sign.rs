@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use airflow_envoy_core::jose::Jws;
 use airflow_envoy_core::json;
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::policy::Policy;
 use clap::Args;
 use serde_json::Value;
 
 use super::{Exit, Failed, read_key, usable_policy, write};
 use crate::output::{Style, complain};
 use crate::signing::{read_document, sign};
+use crate::source::merge::Source;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,41 +35,58 @@ pub struct Options {
     /// The private key: a JWK
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    #[command(flatten)]
+    revision: Revision,
+    /// Where it is written instead of standard output
+    #[arg(long, short, value_name = "FILE", default_value = "-", hide_default_value = true)]
+    output: PathBuf,
+}
+
+/// Which revision a policy gets.
+#[derive(Debug, Args)]
+pub(super) struct Revision {
     /// The revision, instead of the one that the policy names
     #[arg(long, value_name = "NUMBER", conflicts_with = "revision_after")]
     revision: Option<u64>,
     /// The revision is the next after that of this policy, signed or not
     #[arg(long, value_name = "FILE")]
     revision_after: Option<PathBuf>,
-    /// Where it is written instead of standard output
-    #[arg(long, short, value_name = "FILE", default_value = "-", hide_default_value = true)]
-    output: PathBuf,
 }
 
 pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
     let key = read_key(&options.key, &options.policy, style)?;
     let (source, policy, _) = usable_policy(&options.policy, style)?;
-    let mut document = source.node.value();
-    let revision = match (options.revision, &options.revision_after) {
-        (Some(revision), _) => Some(revision),
-        (None, Some(file)) => Some(revision_after(file)?),
-        (None, None) => policy.revision(),
-    };
+    let (document, revision) = revised(&source, &policy, &options.revision)?;
     let revision = revision.ok_or_else(|| {
         Failed::usage(
             "the policy names no `revision`, and a signed one needs it: add one to the policy, or \
              say --revision or --revision-after",
         )
     })?;
-    if let Some(members) = document.as_object_mut() {
-        members.insert("revision".to_owned(), revision.into());
-    }
     let signed = sign(&document, &key)?;
     write(&options.output, &format!("{signed}\n"))?;
     if options.output.as_os_str() != "-" {
         complain(&format!("revision {revision}, signed by {}", key.id()));
     }
     Ok(Exit::Good)
+}
+
+/// The document of a policy with the revision that is asked for, and which that is.
+pub(super) fn revised(
+    source: &Source,
+    policy: &Policy,
+    wanted: &Revision,
+) -> Result<(Value, Option<u64>), Failed> {
+    let revision = match (wanted.revision, &wanted.revision_after) {
+        (Some(revision), _) => Some(revision),
+        (None, Some(file)) => Some(revision_after(file)?),
+        (None, None) => policy.revision(),
+    };
+    let mut document = source.node.value();
+    if let (Some(revision), Some(members)) = (revision, document.as_object_mut()) {
+        members.insert("revision".to_owned(), revision.into());
+    }
+    Ok((document, revision))
 }
 
 /// The revision after that of the policy in a file. Who signed it does not matter: it only says which

@@ -11,7 +11,7 @@ use std::io::{IsTerminal as _, Write as _};
 use clap::ColorChoice;
 use serde_json::{Value, json};
 
-use crate::lint::{Finding, Lint};
+use crate::lint::{Finding, Kind, Lint, Severity};
 
 /// Whether and how text is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,13 +66,14 @@ impl Style {
 }
 
 /// Findings as text: `file:line:column: error[invalid]: …`, and where they were found.
-pub fn findings_text(findings: &[Finding], style: Style) -> String {
+pub fn findings_text<K: Kind>(findings: &[Finding<K>], style: Style) -> String {
     let mut text = String::new();
     for Finding { lint, place, path, message, related } in findings {
-        let severity = if lint.is_error() {
-            style.bad(&format!("error[{}]", lint.name()))
-        } else {
-            style.warn(&format!("warning[{}]", lint.name()))
+        let severity = format!("{}[{}]", lint.severity().name(), lint.name());
+        let severity = match lint.severity() {
+            Severity::Error => style.bad(&severity),
+            Severity::Warning => style.warn(&severity),
+            Severity::Note => style.strong(&severity),
         };
         let place = style.strong(&place.to_string());
         let at = if path.is_empty() { String::new() } else { style.faint(&format!(" ({path})")) };
@@ -86,12 +87,12 @@ pub fn findings_text(findings: &[Finding], style: Style) -> String {
 }
 
 /// Findings for programs.
-pub fn findings_json(findings: &[Finding]) -> Value {
-    let finding = |finding: &Finding| {
+pub fn findings_json<K: Kind>(findings: &[Finding<K>]) -> Value {
+    let finding = |finding: &Finding<K>| {
         let place = &finding.place;
         let mut value = json!({
             "code": finding.lint.name(),
-            "severity": if finding.lint.is_error() { "error" } else { "warning" },
+            "severity": finding.lint.severity().name(),
             "file": &*place.file, "line": place.line, "column": place.column,
             "path": finding.path, "message": finding.message,
         });
@@ -107,13 +108,14 @@ pub fn findings_json(findings: &[Finding]) -> Value {
     };
     json!({
         "findings": findings.iter().map(finding).collect::<Vec<_>>(),
-        "errors": count(findings, true), "warnings": count(findings, false),
+        "errors": count(findings, Severity::Error), "warnings": count(findings, Severity::Warning),
+        "notes": count(findings, Severity::Note),
     })
 }
 
-/// How many findings are errors, or how many are warnings.
-pub fn count(findings: &[Finding], errors: bool) -> usize {
-    findings.iter().filter(|finding| finding.lint.is_error() == errors).count()
+/// How many findings are as bad as this.
+pub fn count<K: Kind>(findings: &[Finding<K>], severity: Severity) -> usize {
+    findings.iter().filter(|finding| finding.lint.severity() == severity).count()
 }
 
 /// "3 rules", "1 rule".

@@ -2,18 +2,18 @@
 
 use serde_json::{Value, json};
 
-use crate::lint::{Finding, Lint};
+use crate::lint::{Finding, Kind};
 use crate::source::Place;
 
 /// The log of one run.
-pub fn sarif(findings: &[Finding]) -> Value {
-    let rules: Vec<Value> = Lint::ALL
-        .into_iter()
+pub fn sarif<K: Kind>(findings: &[Finding<K>]) -> Value {
+    let rules: Vec<Value> = K::KINDS
+        .iter()
         .map(|lint| {
             json!({
                 "id": lint.name(),
                 "shortDescription": {"text": lint.meaning()},
-                "defaultConfiguration": {"level": level(lint)},
+                "defaultConfiguration": {"level": lint.severity().name()},
             })
         })
         .collect();
@@ -22,8 +22,8 @@ pub fn sarif(findings: &[Finding]) -> Value {
         .map(|finding| {
             let mut result = json!({
                 "ruleId": finding.lint.name(),
-                "ruleIndex": Lint::ALL.iter().position(|lint| *lint == finding.lint),
-                "level": level(finding.lint),
+                "ruleIndex": K::KINDS.iter().position(|lint| *lint == finding.lint),
+                "level": finding.lint.severity().name(),
                 "message": {"text": sentence(finding)},
                 "locations": [{"physicalLocation": physical(&finding.place)}],
             });
@@ -50,11 +50,7 @@ pub fn sarif(findings: &[Finding]) -> Value {
     })
 }
 
-fn level(lint: Lint) -> &'static str {
-    if lint.is_error() { "error" } else { "warning" }
-}
-
-fn sentence(finding: &Finding) -> String {
+fn sentence<K>(finding: &Finding<K>) -> String {
     match finding.path.as_str() {
         "" => finding.message.clone(),
         path => format!("{path}: {}", finding.message),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use airflow_envoy_core::limits::Limits;
 
-use super::{Node, Place, Unreadable, json, yaml};
+use super::{Aliases, Node, Place, Unreadable, json, yaml};
 
 /// What a name leads to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,6 +131,24 @@ impl std::fmt::Display for ReadError {
 /// # Errors
 /// Why not.
 pub fn read_file(found: &Found) -> Result<Node, ReadError> {
+    let bytes = bytes(found)?;
+    read_bytes(&found.name(), &bytes).map_err(ReadError::Text)
+}
+
+/// Reads Envoy's configuration from a file or standard input: its text, and the document in it, which may
+/// have aliases.
+///
+/// # Errors
+/// Why not.
+pub fn read_envoy(found: &Found) -> Result<(String, Node), ReadError> {
+    let bytes = bytes(found)?;
+    let name = found.name();
+    let text = text(&name, &bytes).map_err(ReadError::Text)?;
+    let node = document(&name, text, Aliases::Followed).map_err(ReadError::Text)?;
+    Ok((text.to_owned(), node))
+}
+
+fn bytes(found: &Found) -> Result<Vec<u8>, ReadError> {
     let name = found.name();
     let bytes = match found {
         Found::StandardInput => {
@@ -140,8 +158,7 @@ pub fn read_file(found: &Found) -> Result<Node, ReadError> {
         }
         Found::File(path) => fs::read(path),
     };
-    let bytes = bytes.map_err(|error| ReadError::File(format!("{name}: {error}")))?;
-    read_bytes(&name, &bytes).map_err(ReadError::Text)
+    bytes.map_err(|error| ReadError::File(format!("{name}: {error}")))
 }
 
 /// Reads the document in `bytes`: JSON if the name ends so, YAML if it ends so, and otherwise by its
@@ -150,22 +167,27 @@ pub fn read_file(found: &Found) -> Result<Node, ReadError> {
 /// # Errors
 /// The first thing that is wrong with it.
 pub fn read_bytes(name: &str, bytes: &[u8]) -> Result<Node, Unreadable> {
+    document(name, text(name, bytes)?, Aliases::Refused)
+}
+
+fn document(name: &str, text: &str, aliases: Aliases) -> Result<Node, Unreadable> {
+    let is_yaml = name.ends_with(".yaml") || name.ends_with(".yml");
+    let is_json = name.ends_with(".json") || !is_yaml && text.trim_start().starts_with(['{', '[']);
+    if is_json { json::read(name, text) } else { yaml::read(name, text, aliases) }
+}
+
+/// What is in a file, as text.
+fn text<'b>(name: &str, bytes: &'b [u8]) -> Result<&'b str, Unreadable> {
     let fault = |problem: String| Err(Unreadable { place: Place::file(name), problem });
     let most = Limits::DEFAULT.policy_bytes;
     if bytes.len() > most {
         return fault(format!("is larger than {most} bytes"));
     }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => {
-            let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
-            let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-            let place = Place { file: name.into(), line, column: 0 };
-            return Err(Unreadable { place, problem: "is not UTF-8".to_owned() });
-        }
-    };
-    let is_yaml = name.ends_with(".yaml") || name.ends_with(".yml");
-    let is_json = name.ends_with(".json") || !is_yaml && text.trim_start().starts_with(['{', '[']);
-    if is_json { json::read(name, text) } else { yaml::read(name, text) }
+    std::str::from_utf8(bytes).map_err(|error| {
+        let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let place = Place { file: name.into(), line, column: 0 };
+        Unreadable { place, problem: "is not UTF-8".to_owned() }
+    })
 }

@@ -16,6 +16,7 @@ use airflow_envoy_core::quote::quote;
 use serde_json::{Map, Number, Value};
 
 pub use self::load::{Found, read_file};
+use self::yaml::Aliases;
 
 /// Nesting of a document, as the core allows it.
 const MOST_DEPTH: usize = 32;
@@ -244,7 +245,7 @@ mod tests {
     use super::*;
 
     fn yaml(text: &str) -> Node {
-        yaml::read("p.yaml", text).unwrap()
+        yaml::read("p.yaml", text, yaml::Aliases::Refused).unwrap()
     }
 
     #[test]

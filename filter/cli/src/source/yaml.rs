@@ -1,7 +1,8 @@
 //! YAML 1.2 with places, as far as it says no more than JSON can.
 //!
 //! Anchors, aliases, merge keys and tags are refused: a policy says what it means where it is read, and
-//! what cannot be referred to cannot be blown up either. So are numbers that JSON does not have.
+//! what cannot be referred to cannot be blown up either. So are numbers that JSON does not have. Only in
+//! Envoy's configuration, where they are common, aliases are followed, as far as they do not blow it up.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -13,10 +14,30 @@ use serde_json::Number;
 
 use super::{Content, MOST_DEPTH, MOST_VALUES, Member, Node, Place, Unreadable};
 
+/// Values of a document with aliases, each counted wherever it is referred to.
+const MOST_ALIASED: usize = 1_000_000;
+
+/// What is done with aliases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aliases {
+    /// They are a fault.
+    Refused,
+    /// They stand for what they refer to.
+    Followed,
+}
+
 /// Reads a YAML document.
-pub(super) fn read(file: &str, text: &str) -> Result<Node, Unreadable> {
+pub(super) fn read(file: &str, text: &str, aliases: Aliases) -> Result<Node, Unreadable> {
     let file: Rc<str> = file.into();
-    let mut builder = Builder { file, open: Vec::new(), root: None, values: 0, documents: 0 };
+    let mut builder = Builder {
+        file,
+        aliases,
+        anchors: HashMap::new(),
+        open: Vec::new(),
+        root: None,
+        values: 0,
+        documents: 0,
+    };
     let mut options = Options::default();
     options.set_emit_comments(false);
     options.flow_nesting_limit = MOST_DEPTH + 1;
@@ -47,7 +68,11 @@ pub(super) fn read(file: &str, text: &str) -> Result<Node, Unreadable> {
 
 struct Builder {
     file: Rc<str>,
-    open: Vec<Open>,
+    aliases: Aliases,
+    /// What has an anchor and is complete.
+    anchors: HashMap<usize, Node>,
+    /// What is not complete, and its anchor.
+    open: Vec<(Open, Option<usize>)>,
     root: Option<Node>,
     values: usize,
     documents: usize,
@@ -80,7 +105,8 @@ impl Builder {
 
     fn take(&mut self, event: Event<'_>, start: &Marker) -> Result<(), Unreadable> {
         let place = self.place(start);
-        if event.anchor_id().is_some() || event.is_alias() {
+        let anchor = event.anchor_id();
+        if self.aliases == Aliases::Refused && (anchor.is_some() || event.is_alias()) {
             let problem =
                 "anchors and aliases are not allowed: write it out, or give it a name of its own";
             return Self::fault(place, problem);
@@ -97,7 +123,7 @@ impl Builder {
                 }
             }
             Event::Scalar(text, style, ..) => {
-                if let Some(Open::Map { name: name @ None, seen, members, .. }) =
+                if let Some((Open::Map { name: name @ None, seen, members, .. }, _)) =
                     self.open.last_mut()
                 {
                     let text = text.into_owned();
@@ -118,19 +144,39 @@ impl Builder {
                     }
                     _ => Content::Text(text.into_owned()),
                 };
-                self.add(Node { place, content })?;
+                self.finish(Node { place, content }, anchor)?;
             }
-            Event::SequenceStart(..) => self.begin(Open::List(place, Vec::new()))?,
+            Event::Alias(id) => {
+                if let Some((Open::Map { name: None, .. }, _)) = self.open.last() {
+                    return Self::fault(place, "an alias cannot be a member's name");
+                }
+                let Some(node) = self.anchors.get(&id).cloned() else {
+                    return Self::fault(place, "the alias refers to what it stands in");
+                };
+                let (values, depth) = extent(&node);
+                if self.open.len() + depth > MOST_DEPTH {
+                    return Self::fault(place, format!("is nested deeper than {MOST_DEPTH}"));
+                }
+                self.values = self.values.saturating_add(values);
+                if self.values > MOST_ALIASED {
+                    return Self::fault(place, format!("has more than {MOST_ALIASED} values"));
+                }
+                self.add(node)?;
+            }
+            Event::UnresolvedAlias(name) => {
+                return Self::fault(place, format!("there is no anchor {}", quote(&name)));
+            }
+            Event::SequenceStart(..) => self.begin(Open::List(place, Vec::new()), anchor)?,
             Event::MappingStart(..) => {
                 let (members, seen) = (Vec::new(), HashMap::new());
-                self.begin(Open::Map { place, members, seen, name: None })?;
+                self.begin(Open::Map { place, members, seen, name: None }, anchor)?;
             }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open::List(place, elements)) => {
-                    self.add(Node { place, content: Content::List(elements) })?;
+                Some((Open::List(place, elements), anchor)) => {
+                    self.finish(Node { place, content: Content::List(elements) }, anchor)?;
                 }
-                Some(Open::Map { place, members, .. }) => {
-                    self.add(Node { place, content: Content::Map(members) })?;
+                Some((Open::Map { place, members, .. }, anchor)) => {
+                    self.finish(Node { place, content: Content::Map(members) }, anchor)?;
                 }
                 None => {}
             },
@@ -139,15 +185,22 @@ impl Builder {
         Ok(())
     }
 
-    fn begin(&mut self, open: Open) -> Result<(), Unreadable> {
+    fn finish(&mut self, node: Node, anchor: Option<usize>) -> Result<(), Unreadable> {
+        if let Some(anchor) = anchor {
+            self.anchors.insert(anchor, node.clone());
+        }
+        self.add(node)
+    }
+
+    fn begin(&mut self, open: Open, anchor: Option<usize>) -> Result<(), Unreadable> {
         let (Open::List(place, _) | Open::Map { place, .. }) = &open;
-        if let Some(Open::Map { name: None, .. }) = self.open.last() {
+        if let Some((Open::Map { name: None, .. }, _)) = self.open.last() {
             return Self::fault(place.clone(), "a list or a map cannot be a member's name");
         }
         if self.open.len() >= MOST_DEPTH {
             return Self::fault(place.clone(), format!("is nested deeper than {MOST_DEPTH}"));
         }
-        self.open.push(open);
+        self.open.push((open, anchor));
         Ok(())
     }
 
@@ -158,8 +211,8 @@ impl Builder {
         }
         match self.open.last_mut() {
             None => self.root = Some(node),
-            Some(Open::List(_, elements)) => elements.push(node),
-            Some(Open::Map { members, seen, name, .. }) => {
+            Some((Open::List(_, elements), _)) => elements.push(node),
+            Some((Open::Map { members, seen, name, .. }, _)) => {
                 if let Some((name, place)) = name.take() {
                     seen.insert(name.clone(), members.len());
                     members.push(Member { name, place, value: node });
@@ -168,6 +221,19 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// How many values a node has, itself among them, and how deep it is.
+fn extent(node: &Node) -> (usize, usize) {
+    let children = node.members().iter().map(|member| &member.value).chain(node.elements());
+    let (mut values, mut depth) = (1_usize, 0);
+    for child in children {
+        let (own, deep) = extent(child);
+        values = values.saturating_add(own);
+        depth = depth.max(deep);
+    }
+    let is_open = matches!(node.content, Content::List(_) | Content::Map(_));
+    (values, depth + usize::from(is_open))
 }
 
 /// What a plain scalar is in the core schema (YAML 1.2.2 §10.3.2).
@@ -227,6 +293,10 @@ mod tests {
 
     use super::*;
 
+    fn read(file: &str, text: &str) -> Result<Node, Unreadable> {
+        super::read(file, text, Aliases::Refused)
+    }
+
     fn told(text: &str) -> String {
         read("p.yaml", text).map(|node| node.value().to_string()).unwrap_err().to_string()
     }
@@ -243,6 +313,35 @@ mod tests {
                 "1": "one",
             })
         );
+    }
+
+    #[test]
+    fn aliases_are_followed_where_that_is_asked_for() {
+        let read = |text: &str| {
+            let read = super::read("e.yaml", text, Aliases::Followed);
+            read.map(|node| node.value()).map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            read("a: &x {b: [&y 1, *y]}\nc: *x\n"),
+            Ok(json!({"a": {"b": [1, 1]}, "c": {"b": [1, 1]}}))
+        );
+        for (text, expected) in [
+            ("a: *x\n", "e.yaml:1:4: there is no anchor `x`"),
+            ("a: &x [*x]\n", "e.yaml:1:8: the alias refers to what it stands in"),
+            ("a: &x b\n*x : c\n", "e.yaml:2:1: an alias cannot be a member's name"),
+        ] {
+            assert_eq!(read(text), Err(expected.to_owned()));
+        }
+        let (mut wide, mut deep) = ("a0: &a0 [x]\n".to_owned(), "a0: &a0 [x]\n".to_owned());
+        for level in 1..30 {
+            let below = level - 1;
+            wide.push_str(&format!("a{level}: &a{level} [*a{below}, *a{below}]\n"));
+        }
+        for level in 1..2_000 {
+            deep.push_str(&format!("a{level}: &a{level} [*a{}]\n", level - 1));
+        }
+        assert!(read(&wide).unwrap_err().contains("has more than"), "{:?}", read(&wide));
+        assert!(read(&deep).unwrap_err().contains("nested deeper than"));
     }
 
     #[test]

@@ -87,3 +87,39 @@ fn what_is_no_policy_is_not_signed() {
     let ended = folder.run("sign policy.yaml --key public.json --revision 1").with(3);
     assert_eq!(ended.err, "airflow-envoy: public.json: is not a JWK: not an object\n");
 }
+
+#[test]
+fn a_bundle_is_the_same_however_the_policy_is_cut() {
+    let folder = folder();
+    let rules = [
+        "  - {id: b, effect: allow, to: [orders], methods: [GET]}\n",
+        "  - {id: a, effect: deny, to: [orders], paths: [/x]}\n",
+    ];
+    let head = "version: 1\ndestinations:\n  orders: {hosts: [orders]}\nrules:\n";
+    folder.file("one.yaml", &format!("{head}{}{}", rules[0], rules[1]));
+    folder.file("two.yaml", &format!("# the other way round\n{head}{}", rules[1]));
+    folder.file("three.yaml", &format!("version: 1\nrules:\n{}", rules[0]));
+    let whole = folder.run("bundle one.yaml").with(0).out;
+    assert_eq!(folder.run("bundle two.yaml three.yaml").with(0).out, whole);
+    folder.file("served.json", &whole);
+    assert_eq!(folder.run("bundle served.json").with(0).out, whole);
+    folder.run("check served.json").with(0);
+    assert_eq!(folder.run("diff one.yaml served.json").with(0).err, "");
+
+    let told = folder.run("bundle one.yaml --revision 7 --out b.json").with(0).err;
+    let digest = std::process::Command::new("sha256sum").arg(folder.0.join("b.json")).output();
+    let digest = String::from_utf8(digest.unwrap().stdout).unwrap();
+    let digest = digest.split_whitespace().next().unwrap();
+    assert_eq!(told, format!("revision 7, 2 rules, digest {digest}\n"));
+}
+
+#[test]
+fn a_bundle_with_a_key_is_a_signed_policy() {
+    let folder = folder();
+    folder.run("bundle policy.yaml --key k.json").with(3);
+    folder.run("bundle policy.yaml --key k.json --revision 7 --output p.jws").with(0);
+    let verified = folder.run("verify p.jws --keys keys.json --json").with(0).json();
+    assert_eq!((&verified["revision"], &verified["rules"]), (&7.into(), &1.into()));
+    folder.run("bundle policy.yaml --key k.json --revision-after p.jws -o q.jws").with(0);
+    folder.run("verify q.jws --keys keys.json --after p.jws").with(0);
+}

@@ -1,0 +1,335 @@
+//! What `config check` says of the repository's own bootstraps, and of each way to spoil one.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    reason = "a test may panic"
+)]
+
+use std::collections::BTreeSet;
+
+use airflow_envoy_cli::envoy::{Setting, check};
+use airflow_envoy_cli::lint::{Finding, Kind};
+use airflow_envoy_cli::source::Found;
+use airflow_envoy_cli::source::load::read_envoy;
+
+const ENVOY: &str = include_str!("../../../envoy.yaml");
+const AIRFLOW_API: &str = include_str!("../../../envoy-airflow-api.yaml");
+
+fn checked(text: &str) -> Vec<Finding<Setting>> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("envoy-{}-{number}.yaml", std::process::id());
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, text).unwrap();
+    let read = read_envoy(&Found::File(path.clone()));
+    std::fs::remove_file(path).unwrap();
+    let (source, document) = read.unwrap();
+    check(&source, &document)
+}
+
+/// The configuration as JSON on one line, where no place within is known.
+fn as_one_line(text: &str) -> String {
+    let (before, block) = text.split_once("value: |\n").unwrap();
+    let indent = block.len() - block.trim_start().len();
+    let is_block = |line: &&str| line.len() - line.trim_start().len() >= indent;
+    let count: usize = block.lines().take_while(is_block).map(|line| line.len() + 1).sum();
+    let inner: serde_json::Value = serde_json::from_str(&block[..count]).unwrap();
+    format!("{before}value: {}\n{}", serde_json::Value::from(inner.to_string()), &block[count..])
+}
+
+#[test]
+fn the_repository_s_own_bootstraps_are_clean() {
+    assert_eq!(checked(ENVOY), []);
+    assert_eq!(checked(&as_one_line(ENVOY)), []);
+    let findings = checked(AIRFLOW_API);
+    assert!(
+        findings.iter().all(|finding| finding.lint == Setting::FilterOffForRoute),
+        "{findings:?}"
+    );
+    // Health twice, the version, logging in, and the pages of the UI.
+    assert_eq!(findings.len(), 5);
+}
+
+/// What is replaced by what, the finding, and what stands on its line.
+const SPOILT: &[(&str, &str, Setting, &str)] = &[
+    ("failure_policy: FAIL_RELOAD", "failure_policy: FAIL_OPEN", Setting::FailsOpen, "FAIL_OPEN"),
+    (
+        "failure_policy: FAIL_RELOAD",
+        "failure_policy: FAIL_CLOSED",
+        Setting::NoReload,
+        "FAIL_CLOSED",
+    ),
+    (
+        "failure_policy: FAIL_RELOAD",
+        "fail_open: { value: true }\n                failure_policy: FAIL_RELOAD",
+        Setting::FailsOpen,
+        "fail_open",
+    ),
+    (
+        "failure_policy: FAIL_RELOAD",
+        "failure_policy: FAIL_RELOAD\n                allow_on_headers_stop_iteration: true",
+        Setting::StopsHeadersOnly,
+        "allow_on_headers",
+    ),
+    ("normalize_path: true", "normalize_path: false", Setting::PathNotNormalised, "normalize_path"),
+    ("          merge_slashes: true\n", "", Setting::PathNotNormalised, "\"@type\""),
+    (
+        "_action: REJECT_REQUEST\n          # The scheme",
+        "_action: UNESCAPE_AND_FORWARD\n          # The scheme",
+        Setting::PathNotNormalised,
+        "UNESCAPE",
+    ),
+    (
+        "headers_with_underscores_action: REJECT_REQUEST",
+        "headers_with_underscores_action: ALLOW",
+        Setting::UnderscoreHeaders,
+        "ALLOW",
+    ),
+    (
+        "scheme_to_overwrite: http",
+        "scheme_to_overwrite: https",
+        Setting::SchemeOfCaller,
+        "scheme_header_transformation",
+    ),
+    (
+        "use_remote_address: true",
+        "use_remote_address: false",
+        Setting::AddressOfCaller,
+        "use_remote_address",
+    ),
+    (
+        "use_remote_address: true",
+        "use_remote_address: true\n          forward_client_cert_details: FORWARD_ONLY",
+        Setting::CertificateOfCaller,
+        "FORWARD_ONLY",
+    ),
+    (
+        "use_remote_address: true",
+        "use_remote_address: true\n          upgrade_configs: [{ upgrade_type: CONNECT }]",
+        Setting::Tunnels,
+        "CONNECT",
+    ),
+    (
+        "use_remote_address: true",
+        "use_remote_address: true\n          upgrade_configs: [{ upgrade_type: websocket, filters: [] }]",
+        Setting::FilterOff,
+        "websocket",
+    ),
+    (
+        "          - name: airflow-envoy\n            typed_config",
+        "          - name: airflow-envoy\n            disabled: true\n            typed_config",
+        Setting::FilterOff,
+        "disabled: true",
+    ),
+    (
+        "          - name: airflow-envoy\n            typed_config",
+        "          - name: cache\n            typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.http.cache.v3.CacheConfig }\n          - name: airflow-envoy\n            typed_config",
+        Setting::FilterOrder,
+        "name: cache",
+    ),
+    (
+        "          - name: airflow-envoy\n            typed_config",
+        "          - name: r\n            typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }\n          - name: airflow-envoy\n            typed_config",
+        Setting::FilterOrder,
+        "name: r",
+    ),
+    (
+        "          - name: envoy.filters.http.router",
+        "          - name: lua\n            typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua }\n          - name: envoy.filters.http.router",
+        Setting::ChangedAfterwards,
+        "name: lua",
+    ),
+    ("runtime: envoy.wasm.runtime.v8", "runtime: envoy.wasm.runtime.wamr", Setting::Vm, "wamr"),
+    ("vm_id: airflow-envoy", "vm_id: ''", Setting::Vm, "vm_config"),
+    (
+        "code: { local: { filename: target/wasm32-wasip1/release/airflow_envoy.wasm } }",
+        "code: { remote: { http_uri: { uri: http://w/airflow_envoy.wasm, cluster: idp, timeout: 1s } } }",
+        Setting::CodeNotPinned,
+        "remote:",
+    ),
+    (
+        "google.protobuf.StringValue",
+        "google.protobuf.BytesValue",
+        Setting::NotJson,
+        "configuration:",
+    ),
+    (
+        "\"audiences\": [\"airflow-egress\"],\n                          \"algorithms\": [\"RS256\"",
+        "\"audience\": [\"airflow-egress\"],\n                          \"algorithms\": [\"RS256\"",
+        Setting::Invalid,
+        "\"audience\":",
+    ),
+    (
+        "\"clock_skew\": \"30s\",\n                          \"jwks\"",
+        "\"clock_skew\": \"30 s\",\n                          \"jwks\"",
+        Setting::Invalid,
+        "30 s",
+    ),
+    ("\"token\": \"required\",", "\"token\": \"required\"", Setting::Invalid, "\"airflow\": {"),
+    (
+        "\"token\": \"required\",",
+        "\"token\": \"required\", \"mode\": \"shadow\",",
+        Setting::ShadowMode,
+        "shadow",
+    ),
+    (
+        "\"http\": { \"cluster\": \"policy\", \"uri\": \"https://policy.internal/policy.json\", \"poll\": \"1s\", \"timeout\": \"2s\" }",
+        "\"consul_kv\": { \"cluster\": \"consul\", \"key\": \"a/policy\", \"token_env\": \"CONSUL_TOKEN\" }",
+        Setting::VariableMissing,
+        "token_env",
+    ),
+    (
+        "\"cluster\": \"idp\", \"uri\"",
+        "\"cluster\": \"ipd\", \"uri\"",
+        Setting::ClusterUnknown,
+        "ipd",
+    ),
+    ("        sni: policy.internal\n", "", Setting::ClusterNotVerified, "transport_socket"),
+    (
+        "            match_typed_subject_alt_names: [{ san_type: DNS, matcher: { exact: policy.internal } }]\n",
+        "",
+        Setting::ClusterNotVerified,
+        "transport_socket",
+    ),
+    (
+        "          validation_context:\n            trusted_ca: { filename: /etc/ssl/certs/ca-certificates.crt }\n            match_typed_subject_alt_names: [{ san_type: DNS, matcher: { exact: policy.internal } }]",
+        "          alpn_protocols: [h2]",
+        Setting::ClusterNotVerified,
+        "transport_socket",
+    ),
+    (
+        "  - name: policy\n    type: STRICT_DNS\n    connect_timeout: 1s\n",
+        "  - name: policy\n    type: STRICT_DNS\n",
+        Setting::ConnectTimeout,
+        "name: policy",
+    ),
+    (
+        "\"uri\": \"https://policy.internal/policy.json\"",
+        "\"uri\": \"https://policy.internal/policy.json\", \"cluster\": \"consul\"",
+        Setting::Invalid,
+        "cluster",
+    ),
+    (
+        "address: 127.0.0.1, port_value: 10000",
+        "address: 0.0.0.0, port_value: 10000",
+        Setting::Plain,
+        "0.0.0.0",
+    ),
+    (
+        "address: 127.0.0.1, port_value: 9901",
+        "address: 0.0.0.0, port_value: 9901",
+        Setting::AdminOpen,
+        "9901",
+    ),
+    (
+        "  allow_paths: [{ exact: /ready }, { prefix: /stats }, { prefix: /clusters }, { prefix: /listeners }]\n",
+        "",
+        Setting::AdminOpen,
+        "admin:",
+    ),
+    (
+        "domains: [orders.internal, \"orders.internal:*\"]",
+        "domains: [\"*\"]",
+        Setting::CatchAll,
+        "\"*\"",
+    ),
+    (
+        "                route:\n                  cluster: partner",
+        "                route:\n                  cluster_header: x-cluster",
+        Setting::ClusterOfCaller,
+        "cluster_header",
+    ),
+    (
+        "            - name: orders\n",
+        "            - name: orders\n              typed_per_filter_config: { airflow-envoy: { \"@type\": type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true } }\n",
+        Setting::FilterOff,
+        "typed_per_filter_config",
+    ),
+    (
+        "              - match: { prefix: / }\n                route:\n                  cluster: partner",
+        "              - match: { prefix: / }\n                typed_per_filter_config: { airflow-envoy: { disabled: true } }\n                route:\n                  cluster: partner",
+        Setting::FilterOff,
+        "typed_per_filter_config",
+    ),
+    (
+        "          route_config:\n            name: destinations\n",
+        "          rds: { route_config_name: destinations }\n          unused:\n",
+        Setting::NotInFile,
+        "rds",
+    ),
+    ("root_id: airflow_envoy\n", "root_id: other\n", Setting::NoFilter, ""),
+    (
+        "    - filters:\n      - name: envoy.filters.network.http_connection_manager",
+        "    - transport_socket:\n        name: tls\n        typed_config:\n          \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n          require_client_certificate: true\n          disable_stateful_session_resumption: true\n      filters:\n      - name: envoy.filters.network.http_connection_manager",
+        Setting::SessionResumption,
+        "DownstreamTlsContext",
+    ),
+];
+
+#[test]
+fn each_way_to_spoil_a_bootstrap_is_told_where_it_is() {
+    let mut seen = BTreeSet::new();
+    for (from, to, expected, on_line) in SPOILT {
+        assert_eq!(ENVOY.matches(from).count(), 1, "{from}");
+        let mut text = ENVOY.replace(from, to);
+        if *expected == Setting::NoFilter {
+            text = text.replace("name: airflow-envoy\n", "name: x\n");
+            text = text.replace("/airflow_envoy.wasm", "/other.wasm");
+        }
+        let findings = checked(&text);
+        let is_it = |finding: &&Finding<Setting>| {
+            let line = text.lines().nth(finding.place.line - 1).unwrap();
+            finding.lint == *expected && line.contains(on_line)
+        };
+        assert!(findings.iter().any(|one| is_it(&one)), "{from} → {to}: {findings:?}");
+        seen.insert(*expected);
+        let others: Vec<_> = findings.iter().filter(|finding| finding.lint != *expected).collect();
+        // What a change brings with it.
+        let brought: &[Setting] = match *expected {
+            Setting::SessionResumption => &[Setting::SchemeOfCaller],
+            Setting::VariableMissing | Setting::Invalid => &[Setting::Invalid],
+            _ => &[],
+        };
+        assert!(others.iter().all(|finding| brought.contains(&finding.lint)), "{to}: {others:?}");
+    }
+    let quiet = [Setting::Syntax, Setting::FilterOffForRoute];
+    for kind in Setting::KINDS.iter().filter(|kind| !quiet.contains(kind)) {
+        assert!(seen.contains(kind), "no bootstrap is spoilt by {}", kind.name());
+    }
+}
+
+#[test]
+fn a_plain_https_cluster_and_a_struct_are_told_too() {
+    let (before, rest) = ENVOY.split_once("    transport_socket:\n      name: envoy.transport_sockets.tls\n      typed_config:\n        \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext\n        sni: idp.internal").unwrap();
+    let after = rest.split_once("exact: idp.internal } }]\n").unwrap().1;
+    let findings = checked(&format!("{before}{after}"));
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert!(findings[0].message.contains("speaks no TLS"), "{findings:?}");
+
+    let text = ENVOY.replace("google.protobuf.StringValue", "google.protobuf.Struct");
+    let text = text
+        .replace("value: |\n", "value:\n")
+        .replace("\"max_age\": \"15m\"", "\"max_age\": \"1s\"");
+    let kinds: Vec<Setting> = checked(&text).iter().map(|finding| finding.lint).collect();
+    assert!(kinds.contains(&Setting::NotJson) && kinds.contains(&Setting::Invalid), "{kinds:?}");
+}
+
+#[test]
+fn a_variable_that_is_handed_over_is_not_missing() {
+    let old = "\"http\": { \"cluster\": \"policy\", \"uri\": \"https://policy.internal/policy.json\", \"poll\": \"1s\", \"timeout\": \"2s\" }";
+    let new = "\"consul_kv\": { \"cluster\": \"consul\", \"key\": \"a/policy\", \"token_env\": \"CONSUL_TOKEN\" }";
+    let text = ENVOY.replace(old, new);
+    for variables in ["{ host_env_keys: [CONSUL_TOKEN] }", "{ key_values: { CONSUL_TOKEN: abc } }"]
+    {
+        let with =
+            format!("vm_id: airflow-envoy\n                  environment_variables: {variables}");
+        assert_eq!(checked(&text.replace("vm_id: airflow-envoy", &with)), [], "{variables}");
+    }
+    let with = "vm_id: airflow-envoy\n                  environment_variables: { key_values: { CONSUL_TOKEN: 'a b' } }";
+    let findings = checked(&text.replace("vm_id: airflow-envoy", with));
+    assert_eq!((findings.len(), findings[0].lint), (1, Setting::Invalid), "{findings:?}");
+    assert!(!findings[0].message.contains("a b"), "{findings:?}");
+}
