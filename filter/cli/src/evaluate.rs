@@ -11,10 +11,10 @@ use airflow_envoy_core::document::suggestion;
 use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::gate;
 use airflow_envoy_core::identity::TaskIdentity;
-use airflow_envoy_core::jose::Algorithm;
+use airflow_envoy_core::jose::{Algorithm, RustCrypto};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::explain::Inquiry;
-use airflow_envoy_core::policy::{Outcome, Policy, PolicySet, ShadowVerdict};
+use airflow_envoy_core::policy::{GrantDocument, Outcome, Policy, PolicySet, ShadowVerdict, Unfit};
 use airflow_envoy_core::quote::quote;
 use airflow_envoy_core::reject::{Credential, Reject};
 use airflow_envoy_core::time::UnixTime;
@@ -279,6 +279,8 @@ fn verified(
 pub struct Answer {
     /// The rule that permits, or the refusal.
     pub outcome: Result<String, Reject>,
+    /// The temporary grant without which no rule would have permitted it.
+    pub grant: Option<String>,
     /// The destination, if there is one.
     pub destination: Option<String>,
     /// Shadow rules that would have changed it.
@@ -299,7 +301,13 @@ impl Answer {
 impl std::fmt::Display for Answer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.outcome {
-            Ok(rule) => write!(formatter, "permit by rule {}", quote(rule)),
+            Ok(rule) => {
+                write!(formatter, "permit by rule {}", quote(rule))?;
+                match &self.grant {
+                    Some(grant) => write!(formatter, ", granted by {}", quote(grant)),
+                    None => Ok(()),
+                }
+            }
             Err(reject) => {
                 write!(formatter, "reject {}", reject.code)?;
                 if let Some(rule) = &reject.rule {
@@ -329,6 +337,13 @@ impl Evaluator {
         Self { policy, set }
     }
 
+    /// The same with those of these grants that an approver of the policy signed, as they are at `now`, and
+    /// why others are left out.
+    pub fn with_grants(&self, grants: &GrantDocument, now: UnixTime) -> (Self, Vec<Unfit>) {
+        let (set, unfit) = self.set.with_grants(grants, now, &Limits::DEFAULT, &RustCrypto);
+        (Self { policy: Rc::clone(&self.policy), set }, unfit)
+    }
+
     /// The policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
@@ -339,17 +354,24 @@ impl Evaluator {
         let call = match request.call() {
             Ok(call) => call,
             Err(reject) => {
-                return Answer { outcome: Err(reject), destination: None, shadow: Vec::new() };
+                return Answer {
+                    outcome: Err(reject),
+                    grant: None,
+                    destination: None,
+                    shadow: Vec::new(),
+                };
             }
         };
         let standing = self.set.standing(caller, None);
         let decision = self.set.decide(caller, &standing, &call, now, &Limits::DEFAULT);
-        let outcome = match decision.outcome {
-            Outcome::Permit { rule, .. } => Ok(rule.to_string()),
-            Outcome::Refuse(reject) => Err(reject),
+        let (outcome, grant) = match decision.outcome {
+            Outcome::Permit { rule, grant } => {
+                (Ok(rule.to_string()), grant.map(|grant| grant.to_string()))
+            }
+            Outcome::Refuse(reject) => (Err(reject), None),
         };
         let destination = decision.destination.map(|name| name.to_string());
-        Answer { outcome, destination, shadow: decision.shadow }
+        Answer { outcome, grant, destination, shadow: decision.shadow }
     }
 
     /// Puts the request to every rule; `None` if it cannot be read.

@@ -9,7 +9,7 @@ use airflow_envoy_core::arrival::{Arrival, DecisionId, Request as Arrived, Strea
 use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::policy::Policy;
+use airflow_envoy_core::policy::{GrantDocument, Policy};
 use airflow_envoy_core::reject::{Code, Reject};
 use airflow_envoy_core::time::UnixTime;
 use base64::Engine as _;
@@ -87,7 +87,7 @@ fn issuer(issuers: &Value, claims: &Map<String, Value>) -> String {
 
 #[test]
 fn the_tools_decide_every_case_as_the_filter_does() {
-    let (mut compared, mut tunnels, mut subjects) = (0, 0, 0);
+    let (mut compared, mut tunnels, mut subjects, mut granted) = (0, 0, 0, 0);
     let mut seen = std::collections::BTreeMap::<String, usize>::new();
     for case in airflow_envoy_corpus::cases().unwrap() {
         let exchange = case.exchange(NOW).unwrap();
@@ -139,7 +139,13 @@ fn the_tools_decide_every_case_as_the_filter_does() {
             path: arrived.target.to_owned(),
         };
         let policy = Policy::from_value(&source["inline"], &Limits::DEFAULT).unwrap();
-        let decided = Evaluator::new(policy).decide(&caller, &request, UnixTime::from_secs(NOW));
+        let (now, mut evaluator) = (UnixTime::from_secs(NOW), Evaluator::new(policy));
+        if let Some(grants) = configuration["policy"].get("grants") {
+            let grants = GrantDocument::from_value(&grants["inline"], &Limits::DEFAULT).unwrap();
+            (evaluator, _) = evaluator.with_grants(&grants, now);
+            granted += 1;
+        }
+        let decided = evaluator.decide(&caller, &request, now);
         assert_eq!(decided.outcome, answer, "{}", case.name);
         compared += 1;
         tunnels += usize::from(request.is_tunnel());
@@ -150,5 +156,6 @@ fn the_tools_decide_every_case_as_the_filter_does() {
     }
     println!("{compared} cases of the corpus, {seen:?}");
     assert!(tunnels > 8 && subjects > 5, "{tunnels} tunnels, {subjects} paths of callers");
+    assert!(granted > 40, "{granted} with grants");
     assert!(compared > 150 && seen.len() == 6, "too few were compared: {compared}, {seen:?}");
 }

@@ -6,6 +6,7 @@
 //! - `configuration`: the plugin's. A string in an inline key set stands for the public key of that name,
 //!   an object with `$key` for one with changed members (`null` takes a member away).
 //! - `policy`: put into the configuration as its only source; `+60` in `valid` is relative to now.
+//! - `grants`: put into the configuration as its only source of grants; each to mint, or a text.
 //! - `token`, `identity`: a [`Credential`] to mint, a text to send as it is, or null for none.
 //! - `other_token`, `other_identity`: such of another mint, if the case is about two of one kind.
 //! - `request`: `method`, `scheme`, `authority`, `path` and `headers`, a list of pairs; `${token}` and the like
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::minting::{Credential, mint, offset, public_key};
 use crate::patch;
@@ -36,7 +37,7 @@ const BASES: &str = include_str!("../cases/bases.json");
 /// The names and texts of all case files.
 pub const fn files() -> &'static [(&'static str, &'static str)] {
     embedded! {
-        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "paths" "authorities" "configuration" "shadow" "ways"
+        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "grants" "paths" "authorities" "configuration" "shadow" "ways"
     }
 }
 
@@ -150,6 +151,12 @@ impl Case {
             patch::set(&mut configuration, "/policy/sources/0/inline", policy)?;
         }
         fill_keys(&mut configuration)?;
+        if let Some(grants) = document.grants {
+            let minted = grants.into_iter().map(|grant| grant.text(now, None));
+            let grants: Vec<String> = minted.collect::<Result<_, _>>()?;
+            let grants = json!({"inline": {"version": 1, "grants": grants}});
+            patch::set(&mut configuration, "/policy/grants", grants)?;
+        }
         let text = |presented: Option<Presented>, token: Option<&str>| {
             presented.map(|presented| presented.text(now, token)).transpose()
         };
@@ -262,6 +269,7 @@ struct Table {
 struct Document {
     configuration: Value,
     policy: Option<Value>,
+    grants: Option<Vec<Presented>>,
     token: Option<Presented>,
     identity: Option<Presented>,
     other_token: Option<Presented>,

@@ -8,5 +8,6 @@
 )]
 
 mod corpus;
+mod grants;
 mod host;
 mod requests;
