@@ -1,11 +1,10 @@
 //! `airflow-envoy`: checks, tests and explains policies with the decision core of the filter.
 //!
 //! One module for each command ([`command`]); what they share is how documents are read ([`source`]),
-//! what a policy says ([`model`]), how a call is decided ([`evaluate`]), the keys that sign
-//! ([`signing`]), the places that keep what is granted ([`store`]), how the audit trail is read
-//! ([`audit`]) and how results are shown ([`output`]). What it is not: it has no policy semantics of
-//! its own. Whether a document is a policy
-//! and what that decides, the core says.
+//! what a policy says ([`model`]), how a call is decided ([`evaluate`]), the keys that sign ([`jwk`]), the
+//! places that keep what is granted ([`store`]), how the audit trail is read ([`audit`]), how Envoy's
+//! configuration is ([`envoy`]) and how results are shown ([`output`]). What it is not: it has no policy
+//! semantics of its own. Whether a document is a policy and what that decides, the core says.
 
 pub mod audit;
 pub mod command;

@@ -1,6 +1,7 @@
 //! What the README says of the tools is so.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+use airflow_envoy_cli::command::Cli;
 use airflow_envoy_cli::coverage::Coverage;
 use airflow_envoy_cli::evaluate::Evaluator;
 use airflow_envoy_cli::lint::Lint;
@@ -10,6 +11,7 @@ use airflow_envoy_cli::source::load::read_bytes;
 use airflow_envoy_cli::source::merge::merge;
 use airflow_envoy_cli::suite;
 use airflow_envoy_core::time::UnixTime;
+use clap::Parser as _;
 
 const README: &str = include_str!("../../../README.md");
 
@@ -77,4 +79,42 @@ fn the_table_of_findings_is_the_list_of_findings() {
         .map(|lint| format!("| `{}` | {} | {} |", lint.name(), severity(lint), lint.meaning()))
         .collect();
     assert_eq!(rows, expected);
+}
+
+/// The words of a command line, as far as a shell's quotes and comments go here.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for character in line.chars() {
+        let word = words.last_mut().unwrap();
+        match character {
+            '\'' => quoted = !quoted,
+            ' ' if !quoted && word.is_empty() => {}
+            ' ' if !quoted => words.push(String::new()),
+            // A comment, or what another program does with the output.
+            '#' | '|' | '>' if !quoted && word.is_empty() => break,
+            _ => word.push(character),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn the_command_lines_are_command_lines_of_the_tool() {
+    let blocks = README.split("```sh\n").skip(1).map(|rest| rest.split_once("```").unwrap().0);
+    let text = blocks.collect::<String>().replace("\\\n", " ");
+    let lines = text.lines().filter(|line| line.starts_with("airflow-envoy "));
+    let mut commands = std::collections::BTreeSet::new();
+    for line in lines {
+        let words = words(line);
+        let parsed = Cli::try_parse_from(&words);
+        assert!(parsed.is_ok(), "{line}\n{}", parsed.unwrap_err());
+        commands.insert(words[1].clone());
+    }
+    for command in
+        ["explain", "grant", "grants", "keys", "request", "approve", "revoke", "sign", "verify"]
+    {
+        assert!(commands.contains(command), "{command} is not shown");
+    }
 }

@@ -15,6 +15,7 @@ Examples:
   airflow-envoy keys new --alg ES256 --out approver.json
   airflow-envoy keys public policy-key.json --list          # for policy.trust.keys, or keys of approvers
   airflow-envoy keys public old.json new.json > keys.json   # a JWK Set
+  airflow-envoy keys new --out - | vault kv put secret/audit key=-    # not on this disk
   airflow-envoy keys show policy-key.json
 
 One form of key for all: a JWK (RFC 7517), for EdDSA (Ed25519) or ES256 (P-256).";
@@ -34,7 +35,7 @@ enum Command {
         /// What it signs by
         #[arg(long, value_enum, default_value = "EdDSA")]
         alg: Alg,
-        /// Where it is written; never over something
+        /// Where it is written; never over something. With `-` the private key is printed, and nothing else
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
         /// The key's name, instead of its thumbprint (RFC 7638)
@@ -83,8 +84,13 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
                 key =
                     key.named(kid).map_err(|problem| Failed::usage(format!("--kid {problem}")))?;
             }
-            key.write_new(out)?;
-            print(&format!("{:#}\n", key.public_jwk()));
+            if out.as_os_str() == "-" {
+                // On one line, as an environment has it.
+                print(&format!("{}\n", key.private_jwk()));
+            } else {
+                key.write_new(out)?;
+                print(&format!("{:#}\n", key.public_jwk()));
+            }
         }
         Command::Public { files, list } => {
             let keys = Value::Array(public_keys(files)?);

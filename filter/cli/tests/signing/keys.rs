@@ -46,6 +46,19 @@ fn a_key_is_never_overwritten() {
 }
 
 #[test]
+fn a_private_key_can_go_to_another_program() {
+    let folder = Folder::new();
+    let private = folder.run("keys new --out - --kid mine").with(0).out;
+    assert_eq!(private.lines().count(), 1);
+    let shown = folder.run_with(&["keys", "show", "-", "--json"], &private).with(0).json();
+    assert_eq!(
+        (&shown["keys"][0]["kid"], &shown["keys"][0]["private"]),
+        (&"mine".into(), &true.into())
+    );
+    assert!(!folder.0.join("-").exists());
+}
+
+#[test]
 fn a_key_that_others_can_read_is_told() {
     let folder = Folder::new();
     folder.run("keys new --out k.json").with(0);

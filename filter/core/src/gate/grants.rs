@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, RefCell};
 
-use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest as _, Sha256};
 
 use super::{Effect, Severity};
@@ -24,8 +23,9 @@ const SIGNATURES_AT_ONCE: usize = 32;
 /// Log lines about what is left out of one document.
 const MOST_LINES: usize = 20;
 
-/// Whether a signature is good, by the digest of all that it depends on.
-type Verified = FxHashMap<[u8; 32], bool>;
+/// Whether a signature is good, by the digest of all that it depends on. So few that looking through them is
+/// cheaper than hashing.
+type Verified = Vec<([u8; 32], bool)>;
 
 /// What one worker has of grants.
 pub(super) struct Grants {
@@ -37,7 +37,7 @@ pub(super) struct Grants {
     /// The signatures of the document.
     verified: Verified,
     /// The grants that are left out: what they say to be their id, and why.
-    told: FxHashSet<(Option<String>, String)>,
+    told: Vec<(Option<String>, String)>,
 }
 
 impl Grants {
@@ -48,7 +48,7 @@ impl Grants {
                 Feed::remote(endpoint, site.limits.grants_bytes, GRANTS, site)
             }
         };
-        let (set, verified, told) = (policies.clone(), Verified::default(), FxHashSet::default());
+        let (set, verified, told) = (policies.clone(), Verified::new(), Vec::new());
         Self { feed, set, due: true, verified, told }
     }
 
@@ -165,7 +165,8 @@ impl SignatureVerifier for Remembering<'_> {
         // INVARIANT: a thumbprint has one length, and so has a signature by the key that it names.
         let digest = Sha256::new().chain_update(key.thumbprint()).chain_update(signature);
         let digest: [u8; 32] = digest.chain_update(message).finalize().into();
-        let good = match (self.known.get(&digest), self.left.get().checked_sub(1)) {
+        let known = self.known.iter().find(|(known, _)| *known == digest);
+        let good = match (known.map(|(_, good)| good), self.left.get().checked_sub(1)) {
             (Some(known), _) => *known,
             (None, Some(left)) => {
                 self.left.set(left);
@@ -176,7 +177,7 @@ impl SignatureVerifier for Remembering<'_> {
                 return false;
             }
         };
-        self.used.borrow_mut().insert(digest, good);
+        self.used.borrow_mut().push((digest, good));
         good
     }
 }

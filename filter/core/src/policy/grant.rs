@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::Policy;
-use super::grantable::{Approver, Granting, Terms};
+use super::grantable::{Approver, Granting};
 use super::read::{Names, Scope, grant_scope, read_id};
 use super::rule::{Effect, Rule, Validity};
 use super::signed::{ALGORITHMS, Signer};
@@ -175,8 +175,8 @@ impl Message {
     ) -> Result<Approval, String> {
         let (_, grantable) = self.grantable()?;
         let found = granting.number(grantable).and_then(|number| granting.nth(number));
-        let (_, terms) = found.ok_or_else(|| unknown(grantable))?;
-        let (approver, key) = self.approver(granting, terms, verifier, grantable)?;
+        let rule = found.ok_or_else(|| unknown(grantable))?;
+        let (approver, key) = self.approver(granting, rule, verifier)?;
         let grant = read(&self.claims, granting, names, limits);
         Ok(Approval {
             grant: grant.map_err(|faults| faults.to_string())?,
@@ -185,16 +185,15 @@ impl Message {
         })
     }
 
-    /// Whose key signed it, of those who may grant on these terms.
+    /// Whose key signed it, of those who may grant it.
     fn approver<'g>(
         &self,
         granting: &'g Granting,
-        terms: &'g Terms,
+        grantable: &'g Rule,
         verifier: &dyn SignatureVerifier,
-        grantable: &str,
     ) -> Result<(&'g Approver, &'g PublicKey), String> {
         let mut failure = None;
-        for approver in granting.approvers_of(terms) {
+        for approver in granting.approvers_of(grantable) {
             match self.jws.verify(&ALGORITHMS, &approver.keys, verifier) {
                 Ok((_, key)) => return Ok((approver, key)),
                 // That somebody else has no such key says nothing.
@@ -205,18 +204,18 @@ impl Message {
         if let Some(error) = failure {
             return Err(error.to_string());
         }
-        let (key_id, grantable) = (quote(&self.key_id), quote(grantable));
+        let (key_id, id) = (quote(&self.key_id), quote(&grantable.id));
         let has_key =
             |approver: &&Approver| approver.keys.key_ids().any(|known| *known == *self.key_id);
         Err(match granting.approvers.iter().find(has_key) {
             Some(other) => {
                 let other = quote(&other.name);
-                format!("the key {key_id} is of approver {other}, who may not grant {grantable}")
+                format!("the key {key_id} is of approver {other}, who may not grant {id}")
             }
             None => {
-                let names = granting.approvers_of(terms).map(|approver| &*approver.name);
+                let names = granting.approvers_of(grantable).map(|approver| &*approver.name);
                 let names = quote_list(names);
-                format!("the key {key_id} is of none of the approvers of {grantable}: {names}")
+                format!("the key {key_id} is of none of the approvers of {id}: {names}")
             }
         })
     }
@@ -282,9 +281,9 @@ fn read_claims<'a>(
     let (not_before, expires_at) = (time(&mut object, "nbf"), time(&mut object, "exp"));
     let scope = grant_scope(root, &mut object, names, limits, report);
     object.finish(report);
-    let (number, (grantable, terms)) = found?;
+    let (number, grantable) = found?;
     let (not_before, expires_at) = (not_before?, expires_at?);
-    let (duration, most) = (expires_at.since(not_before), terms.max_duration);
+    let (duration, most) = (expires_at.since(not_before), grantable.terms()?.max_duration);
     if duration <= Span::ZERO {
         root.fault(report, format!("`nbf` {not_before} is not earlier than `exp` {expires_at}"));
     } else if duration > most {
@@ -317,8 +316,8 @@ fn read_claims<'a>(
             valid: None,
         },
     };
-    let validity =
-        Validity { not_before: Some(grant.begins_at()), expires_at: Some(grant.expires_at) };
+    let (not_before, expires_at) = (Some(grant.begins_at()), Some(grant.expires_at));
+    let validity = Validity { not_before, expires_at, terms: None };
     grant.rule.valid = Some(Box::new(validity));
     Some(grant)
 }

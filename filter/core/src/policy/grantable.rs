@@ -15,21 +15,11 @@ pub(super) const MAX_DURATION: Span = Span::from_secs(30 * 24 * 3600);
 /// What is grantable by one policy, and by whom.
 #[derive(Debug, Default)]
 pub(super) struct Granting {
-    /// Sorted by id; each allows what a grant of it may allow at most.
+    /// Sorted by id; each has terms, and allows what a grant of it may allow at most.
     rules: Box<[Rule]>,
-    /// Of each of them.
-    terms: Box<[Terms]>,
     index: Index,
     /// By number.
     pub(super) approvers: Box<[Approver]>,
-}
-
-/// On which terms something may be granted.
-#[derive(Debug)]
-pub(super) struct Terms {
-    pub(super) max_duration: Span,
-    /// Numbers of approvers, sorted.
-    pub(super) approvers: Box<[u32]>,
 }
 
 /// Who may grant.
@@ -42,16 +32,15 @@ pub(super) struct Approver {
 
 impl Granting {
     /// Of rules sorted by id.
-    pub(super) fn new(grantables: Vec<(Rule, Terms)>, approvers: Vec<Approver>) -> Self {
-        let (rules, terms): (Vec<_>, Vec<_>) = grantables.into_iter().unzip();
-        let index = Index::new(&rules, (0_u32..).zip(&rules).map(|(number, _)| number));
-        Self { rules: rules.into(), terms: terms.into(), index, approvers: approvers.into() }
+    pub(super) fn new(rules: Vec<Rule>, approvers: Vec<Approver>) -> Self {
+        let index = Index::of_all(&rules);
+        Self { rules: rules.into(), index, approvers: approvers.into() }
     }
 
     /// What is grantable, by number.
     #[cfg(feature = "explain")]
-    pub(super) fn all(&self) -> impl ExactSizeIterator<Item = (&Rule, &Terms)> {
-        self.rules.iter().zip(&self.terms)
+    pub(super) fn all(&self) -> &[Rule] {
+        &self.rules
     }
 
     /// The number of the one with this id.
@@ -61,39 +50,18 @@ impl Granting {
     }
 
     /// The one of this number.
-    pub(super) fn nth(&self, number: u32) -> Option<(&Rule, &Terms)> {
-        Some((self.rules.get(number as usize)?, self.terms.get(number as usize)?))
+    pub(super) fn nth(&self, number: u32) -> Option<&Rule> {
+        self.rules.get(number as usize)
     }
 
-    /// Who may grant on these terms.
-    pub(super) fn approvers_of(&self, terms: &Terms) -> impl Iterator<Item = &Approver> {
-        terms.approvers.iter().filter_map(|number| self.approvers.get(*number as usize))
+    /// Who may grant it.
+    pub(super) fn approvers_of(&self, rule: &Rule) -> impl Iterator<Item = &Approver> {
+        let approvers = rule.terms().map(|terms| &*terms.approvers).unwrap_or_default();
+        approvers.iter().filter_map(|number| self.approvers.get(*number as usize))
     }
 
     /// The first one by id of which a grant could allow the call.
-    pub(super) fn covering(&self, question: &Question<'_>) -> Option<(&Rule, &Terms)> {
-        self.nth(first(&self.rules, &self.index, question, &|_| true)?)
+    pub(super) fn covering(&self, question: &Question<'_>) -> Option<&Rule> {
+        self.nth(self.index.first(&self.rules, Search::Certain, question, &|_| true)?)
     }
-}
-
-/// The number of the first allow rule of `rules` that applies and that `also` is true of.
-pub(super) fn first(
-    rules: &[Rule],
-    index: &Index,
-    question: &Question<'_>,
-    also: &dyn Fn(u32) -> bool,
-) -> Option<u32> {
-    let mut first: Option<u32> = None;
-    index.candidates(question, Search::Certain, |number| {
-        if first.is_some_and(|found| found <= number) {
-            return false;
-        }
-        let rule = rules.get(number as usize);
-        let found = rule.is_some_and(|rule| rule.applies(question)) && also(number);
-        if found {
-            first = Some(number);
-        }
-        !found
-    });
-    first
 }

@@ -3,12 +3,11 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::Value;
 
 use super::grant::{Grant, Message, Unfit, unknown};
-use super::grantable::{Granting, first};
-use super::index::Index;
+use super::grantable::Granting;
+use super::index::{Index, Search};
 use super::rule::{Question, Rule};
 use super::set::PolicySet;
 use crate::document::{Fault, Faults, Node, Report};
@@ -83,7 +82,7 @@ impl GrantDocument {
 /// The grants of one policy that are in effect at their times.
 #[derive(Debug, Default)]
 pub(super) struct Grants {
-    /// Sorted by id.
+    /// In the order of the document.
     rules: Box<[Rule]>,
     /// The number of the grantable of each.
     grantables: Box<[u32]>,
@@ -91,15 +90,13 @@ pub(super) struct Grants {
 }
 
 impl Grants {
-    fn new(mut grants: Vec<Grant>) -> Self {
-        grants.sort_unstable_by(|one, other| one.id.cmp(&other.id));
-        let (rules, grantables): (Vec<_>, Vec<_>) =
-            grants.into_iter().map(|grant| (grant.rule, grant.number)).unzip();
-        let index = Index::new(&rules, (0_u32..).zip(&rules).map(|(number, _)| number));
-        Self { rules: rules.into(), grantables: grantables.into(), index }
+    fn new(grants: Vec<Grant>) -> Self {
+        let grantables = grants.iter().map(|grant| grant.number).collect();
+        let rules: Box<[Rule]> = grants.into_iter().map(|grant| grant.rule).collect();
+        Self { index: Index::of_all(&rules), rules, grantables }
     }
 
-    /// The first grant by id that permits the call, and the grantable that it is of: both are about the call.
+    /// The first grant of the document that permits the call, and the grantable that it is of: both are about the call.
     pub(super) fn allowing<'g>(
         &'g self,
         granting: &'g Granting,
@@ -107,10 +104,10 @@ impl Grants {
     ) -> Option<(&'g Arc<str>, &'g Rule)> {
         let grantable = |number: u32| {
             let grantable = self.grantables.get(number as usize)?;
-            granting.nth(*grantable).map(|(rule, _)| rule)
+            granting.nth(*grantable)
         };
         let within = |number| grantable(number).is_some_and(|rule| rule.applies(question));
-        let number = first(&self.rules, &self.index, question, &within)?;
+        let number = self.index.first(&self.rules, Search::Certain, question, &within)?;
         Some((&self.rules.get(number as usize)?.id, grantable(number)?))
     }
 
@@ -134,13 +131,8 @@ impl PolicySet {
     ) -> (Self, Vec<Unfit>) {
         let names: Vec<_> = self.policies().map(|(_, policy)| policy.names()).collect();
         let mut grants: Vec<Vec<Grant>> = names.iter().map(|_| Vec::new()).collect();
-        let (mut unfit, mut seen, mut ids) =
-            (Vec::new(), FxHashSet::default(), FxHashMap::<Arc<str>, usize>::default());
+        let mut unfit = Vec::new();
         for (index, text) in document.messages().enumerate() {
-            // One grant twice is one grant.
-            if !seen.insert(text) {
-                continue;
-            }
             let message = match Message::open(text.as_bytes(), limits) {
                 Ok(message) => message,
                 Err(problem) => {
@@ -157,17 +149,13 @@ impl PolicySet {
                 let approval = message.verify(&policy.granting, names, limits, verifier)?;
                 Ok((source, approval.grant))
             });
-            let taken = |grant: &Grant| {
-                let first = ids.get(&grant.id)?;
-                Some(format!("the id is that of grants[{first}] already"))
-            };
-            let verified = verified.and_then(|(source, grant)| match taken(&grant) {
-                Some(problem) => Err(problem),
-                None => Ok((source, grant)),
-            });
             match verified {
+                // So few that going through them is cheaper than hashing.
+                Ok((_, grant)) if grants.iter().flatten().any(|known| known.id == grant.id) => {
+                    let problem = "the id is that of a grant before it".to_owned();
+                    unfit.push(Unfit { index, id: Some(grant.id.to_string()), problem });
+                }
                 Ok((source, grant)) => {
-                    ids.insert(Arc::clone(&grant.id), index);
                     if let Some(grants) = grants.get_mut(source) {
                         grants.push(grant);
                     }

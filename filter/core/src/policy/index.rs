@@ -58,9 +58,13 @@ struct Node {
 }
 
 impl Index {
+    /// The index over all rules.
+    pub(super) fn of_all(rules: &[Rule]) -> Self {
+        Self::new(rules, &mut (0_u32..).zip(rules).map(|(number, _)| number))
+    }
+
     /// The index over `members`, numbers of rules in ascending order.
-    pub(super) fn new(rules: &[Rule], members: impl IntoIterator<Item = u32>) -> Self {
-        let members = members.into_iter();
+    pub(super) fn new(rules: &[Rule], members: &mut dyn Iterator<Item = u32>) -> Self {
         let members = members.filter_map(|member| Some((member, rules.get(member as usize)?)));
         let members: Vec<(u32, &Rule)> = members.collect();
         let mut growing = Growing::default();
@@ -105,6 +109,29 @@ impl Index {
                 (None, Search::Certain) => self.walk(root, None, visit),
             }
         }
+    }
+
+    /// The lowest number of a rule that applies, and of which `also` is true.
+    pub(super) fn first(
+        &self,
+        rules: &[Rule],
+        search: Search,
+        question: &Question<'_>,
+        also: &dyn Fn(u32) -> bool,
+    ) -> Option<u32> {
+        let mut first: Option<u32> = None;
+        self.candidates(question, search, |number| {
+            if first.is_some_and(|found| found <= number) {
+                return false;
+            }
+            let rule = rules.get(number as usize);
+            let found = rule.is_some_and(|rule| rule.applies(question)) && also(number);
+            if found {
+                first = Some(number);
+            }
+            !found
+        });
+        first
     }
 
     /// Visits rules for the destination of a call until `visit` returns false: those for its path

@@ -114,7 +114,7 @@ impl Policy {
         let rules = read.rules.into_boxed_slice();
         let index = |wanted: fn(&Rule) -> bool| {
             let numbered = (0_u32..).zip(&rules).filter(|(_, rule)| wanted(rule));
-            Index::new(&rules, numbered.map(|(number, _)| number))
+            Index::new(&rules, &mut numbered.map(|(number, _)| number))
         };
         Ok(Self {
             revision: read.revision,
@@ -162,18 +162,7 @@ impl Policy {
 
     /// The first rule by id that applies.
     fn first(&self, index: &Index, search: Search, question: &Question<'_>) -> Option<&Rule> {
-        let mut first: Option<(u32, &Rule)> = None;
-        index.candidates(question, search, |number| {
-            if first.is_some_and(|(found, _)| found <= number) {
-                return false;
-            }
-            match self.rule(number).filter(|rule| rule.applies(question)) {
-                Some(rule) => first = Some((number, rule)),
-                None => return true,
-            }
-            false
-        });
-        first.map(|(_, rule)| rule)
+        self.rule(index.first(&self.rules, search, question, &|_| true)?)
     }
 
     /// The allow rule that has the fewest misses, of several the first by id, and how many.

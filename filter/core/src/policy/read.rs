@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::authority::{HostFault, Hosts};
 use super::glob::Values;
-use super::grantable::{Approver, Granting, MAX_DURATION, Terms};
+use super::grantable::{Approver, Granting, MAX_DURATION};
 use super::path::normalise_pattern;
-use super::rule::{Effect, Rule, Validity};
+use super::rule::{Effect, Rule, Terms, Validity};
 use super::selector::{Condition, FIELDS, Subject};
 use super::signed::read_signers;
 use crate::arrival::{CONNECT, is_method};
@@ -164,13 +164,12 @@ pub(super) fn read(value: &Value, limits: &Limits, report: &mut Report) -> Optio
     let (mut rules, mut grantables, mut ids) = (Vec::new(), Vec::new(), Ids::default());
     let mut parts = Parts { names: &names, known: &mut known, ids: &mut ids, limits };
     if let Some(node) = top.required(report, "rules") {
-        rules = read_list(&node, "rules", &mut parts, report, &mut read_rule);
+        rules = read_list(&node, "rules", &mut parts, report, read_rule);
     }
     if let Some(node) = top.optional("grantable") {
-        grantables = read_list(&node, "grantables", &mut parts, report, &mut read_grantable);
+        grantables = read_list(&node, "grantables", &mut parts, report, read_grantable);
     }
     top.finish(report);
-    let rules = rules.into_iter().map(|(rule, ())| rule).collect();
     let granting = Granting::new(grantables, approvers);
     Some(Document { revision, roles, destinations, hosts, rules, granting })
 }
@@ -231,18 +230,14 @@ struct Parts<'p, 'a> {
     limits: &'p Limits,
 }
 
-/// Reads one rule, and what else its kind has.
-type ReadOne<'r, 'a, T> =
-    &'r mut dyn FnMut(&Node<'a>, &mut Parts<'_, 'a>, &mut Report) -> Option<(Rule, T)>;
-
 /// Reads a list of rules by `read`, sorted by id.
-fn read_list<'a, T>(
+fn read_list<'a>(
     node: &Node<'a>,
     what: &str,
     parts: &mut Parts<'_, 'a>,
     report: &mut Report,
-    read: ReadOne<'_, 'a, T>,
-) -> Vec<(Rule, T)> {
+    read: fn(&Node<'a>, &mut Parts<'_, 'a>, &mut Report) -> Option<Rule>,
+) -> Vec<Rule> {
     let most = parts.limits.policy_rules;
     if let Value::Array(rules) = node.value
         && rules.len() > most
@@ -254,14 +249,14 @@ fn read_list<'a, T>(
     let mut rules = Vec::new();
     let mut places = 0_usize;
     for element in node.array(report).unwrap_or_default() {
-        let Some((rule, rest)) = read(&element, parts, report) else { continue };
+        let Some(rule) = read(&element, parts, report) else { continue };
         if let Some(first) = parts.ids.insert(Arc::clone(&rule.id), element.path.clone()) {
             element.fault(report, format!("the id {} is that of {first} already", quote(&rule.id)));
         }
         let destinations = rule.to.as_ref().map_or(1, |to| to.len());
         let paths = rule.paths.as_ref().map_or(1, |paths| paths.texts().count());
         places = places.saturating_add(destinations.saturating_mul(paths));
-        rules.push((rule, rest));
+        rules.push(rule);
     }
     let most = parts.limits.policy_places;
     if places > most {
@@ -270,15 +265,11 @@ fn read_list<'a, T>(
         );
         node.fault(report, problem);
     }
-    rules.sort_unstable_by(|(one, _), (other, _)| one.id.cmp(&other.id));
+    rules.sort_unstable_by(|one, other| one.id.cmp(&other.id));
     rules
 }
 
-fn read_rule<'a>(
-    node: &Node<'a>,
-    parts: &mut Parts<'_, 'a>,
-    report: &mut Report,
-) -> Option<(Rule, ())> {
+fn read_rule<'a>(node: &Node<'a>, parts: &mut Parts<'_, 'a>, report: &mut Report) -> Option<Rule> {
     let mut object = node.object(report)?;
     let id = read_id(&mut object, report);
     let intent = object.optional("intent").and_then(|node| node.string(report)).map(Into::into);
@@ -293,7 +284,7 @@ fn read_rule<'a>(
         .optional("mode")
         .and_then(|node| node.choice(report, &[("enforce", false), ("shadow", true)]));
     object.finish(report);
-    let rule = Rule {
+    Some(Rule {
         id: id?.into(),
         intent,
         effect: effect?,
@@ -303,8 +294,7 @@ fn read_rule<'a>(
         methods: scope.methods,
         paths: scope.paths,
         valid: valid.map(Box::new),
-    };
-    Some((rule, ()))
+    })
 }
 
 /// What may be granted: an allow rule, and on which terms a grant brings some of it to life.
@@ -312,7 +302,7 @@ fn read_grantable<'a>(
     node: &Node<'a>,
     parts: &mut Parts<'_, 'a>,
     report: &mut Report,
-) -> Option<(Rule, Terms)> {
+) -> Option<Rule> {
     let mut object = node.object(report)?;
     let id = read_id(&mut object, report);
     let intent = object.optional("intent").and_then(|node| node.string(report)).map(Into::into);
@@ -344,8 +334,9 @@ fn read_grantable<'a>(
     let Scope { from, to, methods, paths } = scope;
     let (effect, id) = (Effect::Allow, id?.into());
     let (from, to) = (from?, to?);
-    let rule = Rule { id, intent, effect, shadow: false, from, to, methods, paths, valid: None };
-    Some((rule, Terms { max_duration: max_duration?, approvers: approvers? }))
+    let terms = Terms { max_duration: max_duration?, approvers: approvers? };
+    let valid = Some(Box::new(Validity { terms: Some(terms), ..Validity::default() }));
+    Some(Rule { id, intent, effect, shadow: false, from, to, methods, paths, valid })
 }
 
 /// Reads the conditions of a grant out of its claims.
@@ -558,7 +549,7 @@ fn read_validity(node: &Node<'_>, report: &mut Report) -> Option<Validity> {
     {
         node.fault(report, format!("`not_before` {start} is not earlier than `expires_at` {end}"));
     }
-    Some(Validity { not_before, expires_at })
+    Some(Validity { not_before, expires_at, terms: None })
 }
 
 fn check_id(text: &str, node: &Node<'_>, report: &mut Report) {

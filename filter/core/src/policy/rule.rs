@@ -7,7 +7,7 @@ use super::path::{SUBJECT, matches_any, name_subject};
 use super::selector::{self, Condition, Truth, Who, few};
 use crate::arrival::CONNECT;
 use crate::quote::quote;
-use crate::time::UnixTime;
+use crate::time::{Span, UnixTime};
 
 /// What a rule does with the calls that it matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +37,21 @@ pub(super) struct Rule {
     pub(super) valid: Option<Box<Validity>>,
 }
 
-/// When a rule applies.
+/// When a rule applies, and on which terms it does at all.
 #[derive(Debug, Default)]
 pub(super) struct Validity {
     pub(super) not_before: Option<UnixTime>,
     pub(super) expires_at: Option<UnixTime>,
+    /// Of what is only grantable.
+    pub(super) terms: Option<Terms>,
+}
+
+/// On which terms something may be granted.
+#[derive(Debug)]
+pub(super) struct Terms {
+    pub(super) max_duration: Span,
+    /// Numbers of approvers, sorted.
+    pub(super) approvers: Box<[u32]>,
 }
 
 /// A call and its caller, as rules see them.
@@ -225,6 +235,11 @@ impl Rule {
             }
             None => format!("; `{SUBJECT}` is the access token's `sub`, which is unknown here"),
         }
+    }
+
+    /// On which terms it may be granted, if it may.
+    pub(super) fn terms(&self) -> Option<&Terms> {
+        self.valid.as_ref()?.terms.as_ref()
     }
 
     /// Whether it applies at `now` at all.

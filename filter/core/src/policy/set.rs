@@ -20,7 +20,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::authority::Authority;
-use super::grantable::Terms;
 use super::grants::Grants;
 use super::path;
 use super::rule::{Effect, Question, Rule};
@@ -244,7 +243,7 @@ impl Asked<'_> {
     }
 
     /// What a grant could permit the call by.
-    fn grantable(&self) -> Option<(&Rule, &Terms)> {
+    fn grantable(&self) -> Option<&Rule> {
         self.policy.granting.covering(&self.question)
     }
 
@@ -344,7 +343,7 @@ fn judge(
     (outcome, destination.cloned(), shadow.unwrap_or_default())
 }
 
-/// What no rule allows and a grant does; of several the first by id.
+/// What no rule allows and a grant does: of several that of the first source.
 fn granted<'a, 'q: 'a>(
     all: &mut dyn Iterator<Item = &'a Asked<'q>>,
 ) -> Option<(&'a Asked<'q>, Outcome)> {
@@ -355,12 +354,10 @@ fn granted<'a, 'q: 'a>(
 }
 
 /// What somebody could grant so that the call is permitted, by its name, and who: of several the first by
-/// id.
+/// source, then by id.
 fn grantable<'a, 'q: 'a>(all: &mut dyn Iterator<Item = &'a Asked<'q>>) -> Option<(String, String)> {
-    let grantable = all.filter_map(|asked| Some((asked, asked.grantable()?)));
-    let (asked, (rule, terms)) =
-        grantable.min_by(|(_, (one, _)), (_, (other, _))| one.id.cmp(&other.id))?;
-    let approvers = asked.policy.granting.approvers_of(terms);
+    let (asked, rule) = all.filter_map(|asked| Some((asked, asked.grantable()?))).next()?;
+    let approvers = asked.policy.granting.approvers_of(rule);
     let approvers = few(approvers, |approver| quote(&approver.name));
     Some((quote(&asked.name_of(rule)), approvers))
 }

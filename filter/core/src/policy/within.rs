@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use super::grant::Grant;
-use super::grantable::Terms;
 use super::rule::Rule;
 use super::selector::{Condition, Truth, Who, all};
 use super::{Policy, glob, path};
@@ -21,19 +20,18 @@ use crate::time::Span;
 pub struct Grantable<'p> {
     policy: &'p Policy,
     rule: &'p Rule,
-    terms: &'p Terms,
 }
 
 impl Policy {
     /// What is grantable, by id.
     pub fn grantables(&self) -> impl ExactSizeIterator<Item = Grantable<'_>> {
-        self.granting.all().map(|(rule, terms)| Grantable { policy: self, rule, terms })
+        self.granting.all().iter().map(|rule| Grantable { policy: self, rule })
     }
 
     /// What is grantable as `id`.
     pub fn grantable(&self, id: &str) -> Option<Grantable<'_>> {
-        let (rule, terms) = self.granting.nth(self.granting.number(id)?)?;
-        Some(Grantable { policy: self, rule, terms })
+        let rule = self.granting.nth(self.granting.number(id)?)?;
+        Some(Grantable { policy: self, rule })
     }
 
     /// Everybody who may grant something, by name, and their keys, each with a `kid`.
@@ -55,12 +53,12 @@ impl<'p> Grantable<'p> {
 
     /// The longest time that it may be granted for at once.
     pub fn max_duration(&self) -> Span {
-        self.terms.max_duration
+        self.rule.terms().map(|terms| terms.max_duration).unwrap_or_default()
     }
 
     /// The names of those who may grant it.
     pub fn approvers(&self) -> impl Iterator<Item = &'p str> + use<'p> {
-        self.policy.granting.approvers_of(self.terms).map(|approver| &*approver.name)
+        self.policy.granting.approvers_of(self.rule).map(|approver| &*approver.name)
     }
 
     /// The names of its destinations; `None` for any.
