@@ -2,8 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use airflow_envoy_cli::coverage::Coverage;
+use airflow_envoy_cli::envoy::Setting;
 use airflow_envoy_cli::evaluate::Evaluator;
-use airflow_envoy_cli::lint::Lint;
+use airflow_envoy_cli::lint::{Kind, Lint};
 use airflow_envoy_cli::model::Model;
 use airflow_envoy_cli::run::{UnderTest, run};
 use airflow_envoy_cli::source::load::read_bytes;
@@ -45,17 +46,19 @@ fn the_example_tests_pass_on_the_example_policies_and_cover_their_rules() {
 }
 
 #[test]
-fn the_table_of_findings_is_the_list_of_findings() {
-    let rows: Vec<&str> = README
-        .lines()
-        .skip_while(|line| *line != "| finding | | meaning |")
-        .skip(2)
-        .take_while(|line| line.starts_with('|'))
-        .collect();
-    let severity = |lint: &Lint| if lint.is_error() { "error" } else { "warning" };
-    let expected: Vec<String> = Lint::ALL
-        .iter()
-        .map(|lint| format!("| `{}` | {} | {} |", lint.name(), severity(lint), lint.meaning()))
-        .collect();
-    assert_eq!(rows, expected);
+fn the_tables_of_findings_are_the_lists_of_findings() {
+    assert_eq!(table("| finding | | meaning |"), expected::<Lint>());
+    assert_eq!(table("| finding of `config check` | | meaning |"), expected::<Setting>());
+}
+
+fn table(head: &str) -> Vec<&'static str> {
+    let lines = README.lines().skip_while(|line| *line != head).skip(2);
+    lines.take_while(|line| line.starts_with('|')).collect()
+}
+
+fn expected<K: Kind>() -> Vec<String> {
+    let row = |kind: &K| {
+        format!("| `{}` | {} | {} |", kind.name(), kind.severity().name(), kind.meaning())
+    };
+    K::KINDS.iter().map(row).collect()
 }
