@@ -1,4 +1,4 @@
-//! `airflow-envoy`: checks, tests and explains policies with the decision core of the filter.
+//! `airflow-envoy`: checks, tests, compares and explains policies with the decision core of the filter.
 //!
 //! One module for each command ([`command`]); what they share is how documents are read ([`source`]),
 //! what a policy says ([`model`]), how a call is decided ([`evaluate`]), the keys that sign ([`jwk`]), the

@@ -3,8 +3,9 @@
 
 use airflow_envoy_cli::command::Cli;
 use airflow_envoy_cli::coverage::Coverage;
+use airflow_envoy_cli::envoy::Setting;
 use airflow_envoy_cli::evaluate::Evaluator;
-use airflow_envoy_cli::lint::Lint;
+use airflow_envoy_cli::lint::{Kind, Lint};
 use airflow_envoy_cli::model::Model;
 use airflow_envoy_cli::run::{UnderTest, run};
 use airflow_envoy_cli::source::load::read_bytes;
@@ -47,38 +48,21 @@ fn the_example_tests_pass_on_the_example_policies_and_cover_their_rules() {
 }
 
 #[test]
-fn the_command_lines_of_graph_and_report_are_understood() {
-    let lines: Vec<&str> = README
-        .lines()
-        .filter(|line| {
-            ["graph", "report"]
-                .iter()
-                .any(|name| line.starts_with(&format!("airflow-envoy {name} ")))
-        })
-        .collect();
-    assert_eq!(lines.len(), 5);
-    for line in lines {
-        let own = line.split(['|', '>']).next().unwrap();
-        let words = own.split_whitespace().map(|word| word.trim_matches('\''));
-        let understood = airflow_envoy_cli::command::command().try_get_matches_from(words);
-        assert!(understood.is_ok(), "{line}: {}", understood.unwrap_err());
-    }
+fn the_tables_of_findings_are_the_lists_of_findings() {
+    assert_eq!(table("| finding | | meaning |"), expected::<Lint>());
+    assert_eq!(table("| finding of `config check` | | meaning |"), expected::<Setting>());
 }
 
-#[test]
-fn the_table_of_findings_is_the_list_of_findings() {
-    let rows: Vec<&str> = README
-        .lines()
-        .skip_while(|line| *line != "| finding | | meaning |")
-        .skip(2)
-        .take_while(|line| line.starts_with('|'))
-        .collect();
-    let severity = |lint: &Lint| if lint.is_error() { "error" } else { "warning" };
-    let expected: Vec<String> = Lint::ALL
-        .iter()
-        .map(|lint| format!("| `{}` | {} | {} |", lint.name(), severity(lint), lint.meaning()))
-        .collect();
-    assert_eq!(rows, expected);
+fn table(head: &str) -> Vec<&'static str> {
+    let lines = README.lines().skip_while(|line| *line != head).skip(2);
+    lines.take_while(|line| line.starts_with('|')).collect()
+}
+
+fn expected<K: Kind>() -> Vec<String> {
+    let row = |kind: &K| {
+        format!("| `{}` | {} | {} |", kind.name(), kind.severity().name(), kind.meaning())
+    };
+    K::KINDS.iter().map(row).collect()
 }
 
 /// The words of a command line, as far as a shell's quotes and comments go here.
@@ -112,9 +96,10 @@ fn the_command_lines_are_command_lines_of_the_tool() {
         assert!(parsed.is_ok(), "{line}\n{}", parsed.unwrap_err());
         commands.insert(words[1].clone());
     }
-    for command in
-        ["explain", "grant", "grants", "keys", "request", "approve", "revoke", "sign", "verify"]
-    {
+    for command in [
+        "approve", "audit", "explain", "grant", "grants", "graph", "keys", "replay", "report",
+        "request", "revoke", "sign", "verify",
+    ] {
         assert!(commands.contains(command), "{command} is not shown");
     }
 }

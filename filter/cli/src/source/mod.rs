@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     fn yaml(text: &str) -> Node {
-        yaml::read("p.yaml", text, yaml::Aliases::Refused).unwrap()
+        yaml::read("p.yaml", text, Aliases::Refused).unwrap()
     }
 
     #[test]

@@ -11,7 +11,7 @@ use airflow_envoy_core::time::UnixTime;
 use serde_json::{Value, json};
 
 use super::random::Random;
-use super::{decide, rules};
+use super::{decide, evaluator, rules};
 
 const CALLS: usize = 10_000;
 
@@ -64,7 +64,7 @@ fn edited(random: &mut Random, document: &Value) -> Value {
     let mut other = document.clone();
     let count = rules(&mut other).len();
     let which = random.below(count);
-    match random.below(9) {
+    match random.below(12) {
         0 if count > 1 => _ = rules(&mut other).remove(which),
         1 => {
             let rule = random.rule("zz-new".to_owned());
@@ -89,7 +89,23 @@ fn edited(random: &mut Random, document: &Value) -> Value {
             let selector = random.selector();
             other["roles"]["r0"]["any"][1] = selector.into();
         }
-        7 => other["destinations"]["two"]["hosts"] = json!(["*.two"]),
+        7 => {
+            let methods = random.picks(&["GET", "POST"]);
+            rules(&mut other)[which]["methods"] = methods;
+        }
+        8 => {
+            let rule = &mut rules(&mut other)[which];
+            let is_tunnel =
+                rule["methods"].as_array().is_some_and(|all| all.contains(&json!("CONNECT")));
+            if !is_tunnel {
+                rule["paths"] = random.picks(&["/a/**", "/a/b", "/*/b", "/a", "/{sub}/**"]);
+            }
+        }
+        9 => {
+            let end = random.pick(&["1970-01-01T00:02:00Z", "1970-01-01T00:05:00Z"]);
+            rules(&mut other)[which]["valid"] = json!({"expires_at": end});
+        }
+        10 => other["destinations"]["two"]["hosts"] = json!(["*.two"]),
         _ => {
             let mode =
                 if rules(&mut other)[which]["mode"] == "shadow" { "enforce" } else { "shadow" };
@@ -140,11 +156,14 @@ fn what_is_told_is_so_and_hardly_anything_is_missed() {
         }
         // Calls that the search knows nothing of.
         let (mut gains, mut losses) = (false, false);
+        let evaluators = (evaluator(&old), evaluator(&new));
         for _ in 0..150 {
-            let call = random.call();
-            let (before, after) = (decide(&old, &call), decide(&new, &call));
-            gains |= before.outcome.is_err() && after.outcome.is_ok();
-            losses |= before.outcome.is_ok() && after.outcome.is_err();
+            let (said, request, at) = random.call();
+            let caller = said.caller().unwrap();
+            let before = evaluators.0.decide(&caller, &request, at).outcome.is_ok();
+            let after = evaluators.1.decide(&caller, &request, at).outcome.is_ok();
+            gains |= !before && after;
+            losses |= before && !after;
         }
         assert!(!(gains && comparison.no_gain), "a gain: {old} {new}");
         assert!(!(losses && comparison.no_loss), "a loss: {old} {new}");
