@@ -1,5 +1,5 @@
 //! The pages of `graph` and `report` in a real Chromium, and the diagrams in Graphviz.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod browser;
 #[expect(dead_code, reason = "of the trails of other tests too")]
