@@ -10,7 +10,6 @@ use std::rc::Rc;
 
 use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::policy::explain::glob;
 use airflow_envoy_core::policy::{Outcome, Policy, PolicySet, Standing};
 use airflow_envoy_core::reject::Code;
 use airflow_envoy_core::time::{Span, UnixTime};
@@ -367,20 +366,13 @@ fn generous(document: &Value, claims: &BTreeSet<String>) -> Value {
         if rule.get("from").is_some_and(&asks) {
             continue;
         }
-        let patterns = rule.pointer("/from/roles").and_then(Value::as_array);
-        if let Some(patterns) = patterns {
-            let patterns: Vec<&str> = patterns.iter().filter_map(Value::as_str).collect();
-            let asked = strict
-                .iter()
-                .filter(|(name, _)| patterns.iter().any(|pattern| glob(pattern, name)));
-            let mut asked: Vec<String> = asked.filter_map(|(_, strict)| strict.clone()).collect();
-            asked.sort_unstable();
-            if asked.is_empty() {
+        if let Some(roles) = rule.pointer_mut("/from/roles").and_then(Value::as_array_mut) {
+            let names = roles.iter().filter_map(|name| strict.get(name.as_str()?)?.as_deref());
+            let names: Vec<Value> = names.map(Value::from).collect();
+            if names.is_empty() {
                 continue;
             }
-            if let Some(roles) = rule.pointer_mut("/from/roles") {
-                *roles = json!(asked);
-            }
+            *roles = names;
         }
         kept.push(rule);
     }

@@ -11,7 +11,9 @@ use airflow_envoy_core::time::UnixTime;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::recorded::{self, Recorded};
 use super::{Exit, Failed, clock, time, usable_policy};
+use crate::audit::Decision;
 use crate::evaluate::{Answer, Evaluator, Peer, Request, Said, Token};
 use crate::model::Model;
 use crate::output::{Style, plural, print};
@@ -30,6 +32,7 @@ Examples:
       --url https://orders.internal/v1/orders/7
   airflow-envoy explain policy/ --dag etl --tag pii --method POST --host billing.internal --path /v1/x
   airflow-envoy explain policy/ --denial denial.json                       # the answer that a task got
+  airflow-envoy explain policy/ --audit audit.ndjson --decision 00c0ffee000000000000000000000001
   … | airflow-envoy explain policy/ --denial - --dag ds_churn --url https://orders.internal/v1/orders/7
 
 What is not given of an identity is unknown, as a claim is that it does not have.
@@ -57,6 +60,13 @@ pub struct Options {
     /// The JSON of a refusal (`application/problem+json`); `-` is standard input
     #[arg(long, value_name = "FILE")]
     denial: Option<PathBuf>,
+    /// A file of the audit trail with the decision to explain; repeatable, `-` is standard input
+    #[arg(long, value_name = "FILE", requires = "decision",
+        conflicts_with_all = ["denial", "dag", "url", "host"])]
+    audit: Vec<PathBuf>,
+    /// The id of the decision in it
+    #[arg(long, value_name = "ID", requires = "audit")]
+    decision: Option<String>,
     /// Shows every rule about the destination, not only the nearest
     #[arg(long)]
     all: bool,
@@ -275,16 +285,76 @@ struct Known {
     evaluator: Evaluator,
 }
 
+impl Known {
+    fn read(options: &Options, style: Style) -> Result<Self, Failed> {
+        let (source, policy, model) = usable_policy(&options.policy, style)?;
+        let document = source.node.value();
+        Ok(Self { source, model, document, evaluator: Evaluator::new(policy) })
+    }
+}
+
+/// Explains a decision of the audit trail, by the policy that is given and at the time of the call.
+fn run_recorded(options: &Options, recorded: &Recorded, style: Style) -> Result<Exit, Failed> {
+    let known = Known::read(options, style)?;
+    let mut text = recorded.told(style);
+    let mut told = Map::new();
+    let denial = recorded.code.clone().map(|code| Denial {
+        code,
+        status: recorded.status,
+        detail: recorded.detail.clone(),
+        action: None,
+        rule: recorded.rule.clone(),
+        nearest: recorded.nearest.clone(),
+        decision_id: Some(recorded.id.clone()),
+    });
+    if let Some(denial) = &denial {
+        text.push_str(&format!("\n{}", denial_text(denial, &known, style)));
+        told.insert("denial".to_owned(), denial_json(denial, &known));
+    }
+    told.insert("notes".to_owned(), json!(recorded.notes));
+    let mut exit = if denial.is_some() { Exit::Findings } else { Exit::Good };
+    if let Some(request) = recorded.request() {
+        let at = options.at.unwrap_or(recorded.at);
+        let reasons = Reasons::find(&known, &recorded.said, &recorded.caller, request, at);
+        text.push_str(&format!("\n{}", reasons.text(&known, options.all, style)));
+        if let Value::Object(members) = reasons.json(&known) {
+            told.extend(members);
+        }
+        let differs = match (&denial, &reasons.answer.outcome) {
+            (Some(denial), _) => reasons.differs_from(denial),
+            (None, Err(reject)) if recorded.decision == Decision::Permit => Some(format!(
+                "this policy refuses the call with {}, and it was permitted: the policy was another one, a grant \
+                 permitted it, or a claim was not recorded",
+                reject.code
+            )),
+            (None, _) => None,
+        };
+        if let Some(differs) = &differs {
+            text.push_str(&format!("\n{}: {differs}\n", style.warn("note")));
+        }
+        told.insert("differs".to_owned(), json!(differs));
+        exit = if reasons.answer.outcome.is_ok() { Exit::Good } else { Exit::Findings };
+    }
+    print(&if options.json { format!("{:#}\n", Value::Object(told)) } else { text });
+    Ok(exit)
+}
+
 pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
     let stdin = |path: &Path| path.as_os_str() == "-";
     if options.denial.as_deref().is_some_and(stdin) && options.policy.iter().any(|path| stdin(path))
     {
         return Err(Failed::usage("standard input is either the policy or the denial"));
     }
+    if let Some(id) = &options.decision {
+        let inputs = [&options.audit, &options.policy];
+        if inputs.iter().all(|paths| paths.iter().any(|path| stdin(path))) {
+            return Err(Failed::usage("standard input is either the policy or the trail"));
+        }
+        let recorded = recorded::find(&options.audit, id)?;
+        return run_recorded(options, &recorded, style);
+    }
     let denial = options.denial.as_deref().map(read_denial).transpose()?;
-    let (source, policy, model) = usable_policy(&options.policy, style)?;
-    let document = source.node.value();
-    let known = Known { source, model, document, evaluator: Evaluator::new(policy) };
+    let known = Known::read(options, style)?;
     let request = options.call()?;
     if denial.is_none() && request.is_none() {
         return Err(Failed::usage(

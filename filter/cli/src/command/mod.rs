@@ -7,6 +7,7 @@ mod explain;
 mod graph;
 mod print;
 mod query;
+mod recorded;
 mod replay;
 mod report;
 mod test;

@@ -1,5 +1,4 @@
 //! Trails for tests and benches, written by the core's own writer.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use airflow_envoy_core::audit::{
     Begin, CallerParts, Chain, Counts, Decided, Decision, EndReason, Fragment, IdentityParts,
@@ -16,8 +15,8 @@ pub fn key(seed: [u8; 32], id: &str) -> (Value, Value) {
     let public = ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key();
     let x = URL_SAFE_NO_PAD.encode(public.as_bytes());
     let public = json!({"kty": "OKP", "crv": "Ed25519", "kid": id, "x": x});
-    let mut private = public.clone();
-    private["d"] = URL_SAFE_NO_PAD.encode(seed).into();
+    let d = URL_SAFE_NO_PAD.encode(seed);
+    let private = json!({"kty": "OKP", "crv": "Ed25519", "kid": id, "x": x, "d": d});
     (private, public)
 }
 
@@ -164,30 +163,5 @@ impl Stream {
 
     pub fn end(&mut self) -> String {
         self.chain.end(self.now, &self.counts, EndReason::Shutdown).as_str().to_owned()
-    }
-}
-
-/// Random numbers that a seed repeats (xorshift64).
-pub struct Random(u64);
-
-impl Random {
-    /// From `AIRFLOW_ENVOY_SEED` or the clock; says which.
-    pub fn new() -> Self {
-        let given = std::env::var("AIRFLOW_ENVOY_SEED").ok().and_then(|seed| seed.parse().ok());
-        let clock = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-        let seed = given.unwrap_or(clock).max(1);
-        println!("AIRFLOW_ENVOY_SEED={seed}");
-        Self(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    pub fn below(&mut self, most: usize) -> usize {
-        (self.next() % most as u64) as usize
     }
 }

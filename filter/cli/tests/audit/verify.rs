@@ -1,7 +1,4 @@
 //! Verification of trails that were written by the core, whole and tampered with.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
-mod trail;
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +12,7 @@ use ed25519_dalek::Signer as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use self::trail::{Called, Random, Stream, key, signer};
+use crate::trail::{Called, Stream, key, signer};
 
 const SEED: [u8; 32] = [7; 32];
 const OTHER_SEED: [u8; 32] = [8; 32];
@@ -300,6 +297,31 @@ fn a_witness_finds_a_tail_that_is_gone_and_a_chain_that_was_made_anew() {
     forged.extend(lines.iter().filter(|line| !line.contains("\"0000000000000001\"")).cloned());
     assert_eq!(seen(&forged), [Code::Witness], "who has the key can forge, but not unsay");
     assert!(Witness::read(b"{\"streams\":{\"x\":{}}}").is_err());
+}
+
+/// Random numbers that a seed repeats (xorshift64).
+struct Random(u64);
+
+impl Random {
+    /// From `AIRFLOW_ENVOY_SEED` or the clock; says which.
+    fn new() -> Self {
+        let given = std::env::var("AIRFLOW_ENVOY_SEED").ok().and_then(|seed| seed.parse().ok());
+        let clock = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        let seed = given.unwrap_or(clock).max(1);
+        println!("AIRFLOW_ENVOY_SEED={seed}");
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, most: usize) -> usize {
+        (self.next() % most as u64) as usize
+    }
 }
 
 /// Writes a stream's records anew from `from` on, with another key that goes by the same name.
