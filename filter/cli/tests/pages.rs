@@ -3,6 +3,7 @@
 
 mod browser;
 #[expect(dead_code, reason = "of the trails of other tests too")]
+#[path = "audit/trail.rs"]
 mod trail;
 
 use std::fmt::Write as _;
