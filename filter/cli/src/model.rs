@@ -67,7 +67,7 @@ pub struct Rule {
     pub place: Place,
     /// Its name.
     pub id: String,
-    /// Why it is there, in its author's words.
+    /// What it is for.
     pub intent: Option<String>,
     /// It allows; otherwise it denies.
     pub allows: bool,

@@ -1,8 +1,9 @@
 //! The pages of `graph` and `report` in a real Chromium, and the diagrams in Graphviz.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod browser;
 #[expect(dead_code, reason = "of the trails of other tests too")]
+#[path = "audit/trail.rs"]
 mod trail;
 
 use std::fmt::Write as _;
@@ -398,7 +399,7 @@ fn five_thousand_rows_stay_usable() {
     let shown = "Array.from(document.querySelectorAll('tbody tr:not([hidden]) td:first-child code'), (id) => id.textContent)";
     assert_eq!(browser.value(shown), json!(["rule-4321"]));
     // Generous, for a machine that has much else to do: something quadratic takes longer than that.
-    assert!(loaded.as_secs() < 20, "{loaded:?}");
+    assert!(loaded.as_secs() < 50, "{loaded:?}");
     assert!(took[0].as_f64().unwrap() < 5_000.0 && took[1].as_f64().unwrap() < 5_000.0, "{took}");
 }
 

@@ -100,10 +100,10 @@ pub fn columns(picture: &Columns) -> Markup {
                     title { (visible(&node.name)) @if !node.note.is_empty() { " – " (visible(&node.note)) } }
                     rect.box x=(x) y=(y) width=(BOX) height=(HEIGHT) rx="6" {}
                     @if node.note.is_empty() {
-                        text x=(x + 10.0) y=(y + 24.0) { (short(&visible(&node.name), 44)) }
+                        text x=(x + 10.0) y=(y + 24.0) { (short(&visible(&node.name), 38)) }
                     } @else {
-                        text x=(x + 10.0) y=(y + 16.0) { (short(&visible(&node.name), 44)) }
-                        text.faint x=(x + 10.0) y=(y + 31.0) { (short(&visible(&node.note), 54)) }
+                        text x=(x + 10.0) y=(y + 16.0) { (short(&visible(&node.name), 38)) }
+                        text.faint x=(x + 10.0) y=(y + 31.0) { (short(&visible(&node.note), 48)) }
                     }
                 }
             }
@@ -212,8 +212,8 @@ pub struct Bars {
     pub description: String,
     /// The first and the last label of the axis.
     pub ends: [String; 2],
-    /// Of each row its name, whether it is a good thing, and how much of it there was in each span of time.
-    pub rows: Vec<(String, bool, Vec<u64>)>,
+    /// Of each row its name, how it is drawn, and how much of it there was in each span of time.
+    pub rows: Vec<(String, Kind, Vec<u64>)>,
 }
 
 /// The picture: each row by its own measure, with its sum at the end.
@@ -227,7 +227,7 @@ pub fn bars(picture: &Bars) -> Markup {
         svg.picture viewBox={"0 0 " (WIDTH) " " (height)} role="img" xmlns="http://www.w3.org/2000/svg" {
             title { (visible(&picture.title)) }
             desc { (visible(&picture.description)) }
-            @for (at, (name, good, values)) in picture.rows.iter().enumerate() {
+            @for (at, (name, kind, values)) in picture.rows.iter().enumerate() {
                 @let ground = ROW * (to_f64(at) + 1.0) - 4.0;
                 @let most = values.iter().copied().max().unwrap_or_default().max(1);
                 @let step = ROOM / to_f64(values.len().max(1));
@@ -238,7 +238,7 @@ pub fn bars(picture: &Bars) -> Markup {
                     @for (index, value) in values.iter().enumerate().filter(|(_, value)| **value > 0) {
                         // What is there at all must be seen.
                         @let tall = (TALLEST * ratio(*value, most)).max(1.5);
-                        rect class=(if *good { "bar allow" } else { "bar" })
+                        rect class=(match kind { Kind::Allow => "bar allow", Kind::Deny => "bar", Kind::Grant | Kind::Shadow => "bar watch" })
                             x=(format!("{:.2}", FROM + step * to_f64(index))) y=(format!("{:.2}", ground - tall))
                             width=(format!("{:.2}", (step - 0.6).clamp(0.8, 40.0))) height=(format!("{tall:.2}")) {}
                     }

@@ -151,7 +151,14 @@ impl Report {
             rows: shown
                 .iter()
                 .zip(&columns)
-                .map(|(name, counts)| ((*name).to_owned(), *name == "permit", counts.clone()))
+                .map(|(name, counts)| {
+                    let kind = match *name {
+                        "permit" => Kind::Allow,
+                        "abandoned" => Kind::Shadow,
+                        _ => Kind::Deny,
+                    };
+                    ((*name).to_owned(), kind, counts.clone())
+                })
                 .collect(),
         };
         let rows: Vec<Markup> = starts
