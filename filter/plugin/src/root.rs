@@ -95,6 +95,9 @@ impl Root {
                 let mut trail = trail.borrow_mut();
                 trail.end(now, reason);
                 stream::append(&mut trail, true);
+                for (name, count) in trail.take_tally().counters() {
+                    self.metrics.add(name, count);
+                }
             }
         }
         self.metrics.leave();

@@ -258,6 +258,7 @@ fn a_new_configuration_is_a_new_stream_that_names_the_old_one() {
     filter.shut_down();
     let last = records().pop().unwrap();
     assert_eq!((&last["kind"], &last["reason"]), (&json!("end"), &json!("shutdown")));
+    assert_eq!(host::metric("airflow_envoy.audit.records"), records().len() as u64);
 }
 
 #[test]
