@@ -71,9 +71,9 @@ impl Launch<'_> {
                 .arg(&admin_file)
                 .args(["--concurrency", &self.concurrency.to_string()])
                 .args(["--log-level", self.log_level])
-                .args(
-                    self.wasm_log_level.map(|level| format!("--component-log-level=wasm:{level}")),
-                )
+                .args(self.wasm_log_level.into_iter().flat_map(|level| {
+                    ["--component-log-level".to_owned(), format!("wasm:{level}")]
+                }))
                 // Several Envoys on one host, and no shared memory left behind.
                 .arg("--disable-hot-restart")
                 .args(["--file-flush-interval-msec", "100"])

@@ -16,7 +16,7 @@ pub struct Status {
     pub worker: u64,
     /// Whether decisions are carried out.
     pub mode: Mode,
-    /// Every source of keys and policy.
+    /// Every source of keys, policy and grants.
     pub sources: Vec<Source>,
     /// The audit trail, if there is one.
     pub audit: Option<Audit>,
@@ -54,7 +54,7 @@ pub struct Source {
     pub revision: Option<u64>,
     /// Names the document's bytes, in hexadecimal digits.
     pub digest: Option<String>,
-    /// Usable keys, or rules.
+    /// Usable keys, rules, or grants that are in effect.
     pub count: usize,
     /// Time since the document was last confirmed; `None` for one that has no age.
     pub age: Option<Span>,
@@ -80,6 +80,8 @@ pub enum Kind {
     Keys,
     /// Policy.
     Policy,
+    /// Temporary grants.
+    Grants,
 }
 
 /// How a document is fetched.
@@ -119,9 +121,9 @@ pub struct Reply {
 }
 
 impl Status {
-    /// Whether every source can be decided by.
+    /// Whether every source can be decided by. Without grants the policies decide alone.
     pub fn ready(&self) -> bool {
-        self.sources.iter().all(|source| source.ready)
+        self.sources.iter().all(|source| source.ready || source.kind == Kind::Grants)
     }
 
     /// The answer to a request of this method: 200 if ready, else 503; 405 to any method but `GET` and
@@ -200,6 +202,7 @@ impl Kind {
         match self {
             Self::Keys => "keys",
             Self::Policy => "policy",
+            Self::Grants => "grants",
         }
     }
 }

@@ -172,6 +172,7 @@ fn forward(permit: &Permit) {
     state("decision", "permit");
     state("decision_id", permit.decision_id().as_str());
     state("rule", permit.rule());
+    state_if("grant", permit.grant());
     state_if("destination", permit.destination());
     for (name, value) in
         ["dag_id", "task_id", "run_id"].into_iter().zip(permit.task().iter().flatten())

@@ -180,15 +180,6 @@ impl fmt::Debug for Line {
     }
 }
 
-/// A line of any text, for tests of what carries lines.
-#[cfg(test)]
-impl Line {
-    pub(super) fn of(seq: u64, json: Vec<u8>) -> Self {
-        let json = String::from_utf8(json).expect("lines are UTF-8");
-        Self { stream: "0123456789abcdef".into(), seq, json: json.into() }
-    }
-}
-
 /// The name of a stream or a process: 16 hexadecimal digits.
 pub(super) fn hexadecimal(number: u64) -> String {
     let nibbles = (0..16).rev().map(|index| (number >> (index * 4)) & 15);

@@ -147,3 +147,76 @@ fn read_sinks(
     }
     Some((log, collector))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::audit::key::tests::jwk;
+    use crate::document::Faults;
+
+    fn read(value: &Value) -> Result<Settings, Faults> {
+        let mut report = Report::new();
+        let environment = |name: &str| match name {
+            "KEY" => Some(jwk(1).to_string()),
+            "BAD" => Some("{\"kty\": \"oct\", \"k\": \"hush\"}".to_owned()),
+            _ => None,
+        };
+        let settings = Settings::read(&Node::root(value), &mut report, &environment);
+        report.finish(settings)
+    }
+
+    #[test]
+    fn the_smallest_trail_is_unsigned_and_goes_to_the_log() {
+        let settings = read(&json!({})).unwrap();
+        assert!(settings.signer.is_none() && settings.log && settings.collector.is_none());
+        assert_eq!((settings.checkpoint_records, settings.sample), (1000, None));
+        assert_eq!(settings.checkpoint_time, Span::from_secs(10));
+    }
+
+    #[test]
+    fn every_member_is_read() {
+        let settings = read(&json!({
+            "key": { "jwk_env": "KEY" }, "checkpoint": { "records": 5, "every": "1m" },
+            "sample_permits": 10, "claims": ["department"],
+            "sinks": [{ "http": { "cluster": "audit", "uri": "http://audit/v1" } }],
+        }))
+        .unwrap();
+        assert!(settings.signer.is_some() && !settings.log && settings.collector.is_some());
+        assert_eq!((settings.checkpoint_records, settings.sample), (5, Some(10)));
+        assert_eq!(settings.claims, ["department"]);
+        assert_eq!(read(&json!({ "sample_permits": 1 })).unwrap().sample, None);
+    }
+
+    #[test]
+    fn a_fault_names_its_field_and_shows_no_key() {
+        let http = json!({ "http": { "cluster": "audit", "uri": "http://audit/v1" } });
+        for (value, said) in [
+            (
+                json!({ "key": { "jwk_env": "NONE" } }),
+                "key.jwk_env: the variable `NONE` is not set",
+            ),
+            (
+                json!({ "key": { "jwk_env": "BAD" } }),
+                "key.jwk_env: the variable `BAD` is not a key of",
+            ),
+            (json!({ "key": {} }), "key: `jwk_env` is missing"),
+            (json!({ "checkpoint": { "every": "1ms" } }), "checkpoint.every: "),
+            (json!({ "checkpoint": { "records": 0 } }), "checkpoint.records: "),
+            (json!({ "sample_permits": 0 }), "sample_permits: "),
+            (json!({ "claims": [] }), "claims: must not be empty"),
+            (json!({ "sinks": [] }), "sinks: must not be empty"),
+            (json!({ "sinks": [{}] }), "sinks[0]: needs exactly one of `log` and `http`"),
+            (json!({ "sinks": [{ "log": {} }, { "log": {} }] }), "sinks[1].log: is a second one"),
+            (json!({ "sinks": [http, http] }), "sinks[1].http: is a second one"),
+            (json!({ "sinks": [{ "log": { "a": 1 } }] }), "sinks[0].log: unknown field `a`"),
+            (json!({ "sink": [] }), "unknown field `sink`, did you mean `sinks`?"),
+        ] {
+            let faults = read(&value).unwrap_err();
+            let told: Vec<_> = faults.0.iter().map(ToString::to_string).collect();
+            assert!(told.iter().any(|fault| fault.contains(said)), "{said}: {told:?}");
+            assert!(!told.concat().contains("hush"));
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! resumed.
 
 mod credentials;
+mod grants;
 mod permit;
 mod realm;
 mod session;
@@ -17,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use self::credentials::{Cookies, Credentials, Look};
+use self::grants::Grants;
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
 use self::permit::{Onward, removals};
 use self::realm::{Realm, read_keys};
@@ -37,7 +39,7 @@ use crate::feed::{
 };
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
-use crate::policy::{Accepted, Admitted, Outcome, Policy, PolicySet, Trust, path};
+use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
 use crate::status::{Kind, Reply, Source, Status};
@@ -66,6 +68,8 @@ pub struct Gate {
     policies: Vec<(Arc<str>, Feed<Policy>)>,
     /// Those that are here, to decide together.
     policy: PolicySet,
+    /// What permits for a while what they say nothing about.
+    grants: Option<Grants>,
     trust: Trust,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
@@ -266,7 +270,7 @@ impl Gate {
         let configuration = Configuration::parse(configuration, &limits, environment)?;
         let Configuration { token, issuers, identity, airflow_issuers, .. } = configuration;
         let site = Site { shared: Rc::clone(&shared), worker, limits };
-        let Policies { sources, trust } = configuration.policy;
+        let Policies { sources, trust, grants } = configuration.policy;
         let salt = format!("policy {}", trust.id());
         let read = |source| match source {
             PolicySource::Inline(policy) => Feed::fixed(*policy),
@@ -284,6 +288,7 @@ impl Gate {
             Audited { trail: Rc::new(RefCell::new(trail)), claims, policies: revisions(&policy) }
         });
         Ok(Self {
+            grants: grants.map(|source| Grants::new(source, &policy, &site)),
             verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
@@ -358,6 +363,7 @@ impl Gate {
                 ..issuer.keys.status(now)
             });
         }
+        sources.extend(self.grants.iter().map(|grants| grants.status(now)));
         let audit = self.audit.as_ref().map(|audited| audited.trail.borrow().status(now));
         Status { worker: self.worker, mode: self.mode, sources, audit }
     }
@@ -413,6 +419,7 @@ impl Gate {
         effects.extend(outcome_count(&name, &outcome));
         let settled = matches!(outcome, FeedOutcome::Updated { .. } | FeedOutcome::Unchanged);
         self.tell(id, &name, outcome, &mut effects);
+        self.load_grants(now, &mut effects);
         // The next question of a conversation, before what may take long.
         effects.extend(self.due(id, now));
         if settled {
@@ -433,6 +440,7 @@ impl Gate {
                 self.tell(id, &name, outcome, &mut effects);
             }
         }
+        self.load_grants(now, &mut effects);
         self.outbox = effects;
         // Also a document that another worker found unchanged may be what requests wait for.
         let confirmed = self.confirmed();
@@ -440,7 +448,18 @@ impl Gate {
         self.seen = confirmed;
     }
 
-    /// Differs from what it was when any document was replaced or confirmed.
+    /// Takes grants into effect that are new, or that new policies judge otherwise. Before all policies are
+    /// here nothing is decided, and good grants would be told to be bad ones.
+    fn load_grants(&mut self, now: UnixTime, effects: &mut Vec<Effect>) {
+        let Self { grants, policies, policy, limits, verifier, .. } = self;
+        if let Some(grants) = grants
+            && policies.iter().all(|(_, feed)| feed.current().is_some())
+        {
+            grants.load(policy, now, limits, verifier.as_ref(), effects);
+        }
+    }
+
+    /// Differs from what it was when any document was replaced or confirmed that requests wait for.
     fn confirmed(&self) -> i64 {
         let policies = self.policies.iter().map(|(_, feed)| feed.as_of());
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
@@ -453,6 +472,8 @@ impl Gate {
         let observed = self.policies.iter().map(|(_, feed)| ("policy", feed.observe(now)));
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
+        let grants = self.grants.iter().map(|grants| ("policy", grants.feed.observe(now)));
+        let observed = observed.chain(grants);
         for (what, observation) in observed {
             let Some(Observation { name, age, max_age, breaker }) = observation else { continue };
             effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
@@ -463,11 +484,13 @@ impl Gate {
                 effects.push(Effect::Gauge(format!("{what}.{name}.{which}"), seconds));
             }
         }
+        effects.extend(self.grants.as_ref().and_then(|grants| grants.observe(now)));
     }
 
     fn due(&mut self, id: FeedId, now: UnixTime) -> Option<Effect> {
         let due = match self.feed_mut(id) {
             AnyFeed::Policy(feed) => feed.due(id, now),
+            AnyFeed::Grants(feed) => feed.due(id, now),
             AnyFeed::Keys(feed) => feed.due(id, now),
             AnyFeed::None => None,
         };
@@ -494,13 +517,20 @@ impl Gate {
             return event.put_to(feed, now, &read);
         }
         let limits = self.limits;
-        let AnyFeed::Keys(feed) = self.feed_mut(id) else { return None };
-        event.put_to(feed, now, &|body: &[u8], _: &str| read_keys(body, &limits))
+        match self.feed_mut(id) {
+            AnyFeed::Keys(feed) => event.put_to(feed, now, &|body, _| read_keys(body, &limits)),
+            AnyFeed::Grants(feed) => event.put_to(feed, now, &|body, _| {
+                let document = GrantDocument::parse(body, &limits);
+                let document = document.map_err(|faults| faults.to_string())?;
+                Ok(Read { document, notes: Vec::new(), mark: String::new() })
+            }),
+            AnyFeed::Policy(_) | AnyFeed::None => None,
+        }
     }
 
     /// What the operator learns of an outcome, and what it means for what is remembered.
     fn tell(&mut self, id: FeedId, name: &str, outcome: FeedOutcome, effects: &mut Vec<Effect>) {
-        let what = if self.is_policy(id) { "policy" } else { "keys" };
+        let what = if self.is_of_keys(id) { "keys" } else { "policy" };
         let (severity, text) = match outcome {
             FeedOutcome::Unchanged
             | FeedOutcome::More
@@ -529,6 +559,7 @@ impl Gate {
         for id in self.feed_ids() {
             match self.feed_mut(id) {
                 AnyFeed::Policy(feed) => feed.leave(now),
+                AnyFeed::Grants(feed) => feed.leave(now),
                 AnyFeed::Keys(feed) => feed.leave(now),
                 AnyFeed::None => {}
             }
@@ -599,12 +630,21 @@ impl Gate {
             if let Some(audited) = &mut self.audit {
                 audited.policies = revisions(&self.policy);
             }
+            if let Some(grants) = &mut self.grants {
+                grants.renew_under(&self.policy);
+            }
             let rules = policy.rule_count();
             let revision = policy.revision();
             effects.push(Effect::Gauge(format!("policy.{name}.rules"), rules as u64));
             let Some(revision) = revision else { return format!("loaded: {rules} rules") };
             effects.push(Effect::Gauge(format!("policy.{name}.revision"), revision));
             return format!("loaded: revision {revision}, {rules} rules");
+        }
+        if !self.is_of_keys(id) {
+            let Some(grants) = &mut self.grants else { return String::new() };
+            grants.renew();
+            let count = grants.feed.current().map_or(0, |document| document.messages().len());
+            return format!("loaded: {count} grants");
         }
         // Whatever the old keys vouched for is verified again: a withdrawn key must stop at once.
         let index = id.0.saturating_sub(policies);
@@ -620,17 +660,26 @@ impl Gate {
         format!("loaded: {keys} usable")
     }
 
-    /// The policies first, then the issuers of tokens, then those of identities.
+    /// The policies first, then the issuers of tokens, then those of identities, then the grants.
     fn feed_ids(&self) -> impl Iterator<Item = FeedId> + use<> {
-        let issuers = self.tokens.issuers.len().saturating_add(self.identities.issuers.len());
-        (0..self.policies.len().saturating_add(issuers)).map(FeedId)
+        let grants = usize::from(self.grants.is_some());
+        (0..self.end_of_keys().saturating_add(grants)).map(FeedId)
     }
 
-    fn is_policy(&self, id: FeedId) -> bool {
-        id.0 < self.policies.len()
+    fn is_of_keys(&self, id: FeedId) -> bool {
+        (self.policies.len()..self.end_of_keys()).contains(&id.0)
+    }
+
+    fn end_of_keys(&self) -> usize {
+        let issuers = self.tokens.issuers.len().saturating_add(self.identities.issuers.len());
+        self.policies.len().saturating_add(issuers)
     }
 
     fn feed_mut(&mut self, id: FeedId) -> AnyFeed<'_> {
+        if id.0 >= self.end_of_keys() {
+            let grants = self.grants.as_mut();
+            return grants.map_or(AnyFeed::None, |grants| AnyFeed::Grants(&mut grants.feed));
+        }
         let Some(index) = id.0.checked_sub(self.policies.len()) else {
             return self
                 .policies
@@ -831,6 +880,7 @@ impl Gate {
             .map_err(|reject| Refusal::of(reject, &session))?;
 
         let policy = self.usable_policy(&session, now)?;
+        let policy = self.grants.as_ref().and_then(|grants| grants.usable(now)).unwrap_or(policy);
         let standing = session.standing(policy);
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
@@ -1030,6 +1080,7 @@ fn effect(step: Step) -> Option<Effect> {
 
 enum AnyFeed<'a> {
     Policy(&'a mut Feed<Policy>),
+    Grants(&'a mut Feed<GrantDocument>),
     Keys(&'a mut Feed<KeySet>),
     None,
 }

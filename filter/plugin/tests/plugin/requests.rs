@@ -55,7 +55,7 @@ pub const GET: [(&str, &str); 4] = [
     (":scheme", "http"),
 ];
 
-fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+pub fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     [&GET, more].concat()
 }
 
