@@ -68,7 +68,7 @@ fn what_a_worker_adds_to_a_sum_it_takes_back_when_it_ends() {
     assert_eq!(sums.each_ref().map(|name| host::metric(name)), [0, 0]);
     filter.tick(100);
     assert_eq!(sums.each_ref().map(|name| host::metric(name)), [0, 1]);
-    filter.stop();
+    filter.shut_down();
     assert_eq!(sums.each_ref().map(|name| host::metric(name)), [0, 0]);
 }
 
