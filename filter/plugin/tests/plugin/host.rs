@@ -58,8 +58,6 @@ pub struct Callout {
 #[derive(Default)]
 struct State {
     millis: u64,
-    /// How often the clock was read. Each reading takes a microsecond, up to the end of the millisecond.
-    readings: u64,
     configuration: Vec<u8>,
     streams: BTreeMap<u32, Seen>,
     effective: u32,
@@ -306,11 +304,6 @@ pub fn metrics() -> Vec<(String, u64)> {
     state(|state| state.metrics.clone())
 }
 
-/// How often the filter read the clock.
-pub fn clock_readings() -> u64 {
-    state(|state| state.readings)
-}
-
 /// Bytes of callout bodies that the filter copied.
 pub fn bytes_read() -> usize {
     state(|state| state.bytes_read)
@@ -442,11 +435,13 @@ unsafe extern "C" fn proxy_get_log_level(level: *mut u32) -> u32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32 {
-    let millis = state(|state| {
-        state.clock_reads.set(state.clock_reads.get() + 1);
-        state.millis
+    let nanoseconds = state(|state| {
+        let reads = state.clock_reads.get() + 1;
+        state.clock_reads.set(reads);
+        // Each reading takes a microsecond, up to the end of the millisecond.
+        state.millis * 1_000_000 + reads.min(999) as u64 * 1000
     });
-    unsafe { *time = millis * 1_000_000 };
+    unsafe { *time = nanoseconds };
     OK
 }
 
