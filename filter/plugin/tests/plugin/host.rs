@@ -435,13 +435,11 @@ unsafe extern "C" fn proxy_get_log_level(level: *mut u32) -> u32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32 {
-    let nanoseconds = state(|state| {
-        let reads = state.clock_reads.get() + 1;
-        state.clock_reads.set(reads);
-        // Each reading takes a microsecond, up to the end of the millisecond.
-        state.millis * 1_000_000 + reads.min(999) as u64 * 1000
+    let millis = state(|state| {
+        state.clock_reads.set(state.clock_reads.get() + 1);
+        state.millis
     });
-    unsafe { *time = nanoseconds };
+    unsafe { *time = millis * 1_000_000 };
     OK
 }
 
