@@ -88,7 +88,7 @@ impl Process {
                     Effect::Gauge(name, value) => {
                         self.gauges.insert(name, value);
                     }
-                    effect @ Effect::Decide(..) => {
+                    effect @ (Effect::Decide(..) | Effect::Post(_)) => {
                         self.workers[number].take(vec![effect]);
                     }
                 }

@@ -118,7 +118,7 @@ impl Worker {
                 Effect::Decide(StreamId(stream), verdict) => {
                     self.decided.push((stream, code(&verdict)));
                 }
-                Effect::Log(..) | Effect::Count(_) | Effect::Gauge(..) => {}
+                Effect::Log(..) | Effect::Count(_) | Effect::Gauge(..) | Effect::Post(_) => {}
             }
         }
     }

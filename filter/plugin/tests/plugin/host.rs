@@ -7,7 +7,7 @@
 //!
 //! Each test has a thread of its own, and so a host and a plugin of its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::{ptr, slice};
 
@@ -58,8 +58,6 @@ pub struct Callout {
 #[derive(Default)]
 struct State {
     millis: u64,
-    /// How often the clock was read. Each reading takes a microsecond, up to the end of the millisecond.
-    clock_reads: u64,
     configuration: Vec<u8>,
     streams: BTreeMap<u32, Seen>,
     effective: u32,
@@ -76,6 +74,7 @@ struct State {
     shared: BTreeMap<String, (Vec<u8>, u32)>,
     writes: u32,
     log_level: u32,
+    clock_reads: Cell<usize>,
     property_reads: usize,
 }
 
@@ -284,8 +283,8 @@ pub fn set_response(stream: u32, status: u64, flags: u64) {
 }
 
 /// How often the filter read the clock.
-pub fn clock_reads() -> u64 {
-    state(|state| state.clock_reads)
+pub fn clock_reads() -> usize {
+    state(|state| state.clock_reads.get())
 }
 
 /// How often the filter asked for a property.
@@ -436,11 +435,11 @@ unsafe extern "C" fn proxy_get_log_level(level: *mut u32) -> u32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32 {
-    let nanoseconds = state(|state| {
-        state.clock_reads += 1;
-        state.millis * 1_000_000 + state.clock_reads.min(999) * 1000
+    let millis = state(|state| {
+        state.clock_reads.set(state.clock_reads.get() + 1);
+        state.millis
     });
-    unsafe { *time = nanoseconds };
+    unsafe { *time = millis * 1_000_000 };
     OK
 }
 
