@@ -169,7 +169,11 @@ impl Trail {
             checkpoint_at: UnixTime::default(),
             beat_at: UnixTime::default(),
             pending: FxHashMap::default(),
-            log: Spool::new(SPOOL_BYTES),
+            log: Spool::new(match &settings.collector {
+                // All that the collector keeps may come at once.
+                Some(collector) => SPOOL_BYTES.saturating_add(collector.queue_bytes),
+                None => SPOOL_BYTES,
+            }),
             collector: settings
                 .collector
                 .clone()
@@ -354,9 +358,10 @@ impl Trail {
         };
         let copy = self.settings.log.then(|| line.clone());
         let refused = collector.offer(line, now).err();
-        // The log is what the collector falls back to.
-        if let Some(line) = copy.or(refused) {
-            self.to_log(line);
+        match copy {
+            Some(line) => self.to_log(line),
+            // The log is what the collector falls back to.
+            None => self.fall_back(refused.unwrap_or_default()),
         }
     }
 
