@@ -354,18 +354,18 @@ impl Trail {
         self.tally.bytes = self.tally.bytes.saturating_add(line.len() as u64);
         let open = !self.closed;
         let Some(collector) = self.collector.as_mut().filter(|_| open) else {
-            return self.to_log(line);
+            return self.keep_for_log(line);
         };
         let copy = self.settings.log.then(|| line.clone());
         let refused = collector.offer(line, now).err();
         match copy {
-            Some(line) => self.to_log(line),
+            Some(line) => self.keep_for_log(line),
             // The log is what the collector falls back to.
             None => self.fall_back(refused.unwrap_or_default()),
         }
     }
 
-    fn to_log(&mut self, line: Line) {
+    fn keep_for_log(&mut self, line: Line) {
         if let Err(line) = self.log.push(line) {
             self.lost(&[line], LossReason::Memory);
         }
@@ -463,7 +463,7 @@ impl Trail {
             return;
         }
         for line in lines {
-            self.to_log(line);
+            self.keep_for_log(line);
         }
     }
 
