@@ -33,15 +33,17 @@ impl AuditKey {
 
     /// The JWK with which a trail is verified.
     pub fn public(&self) -> Value {
-        let x = URL_SAFE_NO_PAD.encode(self.0.verifying_key().as_bytes());
-        json!({ "kty": "OKP", "crv": "Ed25519", "x": x })
+        json!({ "kty": "OKP", "crv": "Ed25519", "x": self.x() })
     }
 
     /// The JWK with which one is signed.
     pub fn private(&self) -> Value {
-        let mut key = self.public();
-        key["d"] = URL_SAFE_NO_PAD.encode(self.0.as_bytes()).into();
-        key
+        let d = URL_SAFE_NO_PAD.encode(self.0.as_bytes());
+        json!({ "kty": "OKP", "crv": "Ed25519", "x": self.x(), "d": d })
+    }
+
+    fn x(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0.verifying_key().as_bytes())
     }
 }
 

@@ -562,6 +562,12 @@ async fn no_token_is_in_a_log_the_database_or_the_rest_api_whatever_a_dag_prints
         let said = airflow.get(&path).await.unwrap().to_string();
         places.push((path.into(), said.into_bytes()));
     }
+    // What Envoy wrote: its log with the audit trail, and the access log.
+    secrets.insert(testbed.audit_key.private()["d"].as_str().unwrap().to_owned());
+    let (trail, access) = (testbed.envoy_log(), testbed.log("access"));
+    assert!(trail.contains("\"dag_id\":\"ds_chatty\""), "the audit trail has the DAG's calls");
+    places.push(("Envoy's log".into(), trail.into_bytes()));
+    places.push((access.clone(), fs::read(access).unwrap()));
     for (place, bytes) in &places {
         for secret in &secrets {
             assert!(!contains(bytes, secret), "{} has {secret}", place.display());

@@ -166,6 +166,14 @@ impl Line {
     }
 }
 
+/// A line of any text, for tests of what carries lines.
+#[cfg(test)]
+impl Line {
+    pub(super) fn of(seq: u64, json: String) -> Self {
+        Self { stream: "0123456789abcdef".into(), seq, json: json.into() }
+    }
+}
+
 impl fmt::Debug for Line {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.json)

@@ -124,16 +124,17 @@ impl Collector {
         }
     }
 
-    /// Takes a record, or gives it back for the log: there is no room, or the collector is not being
-    /// asked now.
+    /// Takes a record, unless there is no room or the collector is not being asked now.
     ///
     /// # Errors
-    /// The record itself.
-    pub fn offer(&mut self, line: Line, now: UnixTime) -> Result<(), Line> {
+    /// What is for the log now: everything that is kept, and the record. The log has them in order so.
+    pub fn offer(&mut self, line: Line, now: UnixTime) -> Result<(), Vec<Line>> {
         let bytes = weight(&line);
-        let is_open = self.failures >= TOLERATED && !(self.flights.is_empty() && self.is_time(now));
-        if is_open || self.held.saturating_add(bytes) > self.settings.queue_bytes {
-            return Err(line);
+        let pauses = self.breaker() == Breaker::Open && !self.is_time(now);
+        if pauses || self.held.saturating_add(bytes) > self.settings.queue_bytes {
+            let mut lines = self.close();
+            lines.push(line);
+            return Err(lines);
         }
         self.held = self.held.saturating_add(bytes);
         self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
@@ -185,8 +186,8 @@ impl Collector {
         steps
     }
 
-    /// Everything that is not acknowledged, in the order in which it came: for the log, because this
-    /// is the end.
+    /// Everything that is not acknowledged, in the order in which it came: for the log. What is on its
+    /// way may still be taken.
     pub fn close(&mut self) -> Vec<Line> {
         let flights = std::mem::take(&mut self.flights).into_iter().map(|flight| flight.batch);
         let again = std::mem::take(&mut self.again);
@@ -277,30 +278,16 @@ impl Collector {
         self.next_at = now.plus(self.jitter.less(back_off(self.failures, MOST_BACK_OFF), 2));
         self.failures = self.failures.saturating_add(1);
         batch.failures = batch.failures.saturating_add(1);
-        if self.failures >= TOLERATED {
-            if self.failures == TOLERATED {
-                let line = format!("the audit collector {reason}; records go to the log");
-                steps.push(Step::Tell(Severity::Warning, line));
-            }
-            self.again.push_back(batch);
-            self.give_up(steps);
-        } else if batch.failures >= TOLERATED {
-            self.held = self.held.saturating_sub(batch.bytes);
-            steps.push(Step::Log(batch.lines));
-        } else {
-            self.again.push_back(batch);
+        if self.failures == TOLERATED {
+            let line = format!("the audit collector {reason}; records go to the log");
+            steps.push(Step::Tell(Severity::Warning, line));
         }
-    }
-
-    /// Hands over to the log whatever is not on its way to the collector.
-    fn give_up(&mut self, steps: &mut Vec<Step>) {
-        let mut lines: Vec<_> =
-            std::mem::take(&mut self.again).into_iter().flat_map(|batch| batch.lines).collect();
-        lines.extend(std::mem::take(&mut self.waiting).into_iter().map(|(_, line)| line));
-        let bytes = lines.iter().map(weight).fold(0, usize::saturating_add);
-        self.held = self.held.saturating_sub(bytes);
-        self.waiting_bytes = 0;
-        steps.push(Step::Log(lines));
+        let gives_up = self.failures >= TOLERATED || batch.failures >= TOLERATED;
+        self.again.push_back(batch);
+        if gives_up {
+            // All of it, so that the log has the records in order.
+            steps.push(Step::Log(self.close()));
+        }
     }
 }
 

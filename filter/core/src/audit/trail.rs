@@ -169,7 +169,11 @@ impl Trail {
             checkpoint_at: UnixTime::default(),
             beat_at: UnixTime::default(),
             pending: FxHashMap::default(),
-            log: Spool::new(SPOOL_BYTES),
+            log: Spool::new(match &settings.collector {
+                // All that the collector keeps may come at once.
+                Some(collector) => SPOOL_BYTES.saturating_add(collector.queue_bytes),
+                None => SPOOL_BYTES,
+            }),
             collector: settings
                 .collector
                 .clone()
@@ -350,17 +354,18 @@ impl Trail {
         self.tally.bytes = self.tally.bytes.saturating_add(line.len() as u64);
         let open = !self.closed;
         let Some(collector) = self.collector.as_mut().filter(|_| open) else {
-            return self.to_log(line);
+            return self.keep_for_log(line);
         };
         let copy = self.settings.log.then(|| line.clone());
         let refused = collector.offer(line, now).err();
-        // The log is what the collector falls back to.
-        if let Some(line) = copy.or(refused) {
-            self.to_log(line);
+        match copy {
+            Some(line) => self.keep_for_log(line),
+            // The log is what the collector falls back to.
+            None => self.fall_back(refused.unwrap_or_default()),
         }
     }
 
-    fn to_log(&mut self, line: Line) {
+    fn keep_for_log(&mut self, line: Line) {
         if let Err(line) = self.log.push(line) {
             self.lost(&[line], LossReason::Memory);
         }
@@ -458,7 +463,7 @@ impl Trail {
             return;
         }
         for line in lines {
-            self.to_log(line);
+            self.keep_for_log(line);
         }
     }
 
