@@ -1,6 +1,7 @@
 //! What the README says of the tools is so.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+use airflow_envoy_cli::audit::verify::Code;
 use airflow_envoy_cli::coverage::Coverage;
 use airflow_envoy_cli::evaluate::Evaluator;
 use airflow_envoy_cli::lint::Lint;
@@ -58,4 +59,16 @@ fn the_table_of_findings_is_the_list_of_findings() {
         .map(|lint| format!("| `{}` | {} | {} |", lint.name(), severity(lint), lint.meaning()))
         .collect();
     assert_eq!(rows, expected);
+}
+
+#[test]
+fn the_table_of_faults_is_the_list_of_faults() {
+    let rows: Vec<&str> = README
+        .lines()
+        .skip_while(|line| *line != "| fault | meaning |")
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    let row = |code: Code| format!("| `{}` | {} |", code.name(), code.meaning());
+    assert_eq!(rows, Code::ALL.map(row));
 }

@@ -26,11 +26,13 @@ use crate::source::read_file;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all is well
-  1  findings, failed tests, too little coverage, or (explain) a call that is refused
+  1  findings, failed tests, too little coverage, faults of a trail, (explain) a call that is refused,
+     or (replay) one that would be newly denied
   2  wrong usage
   3  an input that cannot be read or is no policy to decide by, or an output that cannot be written";
 
-/// Checks, tests and explains the policies of Airflow Envoy, with the code by which the filter decides.
+/// Checks, tests, explains and replays the policies of Airflow Envoy, with the code by which the filter decides,
+/// and verifies its audit trail.
 #[derive(Debug, Parser)]
 #[command(name = "airflow-envoy", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
@@ -58,7 +60,7 @@ enum Command {
 pub enum Exit {
     /// All is well.
     Good,
-    /// There are findings, tests failed, or a call is refused.
+    /// There are findings or faults, tests failed, or a call is refused.
     Findings,
     /// The command line does not fit together; what `clap` finds out ends alike.
     Usage,
