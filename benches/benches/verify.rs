@@ -6,6 +6,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
+use airflow_envoy_core::audit::Ended;
 use airflow_envoy_core::credential::{IssuerRules, Presented};
 use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::{Algorithm, KeySet, RustCrypto};
@@ -15,6 +16,7 @@ use airflow_envoy_core::time::{Span, UnixTime};
 use airflow_envoy_corpus::{mint, public_key};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 const NOW: i64 = 1_795_262_400;
 
@@ -95,8 +97,31 @@ fn configuration() -> String {
     .to_string()
 }
 
+/// The same with an audit trail.
+fn audited() -> String {
+    let mut configuration: Value = serde_json::from_str(&configuration()).unwrap();
+    configuration["audit"] = json!({});
+    configuration.to_string()
+}
+
 fn gate() -> Gate {
-    Gate::new(configuration().as_bytes(), Host::alone(Box::new(RustCrypto))).unwrap()
+    gate_of(&configuration())
+}
+
+fn gate_of(configuration: &str) -> Gate {
+    Gate::new(configuration.as_bytes(), Host::alone(Box::new(RustCrypto))).unwrap()
+}
+
+/// The stream of [`ask`] ends.
+fn record(gate: &Gate) -> Option<String> {
+    let trail = gate.trail()?;
+    let mut trail = trail.borrow_mut();
+    let clock = Some(Duration::from_secs(NOW.unsigned_abs() + 1));
+    trail.timed(StreamId(1), clock, clock);
+    let now = UnixTime::from_secs(NOW + 1);
+    trail.ended(StreamId(1), &Ended { now, clock, status: Some(200), flags: 0 });
+    let lines = trail.take_log(false);
+    lines.last().map(|line| line.as_str().to_owned())
 }
 
 /// The headers of an ordinary request of Airflow's HTTP hook.
@@ -165,6 +190,17 @@ fn request(criterion: &mut Criterion) {
         bencher.iter(|| ask(&mut warm, black_box(&known)));
     });
 
+    // The same with its record: noted at the headers, written when the stream has ended, handed on.
+    let mut recording = gate_of(&audited());
+    assert!(matches!(ask(&mut recording, &known), Verdict::Permit(_)));
+    group.bench_function("permit, known caller, recorded", |bencher| {
+        bencher.iter(|| {
+            let verdict = ask(&mut recording, black_box(&known));
+            record(&recording);
+            verdict
+        });
+    });
+
     let mut post = known;
     post[0].1 = b"POST";
     assert!(matches!(ask(&mut warm, &post), Verdict::Reject(_)));
@@ -184,6 +220,30 @@ fn request(criterion: &mut Criterion) {
             |cold| ask(cold, black_box(&known)),
             criterion::BatchSize::SmallInput,
         );
+    });
+    group.finish();
+}
+
+/// Of what a record's cost is made.
+fn audit(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("audit");
+    let token = token("ES256", "idp-p256");
+    let identity = identity(&token);
+    let bearer = format!("Bearer {token}");
+    let mut gate = gate_of(&audited());
+    let line = loop {
+        ask(&mut gate, &headers(&bearer, &identity));
+        if let Some(line) = record(&gate) {
+            break line;
+        }
+    };
+    println!("a permit's record has {} bytes: {line}", line.len());
+    group.throughput(Throughput::Bytes(line.len() as u64));
+    group.bench_function("SHA-256 of a permit's record", |bencher| {
+        bencher.iter(|| Sha256::digest(black_box(line.as_bytes())));
+    });
+    group.bench_function("copy of a permit's record", |bencher| {
+        bencher.iter(|| black_box(line.as_str()).to_owned());
     });
     group.finish();
 }
@@ -212,6 +272,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(1));
-    targets = first_sight, request, documents
+    targets = first_sight, request, audit, documents
 }
 criterion_main!(verify);

@@ -146,14 +146,13 @@ impl Bootstrap {
         Ok(())
     }
 
-    /// Lets the filter see the variable `name` of Envoy's environment.
+    /// Lets the filter see the variable `name` of Envoy's environment, too.
     ///
     /// # Errors
-    /// If there is no filter.
+    /// If there is no filter that sees one.
     pub fn expose_variable(&mut self, name: &str) -> Result<()> {
-        let machine = at(self.filter()?, "/config/vm_config")?.as_object_mut();
-        let variables = json!({ "host_env_keys": [name] });
-        machine.context("an object")?.insert("environment_variables".to_owned(), variables);
+        let names = at(self.filter()?, "/config/vm_config/environment_variables/host_env_keys")?;
+        names.as_array_mut().context("a list of variables")?.push(name.into());
         Ok(())
     }
 
@@ -273,7 +272,7 @@ mod tests {
         let elsewhere = Path::new("/elsewhere");
         bootstrap.set_admin_port(1).unwrap();
         bootstrap.set_listener_port(2).unwrap();
-        for cluster in ["orders", "partner", "idp", "airflow-jwks", "policy", "consul"] {
+        for cluster in ["orders", "partner", "idp", "airflow-jwks", "policy", "consul", "audit"] {
             bootstrap.set_endpoint(cluster, "127.0.0.1:3".parse().unwrap()).unwrap();
         }
         bootstrap.set_trusted_authority(elsewhere).unwrap();
@@ -311,6 +310,8 @@ mod tests {
                 "policy filename",
                 "consul address",
                 "consul port_value",
+                "audit address",
+                "audit port_value",
                 "airflow-egress port_value",
                 "airflow-egress filename",
             ],

@@ -25,6 +25,8 @@ pub(crate) struct Launch<'l> {
     pub concurrency: u32,
     /// The log level.
     pub log_level: &'static str,
+    /// The level of the Wasm runtime's own log, if it is another.
+    pub wasm_log_level: Option<&'static str>,
     /// The names of the listeners to tell the addresses of; the first must be there.
     pub listeners: &'l [&'l str],
     /// More variables of its environment.
@@ -69,6 +71,9 @@ impl Launch<'_> {
                 .arg(&admin_file)
                 .args(["--concurrency", &self.concurrency.to_string()])
                 .args(["--log-level", self.log_level])
+                .args(self.wasm_log_level.into_iter().flat_map(|level| {
+                    ["--component-log-level".to_owned(), format!("wasm:{level}")]
+                }))
                 // Several Envoys on one host, and no shared memory left behind.
                 .arg("--disable-hot-restart")
                 .args(["--file-flush-interval-msec", "100"])

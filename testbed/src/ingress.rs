@@ -71,6 +71,7 @@ impl Ingress {
             directory,
             concurrency: 2,
             log_level: "warning",
+            wasm_log_level: None,
             listeners: &[LISTENER],
             environment: &[],
         };

@@ -9,6 +9,7 @@
 //! What it is not: a deployment. Its identity issuer believes whoever asks.
 
 pub mod airflow;
+pub mod audit;
 pub mod bootstrap;
 pub mod certificates;
 pub mod client;
@@ -40,6 +41,7 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::airflow::{Airflow, Surroundings, WORKER_ISSUER};
+use crate::audit::AuditKey;
 use crate::bootstrap::Bootstrap;
 use crate::certificates::Authority;
 use crate::document::{Document, Source};
@@ -49,6 +51,7 @@ use crate::identity::{IdentityIssuer, secret};
 use crate::process::{Process, Restartable, find};
 use crate::upstream::Upstream;
 
+pub use crate::audit::{Collector, Trouble};
 pub use crate::client::{Answer, Call, send_raw};
 pub use crate::consul::{Access, Consul};
 pub use crate::document::Fault;
@@ -63,6 +66,10 @@ pub const PARTNER: &str = "api.partner.example";
 
 /// The first listener of `envoy.yaml`, and one that a test may add.
 const LISTENERS: [&str; 2] = ["airflow-egress", "second"];
+/// The variable with the key that signs the audit trail, as `envoy.yaml` knows it.
+const AUDIT_KEY: &str = "AIRFLOW_ENVOY_AUDIT_KEY";
+/// The file with the key that verifies the audit trail: a JWK.
+const AUDIT_KEY_FILE: &str = "audit-key.json";
 /// The variable with the token for Consul.
 const CONSUL_TOKEN: &str = "CONSUL_HTTP_TOKEN";
 /// The file from which Envoy reads its listeners, if they may change.
@@ -100,6 +107,8 @@ pub struct Options {
     pub reloadable: bool,
     /// Envoy's log level.
     pub log_level: &'static str,
+    /// The level of its Wasm runtime's own log, if it is to be another.
+    pub wasm_log_level: Option<&'static str>,
     /// Changes the filter's configuration.
     pub configure: Configure,
     /// Adds a listener whose filter's configuration is that of the first, changed by this.
@@ -123,6 +132,7 @@ impl Default for Options {
             consul_token: None,
             reloadable: false,
             log_level: "warning",
+            wasm_log_level: None,
             configure: Box::new(|_| {}),
             second: None,
             bootstrap: Box::new(|_| {}),
@@ -148,6 +158,8 @@ pub struct Testbed {
     pub partner: Arc<Upstream>,
     /// The credential that Envoy, and nobody else, shows to the partner.
     pub partner_credential: String,
+    /// The key that signs the audit trail.
+    pub audit_key: AuditKey,
     /// The OIDC provider's process.
     pub provider: Restartable,
     /// Consul, if it was asked for.
@@ -288,6 +300,25 @@ impl Testbed {
         eventually("the former VMs have ended", async || active().await <= before)
             .await
             .context(format!("{before} VMs before, {created} with the new ones"))
+    }
+
+    /// Ends Envoy as an operator does, by a signal, and waits until it has ended.
+    ///
+    /// # Errors
+    /// If it does not end within ten seconds.
+    pub async fn quit_envoy(&mut self) -> Result<()> {
+        let id = self.envoy.id().to_string();
+        let told =
+            std::process::Command::new("/bin/sh").args(["-c", "kill -TERM $0", &id]).status();
+        told.context("telling Envoy to end")?;
+        let begun = Instant::now();
+        while self.envoy.is_running() {
+            if begun.elapsed() > Duration::from_secs(10) {
+                return Err(self.envoy.failed("does not end"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// What Envoy wrote to its log so far.
@@ -496,6 +527,10 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let credential_file = directory.join(CREDENTIAL_FILE);
     write_private(&credential_file, &credential(&partner_credential))?;
 
+    let audit_key = AuditKey::new();
+    let audit_key_file = directory.join(AUDIT_KEY_FILE);
+    fs::write(&audit_key_file, audit_key.public().to_string()).context(audit_key_file.display())?;
+
     let client_secret = secret();
     let idp = authority.issue(oidc::HOST)?;
     let (provider, idp) =
@@ -560,8 +595,10 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let mut bootstrap = Bootstrap::read(&repository().join("envoy.yaml"))?;
     bootstrap.set_admin_port(options.admin_port)?;
     bootstrap.set_listener_port(options.listener_port)?;
-    // Where nobody listens, unless there is a Consul.
-    bootstrap.set_endpoint("consul", SocketAddr::from(([127, 0, 0, 1], 1)))?;
+    // Where nobody listens, unless there is a Consul, or a test has a collector of audit records.
+    for cluster in ["consul", "audit"] {
+        bootstrap.set_endpoint(cluster, SocketAddr::from(([127, 0, 0, 1], 1)))?;
+    }
     if let Some(ring) = &worker_ring {
         let keys = airflow::ring(airflow::VERSION, ring, &["jwks"]).await?;
         let keys = serde_json::from_str(&keys).context("the workers' key set")?;
@@ -586,13 +623,18 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         let listeners = directory.join(LISTENERS_FILE);
         fs::write(&listeners, told.move_listeners(&listeners)?).context(listeners.display())?;
     }
-    let environment: Vec<_> = consul_token.iter().map(|token| (CONSUL_TOKEN, &**token)).collect();
+    let audit_jwk = audit_key.private().to_string();
+    let environment: Vec<_> = [(AUDIT_KEY, audit_jwk.as_str())]
+        .into_iter()
+        .chain(consul_token.iter().map(|token| (CONSUL_TOKEN, &**token)))
+        .collect();
     let launch = Launch {
         name: "envoy",
         access: "access",
         directory: &directory,
         concurrency: options.concurrency,
         log_level: options.log_level,
+        wasm_log_level: options.wasm_log_level,
         listeners: &LISTENERS,
         environment: &environment,
     };
@@ -614,6 +656,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         orders,
         partner,
         partner_credential,
+        audit_key,
         provider,
         consul,
         listener,

@@ -32,7 +32,19 @@ pub trait Service: Send + Sync + 'static {
 /// # Errors
 /// If no port is free.
 pub async fn serve<S: Service>(service: Arc<S>, tls: Option<TlsAcceptor>) -> Result<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("opening a port")?;
+    serve_at(SocketAddr::from(([127, 0, 0, 1], 0)), service, tls).await
+}
+
+/// The same at `address`.
+///
+/// # Errors
+/// If it is taken.
+pub async fn serve_at<S: Service>(
+    address: SocketAddr,
+    service: Arc<S>,
+    tls: Option<TlsAcceptor>,
+) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await.context("opening a port")?;
     let address = listener.local_addr().context("reading the port")?;
     tokio::spawn(async move {
         // A failed accept is the peer's affair, or passes.

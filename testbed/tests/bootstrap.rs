@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use airflow_envoy_testbed::audit::AuditKey;
 use airflow_envoy_testbed::{envoy_program, filter_file, repository};
 
 #[test]
@@ -10,6 +11,7 @@ fn envoy_accepts_the_checked_in_file_as_it_is() {
     filter_file().unwrap();
     let output = Command::new(envoy_program().unwrap())
         .args(["--mode", "validate", "--config-path", "envoy.yaml", "--log-level", "warning"])
+        .env("AIRFLOW_ENVOY_AUDIT_KEY", AuditKey::new().private().to_string())
         .current_dir(repository())
         .output()
         .unwrap();

@@ -345,7 +345,7 @@ impl Evaluator {
         let standing = self.set.standing(caller, None);
         let decision = self.set.decide(caller, &standing, &call, now, &Limits::DEFAULT);
         let outcome = match decision.outcome {
-            Outcome::Permit { rule } => Ok(rule.to_string()),
+            Outcome::Permit { rule, .. } => Ok(rule.to_string()),
             Outcome::Refuse(reject) => Err(reject),
         };
         let destination = decision.destination.map(|name| name.to_string());

@@ -31,6 +31,8 @@ pub enum Lint {
     UnusedRole,
     /// A destination that no rule is about.
     UnusedDestination,
+    /// An approver who may grant nothing.
+    UnusedApprover,
     /// An allow rule for everybody and everything.
     OverBroad,
     /// A rule that says what another one says.
@@ -41,7 +43,7 @@ pub enum Lint {
 
 impl Lint {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Syntax,
         Self::Invalid,
         Self::NeverMatches,
@@ -51,6 +53,7 @@ impl Lint {
         Self::ExpiresSoon,
         Self::UnusedRole,
         Self::UnusedDestination,
+        Self::UnusedApprover,
         Self::OverBroad,
         Self::Duplicate,
         Self::UnknownWord,
@@ -68,6 +71,7 @@ impl Lint {
             Self::ExpiresSoon => "expires-soon",
             Self::UnusedRole => "unused-role",
             Self::UnusedDestination => "unused-destination",
+            Self::UnusedApprover => "unused-approver",
             Self::OverBroad => "over-broad",
             Self::Duplicate => "duplicate",
             Self::UnknownWord => "unknown-word",
@@ -86,6 +90,7 @@ impl Lint {
             Self::ExpiresSoon => "The rule is over soon",
             Self::UnusedRole => "No rule asks for the role",
             Self::UnusedDestination => "No rule is about the destination",
+            Self::UnusedApprover => "Nothing is grantable by the approver",
             Self::OverBroad => "The rule allows everybody everything",
             Self::Duplicate => "Another rule says the same",
             Self::UnknownWord => "The word is probably misspelt",
@@ -162,13 +167,19 @@ const RUN_TYPES: [&str; 7] = [
     "asset_materialization",
 ];
 
-/// All findings about a policy, by their places. `path_of` says where in its file the rule of an index is.
+/// All findings about a policy, by their places. `path_of` says where in its file the rule of an index is;
+/// what is grantable is counted in the whole policy.
 pub fn lint(model: &Model, given: Given, path_of: &dyn Fn(usize) -> String) -> Vec<Finding> {
+    let path_of = &|index: usize, rule: &Rule| match rule.granted {
+        true => format!("grantable[{index}]"),
+        false => path_of(index),
+    };
     let mut findings = Vec::new();
     let mut alive = Vec::new();
-    for (index, rule) in model.rules.iter().enumerate() {
+    let grantable = model.grantable.iter().map(|grantable| &grantable.rule);
+    for (index, rule) in model.rules.iter().enumerate().chain(grantable.enumerate()) {
         let mut note = |lint, message: String| {
-            let (place, path) = (rule.place.clone(), path_of(index));
+            let (place, path) = (rule.place.clone(), path_of(index, rule));
             findings.push(Finding { lint, place, path, message, related: None });
         };
         if one_rule(model, rule, given, &mut note) {
@@ -184,46 +195,44 @@ pub fn lint(model: &Model, given: Given, path_of: &dyn Fn(usize) -> String) -> V
 
 /// Notes what is odd about one rule; returns whether it can have an effect.
 fn one_rule(model: &Model, rule: &Rule, given: Given, note: &mut dyn FnMut(Lint, String)) -> bool {
-    let id = quote(&rule.id);
+    let name = title(rule);
     if rule.is_over(given.now) {
         let end = rule.expires_at.unwrap_or_default();
-        note(Lint::Expired, format!("rule {id} is over since {end}: it can be removed"));
+        note(Lint::Expired, format!("{name} is over since {end}: it can be removed"));
         return false;
     }
     if let Some(end) = rule.expires_at.filter(|end| *end <= given.now.plus(given.expiring)) {
         let left = end.since(given.now);
-        note(Lint::ExpiresSoon, format!("rule {id} is over at {end}, in {}", rough(left)));
+        note(Lint::ExpiresSoon, format!("{name} is over at {end}, in {}", rough(left)));
     }
     let mut alive = true;
     if rule.allows {
         let why = asks_unknowable(model, &rule.from).or_else(|| keys_without_issuer(&rule.from));
         if let Some(why) = why.or_else(|| model.contradiction(&rule.from)) {
-            note(Lint::NeverMatches, format!("rule {id} can never match: {why}"));
+            note(Lint::NeverMatches, format!("{name} can never match: {why}"));
             alive = false;
         }
     } else if let Some(why) = keys_without_issuer(&rule.from) {
-        note(Lint::NeverMatches, format!("rule {id} can never match: {why}"));
+        note(Lint::NeverMatches, format!("{name} can never match: {why}"));
         alive = false;
     } else if let Some(why) = asks_unknowable(model, &rule.from) {
         // A contradiction is none here: of whom both are unknown, both may be.
-        note(Lint::AlwaysDenies, format!("rule {id} denies without knowing: {why}"));
+        note(Lint::AlwaysDenies, format!("{name} denies without knowing: {why}"));
     }
-    let words =
-        |list: &[String], known: &[&str], what: &str, note: &mut dyn FnMut(Lint, String)| {
-            for word in list.iter().filter(|word| !known.contains(&word.as_str())) {
-                if word.contains('*') {
-                    continue;
-                }
-                let close =
-                    suggestion(word, known).map(|close| format!(", did you mean `{close}`?"));
-                let close = close.unwrap_or_default();
-                let shown = quote(word);
-                note(
-                    Lint::UnknownWord,
-                    format!("rule {id}: {shown} is no {what} that is known{close}"),
-                );
+    let words = |list: &[String],
+                 known: &[&str],
+                 what: &str,
+                 note: &mut dyn FnMut(Lint, String)| {
+        for word in list.iter().filter(|word| !known.contains(&word.as_str())) {
+            if word.contains('*') {
+                continue;
             }
-        };
+            let close = suggestion(word, known).map(|close| format!(", did you mean `{close}`?"));
+            let close = close.unwrap_or_default();
+            let shown = quote(word);
+            note(Lint::UnknownWord, format!("{name}: {shown} is no {what} that is known{close}"));
+        }
+    };
     words(rule.methods.as_deref().unwrap_or_default(), &METHODS, "method", note);
     let run_types = rule.from.get("run_types").map(Vec::as_slice).unwrap_or_default();
     words(run_types, &RUN_TYPES, "run type", note);
@@ -243,7 +252,7 @@ fn one_rule(model: &Model, rule: &Rule, given: Given, note: &mut dyn FnMut(Lint,
         // A tunnel has no path that could be named.
         let or_what = if rule.names_tunnels() { "" } else { ", or what in `paths`" };
         let problem =
-            format!("rule {id} lets every caller {methods} at {to}: say who in `from`{or_what}");
+            format!("{name} lets every caller {methods} at {to}: say who in `from`{or_what}");
         note(Lint::OverBroad, problem);
     }
     alive
@@ -281,10 +290,17 @@ fn unknowable(model: &Model, from: &Selector) -> Option<&'static str> {
     found
 }
 
-fn duplicates(rules: &[(usize, &Rule)], path_of: &dyn Fn(usize) -> String) -> Vec<Finding> {
+/// How sentences name it.
+fn title(rule: &Rule) -> String {
+    let kind = if rule.granted { "grantable" } else { "rule" };
+    format!("{kind} {}", quote(&rule.id))
+}
+
+fn duplicates(rules: &[(usize, &Rule)], path_of: &dyn Fn(usize, &Rule) -> String) -> Vec<Finding> {
     let mut seen: HashMap<String, &Rule> = HashMap::new();
     let mut findings = Vec::new();
-    for (index, rule) in rules {
+    // Who may grant something and for how long makes a difference, too.
+    for (index, rule) in rules.iter().filter(|(_, rule)| !rule.granted) {
         let sorted = |list: &Option<Vec<String>>| {
             let set = list.as_ref().map(|list| list.iter().collect::<BTreeSet<_>>());
             format!("{set:?}")
@@ -306,7 +322,7 @@ fn duplicates(rules: &[(usize, &Rule)], path_of: &dyn Fn(usize) -> String) -> Ve
         findings.push(Finding {
             lint: Lint::Duplicate,
             place: rule.place.clone(),
-            path: path_of(*index),
+            path: path_of(*index, rule),
             message,
             related: Some((first.place.clone(), format!("rule {}", quote(&first.id)))),
         });
@@ -318,7 +334,7 @@ fn duplicates(rules: &[(usize, &Rule)], path_of: &dyn Fn(usize) -> String) -> Ve
 fn shadowed(
     model: &Model,
     rules: &[(usize, &Rule)],
-    path_of: &dyn Fn(usize) -> String,
+    path_of: &dyn Fn(usize, &Rule) -> String,
 ) -> Vec<Finding> {
     let enforced = || rules.iter().filter(|(_, rule)| !rule.shadow);
     // A deny rule that asks for a field by literal values covers only rules that ask for one of these.
@@ -358,7 +374,7 @@ fn shadowed(
         let covering = candidates
             .find(|deny| deny.denies_requests_of(rule) && model.implies(&rule.from, &deny.from));
         let Some(deny) = covering else { continue };
-        let (id, other) = (quote(&rule.id), quote(&deny.id));
+        let (name, other) = (title(rule), quote(&deny.id));
         let some = deny.methods.is_some() || deny.paths.is_some();
         let why = if some && rule.allows_only_tunnels() {
             ", for a tunnel could carry what it is about"
@@ -368,9 +384,9 @@ fn shadowed(
         findings.push(Finding {
             lint: Lint::Shadowed,
             place: rule.place.clone(),
-            path: path_of(*index),
+            path: path_of(*index, rule),
             message: format!(
-                "rule {id} has no effect: rule {other} denies everything that it allows{why}"
+                "{name} has no effect: rule {other} denies everything that it allows{why}"
             ),
             related: Some((deny.place.clone(), format!("rule {other}"))),
         });
@@ -382,7 +398,8 @@ fn unused(model: &Model) -> Vec<Finding> {
     let mut roles: BTreeSet<&str> = BTreeSet::new();
     let mut destinations: BTreeSet<&str> = BTreeSet::new();
     let mut every_destination = false;
-    for rule in &model.rules {
+    let grantable = model.grantable.iter().map(|grantable| &grantable.rule);
+    for rule in model.rules.iter().chain(grantable) {
         roles.extend(rule.from.get("roles").into_iter().flatten().map(String::as_str));
         match &rule.to {
             None => every_destination |= rule.allows,
@@ -403,6 +420,12 @@ fn unused(model: &Model) -> Vec<Finding> {
             let path = format!("destinations.{name}");
             note(Lint::UnusedDestination, &destination.place, path, message);
         }
+    }
+    let approvers: BTreeSet<&String> =
+        model.grantable.iter().flat_map(|grantable| &grantable.approvers).collect();
+    for (name, place) in model.approvers.iter().filter(|(name, _)| !approvers.contains(name)) {
+        let message = format!("nothing is grantable by the approver {}", quote(name));
+        note(Lint::UnusedApprover, place, format!("approvers.{name}"), message);
     }
     findings
 }
@@ -605,6 +628,70 @@ mod tests {
                 format!("{{id: y, effect: deny, from: {{dags: [a]}}, to: [orders], {deny}}}");
             assert_eq!(found(&[&allow, &deny]), [], "{allow} {deny}");
         }
+    }
+
+    #[test]
+    fn what_is_grantable_is_looked_at_like_a_rule() {
+        const KEY: &str =
+            "{keys: [{kty: OKP, crv: Ed25519, x: 11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo}]}";
+        let found = |grantable: &str| {
+            let text = format!(
+                "version: 1\nroles: {{ds: {{any: [{{teams: [ds]}}]}}}}\n\
+                 destinations: {{orders: {{hosts: [o]}}, cards: {{hosts: [c]}}}}\n\
+                 approvers: {{on-call: {KEY}, idle: {KEY}}}\n\
+                 grantable:\n  - {{id: g, max_duration: 1h, approvers: [on-call], {grantable}}}\n\
+                 rules:\n  - {{id: no-cards, effect: deny, to: [cards], methods: [POST]}}\n"
+            );
+            let source = merge(vec![read_bytes("p.yaml", text.as_bytes()).unwrap()]);
+            source.policy().unwrap();
+            let given = Given { now: UnixTime::default(), expiring: Span::ZERO };
+            let findings = lint(&Model::new(&source.node), given, &|_| "rules".to_owned());
+            let told =
+                findings.into_iter().map(|finding| (finding.lint, finding.path, finding.message));
+            told.collect::<Vec<_>>()
+        };
+        let idle = (
+            Lint::UnusedApprover,
+            "approvers.idle".to_owned(),
+            "nothing is grantable by the approver `idle`".to_owned(),
+        );
+        // It uses the role and the destination.
+        let fit = "from: {roles: [ds]}, to: [orders], paths: [/a]";
+        assert_eq!(found(fit), [idle.clone()]);
+        for (grantable, lint, message) in [
+            (
+                "from: {roles: [ds]}, to: [cards, orders], methods: [GET, POST], paths: [/a]",
+                None,
+                "",
+            ),
+            (
+                "from: {roles: [ds]}, to: [cards], methods: [POST], paths: [/a]",
+                Some(Lint::Shadowed),
+                "grantable `g` has no effect: rule `no-cards` denies everything that it allows",
+            ),
+            (
+                "from: {dags: ['*'], roles: [ds]}, to: [orders], methods: [DELTE], paths: [/a]",
+                Some(Lint::UnknownWord),
+                "grantable `g`: `DELTE` is no method that is known, did you mean `DELETE`?",
+            ),
+            (
+                "from: {services: [w], roles: [ds]}, to: [orders], paths: [/a]",
+                Some(Lint::NeverMatches),
+                "grantable `g` can never match: it asks for `services`, and mesh peers are not verified yet",
+            ),
+        ] {
+            let mut found = found(grantable);
+            assert_eq!(found.remove(0), idle);
+            let found = found.into_iter().filter(|(lint, ..)| *lint != Lint::UnusedDestination);
+            let expected = lint.map(|lint| (lint, "grantable[0]".to_owned(), message.to_owned()));
+            assert_eq!(found.collect::<Vec<_>>(), Vec::from_iter(expected), "{grantable}");
+        }
+        let broad = found("from: {dags: ['*']}, to: [orders]");
+        assert!(broad.iter().any(|(lint, path, told)| {
+            *lint == Lint::OverBroad
+                && path == "grantable[0]"
+                && told.starts_with("grantable `g` lets every caller do anything at `orders`")
+        }));
     }
 
     #[test]

@@ -27,6 +27,19 @@ pub struct Model {
     pub destinations: BTreeMap<String, Destination>,
     /// In the order of the document.
     pub rules: Vec<Rule>,
+    /// What may be granted, in the order of the document.
+    pub grantable: Vec<Grantable>,
+    /// Who may grant something, by name, and where that stands.
+    pub approvers: BTreeMap<String, Place>,
+}
+
+/// Something that may be granted.
+#[derive(Debug, Clone)]
+pub struct Grantable {
+    /// What a grant of it allows at most.
+    pub rule: Rule,
+    /// Names of those who may grant it.
+    pub approvers: Vec<String>,
 }
 
 /// A role.
@@ -56,6 +69,8 @@ pub struct Rule {
     pub id: String,
     /// It allows; otherwise it denies.
     pub allows: bool,
+    /// It allows nothing before somebody grants it.
+    pub granted: bool,
     /// It is only reported.
     pub shadow: bool,
     /// What it asks of the caller, `roles` among it.
@@ -89,10 +104,18 @@ impl Model {
             (member.name.clone(), Destination { place: member.place.clone(), hosts })
         });
         let rules = document.member("rules").map(Node::elements).unwrap_or_default();
+        let grantable = document.member("grantable").map(Node::elements).unwrap_or_default();
+        let grantable = grantable.iter().map(|node| Grantable {
+            rule: Rule { allows: true, granted: true, ..Rule::new(node) },
+            approvers: texts(node, "approvers").unwrap_or_default(),
+        });
+        let approvers = document.member("approvers").map(Node::members).unwrap_or_default().iter();
         Self {
             roles: roles.collect(),
             destinations: destinations.collect(),
             rules: rules.iter().map(Rule::new).collect(),
+            grantable: grantable.collect(),
+            approvers: approvers.map(|one| (one.name.clone(), one.place.clone())).collect(),
         }
     }
 
@@ -183,6 +206,7 @@ impl Rule {
             place: node.place.clone(),
             id: text("id").unwrap_or_default().to_owned(),
             allows: text("effect") == Some("allow"),
+            granted: false,
             shadow: text("mode") == Some("shadow"),
             from: node.member("from").map(selector).unwrap_or_default(),
             to: (to != ["*"]).then_some(to),

@@ -10,15 +10,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use airflow_envoy_cli::source::load::read_bytes;
+use airflow_envoy_core::audit::{
+    Begin, CallerParts, Chain, Counts, Decided, Decision, EndReason, Fragment, IdentityParts, Line,
+    Loss, LossReason, RequestParts, Signer, TokenParts,
+};
 use airflow_envoy_core::configuration::{self, Configuration};
 use airflow_envoy_core::document::Asked;
+use airflow_envoy_core::facts::Fact;
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{Policy, explain};
+use airflow_envoy_core::time::UnixTime;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
 const README: &str = include_str!("../../../README.md");
 const POLICY: &str = include_str!("../../../schema/policy.schema.json");
+const AUDIT: &str = include_str!("../../../schema/audit.schema.json");
 const CONFIGURATION: &str = include_str!("../../../schema/configuration.schema.json");
 
 /// 2026-11-21T12:00:00Z.
@@ -56,7 +65,20 @@ fn is_policy(value: &Value) -> bool {
 
 fn is_configuration(value: &Value) -> bool {
     let document = value.to_string();
-    Configuration::parse(document.as_bytes(), &Limits::DEFAULT, &|_| Some("t".to_owned())).is_ok()
+    Configuration::parse(document.as_bytes(), &Limits::DEFAULT, &environment).is_ok()
+}
+
+/// Variables that all have a token, and one that has a key.
+fn environment(name: &str) -> Option<String> {
+    Some(if name == "AUDIT_KEY" { audit_key() } else { "t".to_owned() })
+}
+
+/// A private JWK, made when the test runs.
+fn audit_key() -> String {
+    let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+    let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let (d, x) = (encode(key.as_bytes()), encode(key.verifying_key().as_bytes()));
+    json!({"kty": "OKP", "crv": "Ed25519", "d": d, "x": x}).to_string()
 }
 
 /// A policy with every member.
@@ -84,10 +106,23 @@ fn full_policy() -> Value {
     }
     let mut from = selector.clone();
     from["roles"] = json!(["everything"]);
+    let key =
+        json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
     json!({
         "version": 1, "revision": 18_446_744_073_709_551_615_u64,
         "roles": {"everything": {"any": [selector]}},
         "destinations": {"here": {"hosts": ["here.internal", "*.there.internal:8443", "[::1]:9"]}},
+        "approvers": {"on-call": {"keys": [key]}},
+        "grantable": [
+            {
+                "id": "some", "intent": "Some.", "from": from, "to": ["here"], "methods": ["GET"],
+                "paths": ["/a/**"], "max_duration": "4h", "approvers": ["on-call"],
+            },
+            {
+                "id": "tunnels", "from": {"dags": ["x"]}, "to": ["*"], "methods": ["CONNECT"],
+                "max_duration": "30d", "approvers": ["on-call"],
+            },
+        ],
         "rules": [
             {
                 "id": "full", "intent": "Everything.", "effect": "deny", "from": from, "to": ["here"],
@@ -139,16 +174,32 @@ fn full_configurations() -> Vec<Value> {
                 }},
             ],
             "max_age": "15m", "trust": {"keys": [key], "required": false},
+            "grants": {"max_age": "5m", "http": {
+                "cluster": "g", "uri": "http://g/g.json", "poll": "5s", "timeout": "5s", "long_poll": "55s",
+            }},
         },
         "proxy_authorization": false, "token_cookie": "_token",
         "forward_token": true, "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",
         "status": {"path": "/status"},
+        "audit": {
+            "key": {"jwk_env": "AUDIT_KEY"}, "checkpoint": {"records": 100, "every": "5s"},
+            "sample_permits": 10, "claims": ["department"],
+            "sinks": [{"log": {}}, {"http": {
+                "cluster": "audit", "uri": "http://audit/v1/records", "token_env": "TOKEN",
+                "batch_bytes": 4096, "batch_time": "1s", "queue_bytes": 65536, "in_flight": 2, "timeout": "5s",
+            }}],
+        },
     });
     let mut untyped = full.clone();
     untyped["issuers"][0]["token_types"] = "any".into();
     untyped["airflow"] = json!({"identity": "off"});
+    untyped["policy"]["grants"] = json!({"inline": {"version": 1, "grants": ["a.b.c"]}});
     let mut proxy = full.clone();
     proxy["proxy_authorization"] = true.into();
+    proxy["policy"]["grants"] = json!({"consul_kv": {
+        "cluster": "consul", "key": "a/grants.json", "wait": "55s", "timeout": "5s", "poll": "5s",
+        "datacenter": "dc1", "token_env": "TOKEN",
+    }});
     proxy.as_object_mut().unwrap().remove("token_cookie");
     vec![full, untyped, proxy]
 }
@@ -412,5 +463,165 @@ fn the_schemas_know_what_cannot_stand_together() {
         document[member] = value;
         assert_eq!(is_configuration(&document), fit, "{member} {}", document[member]);
         assert_eq!(validator.is_valid(&document), fit, "{member} {}", document[member]);
+    }
+}
+
+/// One record of each kind with every member that there is, and one with as few as there can be.
+fn audit_lines() -> Vec<Line> {
+    let time = UnixTime::from_secs(NOW);
+    let predecessor = airflow_envoy_core::audit::Predecessor {
+        stream: "00000000000000aa".to_owned(),
+        seq: 7,
+        hash: "h".repeat(43),
+    };
+    let begin = Begin {
+        time,
+        stream: 1,
+        process: 2,
+        version: "0.1.0",
+        commit: "unknown",
+        mode: "enforce",
+        sample: Some(10),
+        predecessor: Some(&predecessor),
+    };
+    let (several, one) = (Fact::Known(vec!["a".to_owned(), "b".to_owned()]), Fact::one("a"));
+    let claims = json!({"department": {"name": "x"}});
+    let caller = Fragment::caller(&CallerParts {
+        identity: Some(IdentityParts {
+            dag_id: "d",
+            task_id: "t",
+            run_id: "r",
+            map_index: -1,
+            try_number: 1,
+            run_type: &one,
+            queue: &several,
+            team: &one,
+            owners: &several,
+            tags: &several,
+            roles: &several,
+            ti_id: Some("i"),
+            triggering_user_name: Some("u"),
+            issuer: "airflow",
+            key_id: Some("k"),
+        }),
+        token: Some(TokenParts {
+            issuer: "idp",
+            key_id: Some("k"),
+            subject: Some("s"),
+            client_id: Some("c"),
+            scopes: &several,
+            claims: claims.as_object().unwrap(),
+            recorded: &["department".to_owned()],
+        }),
+        spiffe_id: Some("spiffe://x/y"),
+        service: Some("w"),
+    });
+    let long = vec![b'x'; 2000];
+    let request = Fragment::request(&RequestParts {
+        method: Some(b"GET"),
+        scheme: Some(b"http"),
+        authority: Some(b"a"),
+        path: Some(&long),
+        query: Some(b"q"),
+        request_id: Some(b"r"),
+        traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    });
+    let policies = Fragment::policies([("main", Some(42)), ("other", None)].into_iter());
+    let least_request = Fragment::request(&RequestParts::default());
+    let least = Decided {
+        time,
+        decision: Decision::Abandoned,
+        decision_id: "00000000000000010000000000000001",
+        shadow_mode: false,
+        code: None,
+        detail: None,
+        nearest: None,
+        rule: None,
+        grant: None,
+        destination: None,
+        shadow: &[],
+        policies: None,
+        caller: None,
+        request: Some(&least_request),
+        status: None,
+        flags: 0,
+        decided_us: None,
+        total_us: None,
+        sampled: None,
+    };
+    let shadow = ["a:permit".to_owned()];
+    let most = Decided {
+        decision: Decision::Reject,
+        shadow_mode: true,
+        code: Some("policy_no_match"),
+        detail: Some("d"),
+        nearest: Some("n"),
+        rule: Some("r"),
+        grant: Some("g"),
+        destination: Some("o"),
+        shadow: &shadow,
+        policies: Some(&policies),
+        caller: Some(&caller),
+        request: Some(&request),
+        status: Some(403),
+        flags: 1,
+        decided_us: Some(1),
+        total_us: Some(2),
+        sampled: Some(10),
+        ..least
+    };
+    let counts = Counts::default();
+    let mut lines = Vec::new();
+    for signer in [Some(Signer::from_jwk(audit_key().as_bytes()).unwrap()), None] {
+        let (mut chain, first) = Chain::begin(&begin, signer);
+        lines.extend([first, chain.decision(&least), chain.decision(&most)]);
+        lines.push(chain.checkpoint(time, &counts));
+        for reason in [LossReason::Collector, LossReason::Log, LossReason::Memory] {
+            lines.push(chain.loss(time, &Loss { records: 1, from_seq: 1, to_seq: 2, reason }));
+        }
+        for reason in [EndReason::Shutdown, EndReason::Reconfigured] {
+            lines.push(chain.end(time, &counts, reason));
+        }
+    }
+    lines
+}
+
+#[test]
+fn every_audit_record_is_what_its_schema_says_and_nothing_else() {
+    let root = schema(AUDIT);
+    let validator = validator(&root);
+    let mut met: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    fn members(value: &Value, at: &str, met: &mut BTreeMap<String, BTreeSet<String>>) {
+        if let Value::Object(object) = value {
+            met.entry(at.to_owned()).or_default().extend(object.keys().cloned());
+            object.iter().for_each(|(name, value)| members(value, &format!("{at}/{name}"), met));
+        }
+    }
+    for line in audit_lines() {
+        let record: Value = serde_json::from_str(line.as_str()).unwrap();
+        let told: Vec<_> = validator.iter_errors(&record).map(|error| error.to_string()).collect();
+        assert!(told.is_empty(), "{record}: {told:?}");
+        members(&record, record["kind"].as_str().unwrap(), &mut met);
+        for name in record.as_object().unwrap().keys() {
+            let mut other = record.clone();
+            other[name] = json!(null);
+            assert!(!validator.is_valid(&other), "{name} may be null");
+        }
+        let mut other = record.clone();
+        other["unknown"] = json!(1);
+        assert!(!validator.is_valid(&other));
+    }
+    // Every member that the schema knows was met: it promises nothing that is never written.
+    for (at, members) in met {
+        let (kind, inner) = at.split_once('/').unwrap_or((&at, ""));
+        let pointer: String = inner
+            .split('/')
+            .filter(|name| !name.is_empty())
+            .map(|name| format!("/properties/{name}"))
+            .collect();
+        let part = root.pointer(&format!("/$defs/{kind}{pointer}")).unwrap_or(&Value::Null);
+        let Some(known) = part.get("properties").and_then(Value::as_object) else { continue };
+        let known: BTreeSet<_> = known.keys().cloned().collect();
+        assert_eq!(members, known, "{at}");
     }
 }

@@ -1,10 +1,12 @@
 //! The reply to a request that is refused: status, headers and body, for HTTP and for gRPC.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::arrival::DecisionId;
+use crate::audit::Fragment;
 use crate::policy::ShadowVerdict;
 use crate::reject::{Code, Reject};
 use crate::time::Span;
@@ -26,7 +28,7 @@ pub struct Rejection {
     pub known: Known,
 }
 
-/// What is known about a refused request, for the access log.
+/// What is known about a refused request, for the access log and the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Known {
     /// The verified DAG.
@@ -39,6 +41,8 @@ pub struct Known {
     pub destination: Option<Arc<str>>,
     /// Shadow rules that would have permitted it.
     pub shadow: Vec<ShadowVerdict>,
+    /// The caller as audit records show it, if there are any.
+    pub caller: Option<Rc<Fragment>>,
 }
 
 /// The header that carries the code, for callers that do not read the body.

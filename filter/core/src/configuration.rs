@@ -7,13 +7,14 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::audit;
 use crate::credential::IssuerRules;
 use crate::document::{Faults, Node, Object, Report};
 use crate::feed::{Endpoint, Protocol, Secret, Uri};
 use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
-use crate::policy::{Policy, Trust};
+use crate::policy::{GrantDocument, Policy, Trust};
 use crate::quote::quote;
 use crate::time::Span;
 
@@ -40,6 +41,8 @@ pub struct Configuration {
     pub mode: Mode,
     /// The path at which the filter itself answers how it is; `None`: nowhere.
     pub status_path: Option<String>,
+    /// How decisions are recorded; `None`: not at all.
+    pub audit: Option<audit::Settings>,
 }
 
 /// Where a request may have its credentials, beside `authorization` and `x-airflow-identity`.
@@ -108,6 +111,8 @@ pub struct Policies {
     pub sources: Vec<(String, PolicySource)>,
     /// Who may sign what is fetched, and whether somebody must.
     pub trust: Trust,
+    /// Where temporary grants come from, if there are any.
+    pub grants: Option<GrantSource>,
 }
 
 /// Where a policy comes from.
@@ -115,6 +120,18 @@ pub struct Policies {
 pub enum PolicySource {
     /// From the configuration itself.
     Inline(Box<Policy>),
+    /// By HTTP callout.
+    Remote(Endpoint),
+}
+
+/// The name of the source of grants, for logs and metrics.
+pub(crate) const GRANTS: &str = "grants";
+
+/// Where temporary grants come from.
+#[derive(Debug)]
+pub enum GrantSource {
+    /// From the configuration itself.
+    Inline(GrantDocument),
     /// By HTTP callout.
     Remote(Endpoint),
 }
@@ -244,6 +261,10 @@ fn read(
     let mode =
         root.optional("mode").map_or(Some(Mode::Enforce), |node| node.choice(report, &MODES));
     let status_path = read_status_path(&mut root, report);
+    let audit = match root.optional("audit") {
+        Some(node) => audit::Settings::read(&node, report, environment).map(Some),
+        None => Some(None),
+    };
     root.finish(report);
 
     Some(Configuration {
@@ -257,6 +278,7 @@ fn read(
         waiting: waiting?,
         mode: mode?,
         status_path: status_path?,
+        audit: audit?,
     })
 }
 
@@ -499,12 +521,79 @@ fn read_policies(
         None => Some(Trust::default()),
     };
     let sources = object.required(report, "sources").and_then(|node| node.nonempty_array(report));
+    let grants = object.optional("grants");
     object.finish(report);
-    let read: Vec<_> = sources?
+    let read: Vec<_> = sources
+        .unwrap_or_default()
         .iter()
         .map(|node| read_policy(node, report, limits, environment, max_age, names))
         .collect();
-    Some(Policies { sources: read.into_iter().collect::<Option<_>>()?, trust: trust? })
+    let grants = match grants {
+        Some(node) => read_grants(&node, report, limits, environment, max_age, names).map(Some),
+        None => Some(None),
+    };
+    let sources = read.into_iter().collect::<Option<_>>()?;
+    Some(Policies { sources, trust: trust?, grants: grants? })
+}
+
+fn read_grants(
+    node: &Node<'_>,
+    report: &mut Report,
+    limits: &Limits,
+    environment: Environment<'_>,
+    max_age: Option<Span>,
+    names: &mut BTreeSet<String>,
+) -> Option<GrantSource> {
+    let mut object = node.object(report)?;
+    let name = GRANTS;
+    if !names.insert(name.to_owned()) {
+        node.fault(
+            report,
+            format!("is called `{name}` in logs and metrics, and that name is taken"),
+        );
+    }
+    let max_age = match object.optional("max_age") {
+        Some(node) => positive_span(&node, report),
+        None => max_age,
+    };
+    let place = read_place(node, &mut object, report, environment, Some(name), max_age);
+    object.finish(report);
+    match place? {
+        Place::Inline(inline) => {
+            GrantDocument::read(&inline, limits, report).map(GrantSource::Inline)
+        }
+        Place::Remote(endpoint) => Some(GrantSource::Remote(endpoint)),
+    }
+}
+
+/// Where a document is.
+enum Place<'a> {
+    Inline(Node<'a>),
+    Remote(Endpoint),
+}
+
+fn read_place<'a>(
+    node: &Node<'_>,
+    object: &mut Object<'a>,
+    report: &mut Report,
+    environment: Environment<'_>,
+    name: Option<&str>,
+    max_age: Option<Span>,
+) -> Option<Place<'a>> {
+    let inline = object.optional("inline");
+    let http = object.optional("http");
+    let consul_kv = object.optional("consul_kv");
+    match (inline, http, consul_kv) {
+        (Some(inline), None, None) => Some(Place::Inline(inline)),
+        (None, Some(http), None) => read_http(&http, report, name?, max_age).map(Place::Remote),
+        (None, None, Some(consul)) => {
+            read_consul_kv(&consul, report, environment, name?, max_age).map(Place::Remote)
+        }
+        _ => {
+            node.fault(report, "needs exactly one of `inline`, `http` and `consul_kv`");
+            None
+        }
+    }
 }
 
 fn read_policy(
@@ -517,12 +606,10 @@ fn read_policy(
 ) -> Option<(String, PolicySource)> {
     let mut object = node.object(report)?;
     let name = object.required(report, "name").and_then(|node| read_name(&node, report, names));
-    let inline = object.optional("inline");
-    let http = object.optional("http");
-    let consul_kv = object.optional("consul_kv");
+    let place = read_place(node, &mut object, report, environment, name, max_age);
     object.finish(report);
-    let source = match (inline, http, consul_kv) {
-        (Some(inline), None, None) => match Policy::from_value(inline.value, limits) {
+    let source = match place? {
+        Place::Inline(inline) => match Policy::from_value(inline.value, limits) {
             Ok(policy) => PolicySource::Inline(Box::new(policy)),
             Err(faults) => {
                 for fault in faults.0 {
@@ -533,14 +620,7 @@ fn read_policy(
                 return None;
             }
         },
-        (None, Some(http), None) => PolicySource::Remote(read_http(&http, report, name?, max_age)?),
-        (None, None, Some(consul)) => {
-            PolicySource::Remote(read_consul_kv(&consul, report, environment, name?, max_age)?)
-        }
-        _ => {
-            node.fault(report, "needs exactly one of `inline`, `http` and `consul_kv`");
-            return None;
-        }
+        Place::Remote(endpoint) => PolicySource::Remote(endpoint),
     };
     Some((name?.to_owned(), source))
 }
@@ -611,19 +691,7 @@ fn read_consul_kv(
     };
     let interval = interval(&mut object, report, "poll", POLICY_POLL);
     let timeout = timeout(&mut object, report);
-    let token = match object.optional("token_env") {
-        Some(node) => node.string(report).and_then(|variable| {
-            let token = environment(variable).filter(|token| {
-                !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
-            });
-            if token.is_none() {
-                let problem = "is not set to a token; see `vm_config.environment_variables`";
-                node.fault(report, format!("the variable {} {problem}", quote(variable)));
-            }
-            token.map(Secret).map(Some)
-        }),
-        None => Some(None),
-    };
+    let token = read_token(&mut object, report, environment);
     object.finish(report);
     let endpoint = Endpoint {
         name: name.to_owned(),
@@ -665,10 +733,32 @@ fn interval(
     }
 }
 
-fn timeout(object: &mut Object<'_>, report: &mut Report) -> Option<Span> {
+/// Time after which a callout is given up.
+pub(crate) fn timeout(object: &mut Object<'_>, report: &mut Report) -> Option<Span> {
     match object.optional("timeout") {
         Some(node) => bounded_span(&node, report, Span::from_millis(10), Span::from_secs(60)),
         None => Some(Span::from_secs(5)),
+    }
+}
+
+/// A credential from the environment variable that `token_env` names, if it names one.
+pub(crate) fn read_token(
+    object: &mut Object<'_>,
+    report: &mut Report,
+    environment: Environment<'_>,
+) -> Option<Option<Secret>> {
+    match object.optional("token_env") {
+        Some(node) => node.string(report).and_then(|variable| {
+            let token = environment(variable).filter(|token| {
+                !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
+            });
+            if token.is_none() {
+                let problem = "is not set to a token; see `vm_config.environment_variables`";
+                node.fault(report, format!("the variable {} {problem}", quote(variable)));
+            }
+            token.map(Secret).map(Some)
+        }),
+        None => Some(None),
     }
 }
 
@@ -692,7 +782,8 @@ fn check_max_age(endpoint: &Endpoint, node: &Node<'_>, interval_name: &str, repo
     }
 }
 
-fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<Uri> {
+/// An absolute URI.
+pub(crate) fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<Uri> {
     let text = node.string(report)?;
     let uri = Uri::parse(text);
     if uri.is_none() {
@@ -759,7 +850,13 @@ fn positive_span(node: &Node<'_>, report: &mut Report) -> Option<Span> {
     bounded_span(node, report, Span::from_secs(1), Span::from_secs(366 * 24 * 3600))
 }
 
-fn bounded_span(node: &Node<'_>, report: &mut Report, least: Span, most: Span) -> Option<Span> {
+/// A span of time between these two.
+pub(crate) fn bounded_span(
+    node: &Node<'_>,
+    report: &mut Report,
+    least: Span,
+    most: Span,
+) -> Option<Span> {
     let span = node.span(report)?;
     if !(least..=most).contains(&span) {
         node.fault(report, format!("{span} is not between {least} and {most}"));

@@ -26,6 +26,7 @@ pub mod limits;
 pub mod policy;
 pub mod quote;
 pub mod reject;
+pub mod retry;
 pub mod series;
 pub mod shared;
 pub mod status;

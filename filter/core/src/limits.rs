@@ -22,6 +22,10 @@ pub struct Limits {
     /// Pairs of a destination and a path that the rules of a policy name together: a rule stands in
     /// the index once for each of its own.
     pub policy_places: usize,
+    /// Grants in a document of them: each costs a signature once, and its place in the index.
+    pub grants: usize,
+    /// Bytes of a document of grants.
+    pub grants_bytes: usize,
     /// Nesting of a JSON document or a token's claims.
     pub json_depth: usize,
     /// Bytes of a request's path without the query.
@@ -43,6 +47,8 @@ impl Limits {
         policy_bytes: 32 * 1024 * 1024,
         policy_rules: 200_000,
         policy_places: 1_000_000,
+        grants: 1_000,
+        grants_bytes: 4 * 1024 * 1024,
         json_depth: 32,
         path_bytes: 8 * 1024,
         path_segments: 128,

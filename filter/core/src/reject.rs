@@ -183,6 +183,8 @@ pub struct Reject {
     pub rule: Option<String>,
     /// The allow rule that came closest, by its id.
     pub nearest: Option<String>,
+    /// What could be granted so that the call is permitted, and whom to ask for it.
+    pub grantable: Option<String>,
     /// The connection asks for credentials, and nobody on Airflow's side added them.
     pub unserved: bool,
 }
@@ -194,7 +196,14 @@ pub const UNSERVED_ACTION: &str = "ask who runs Airflow to activate the airflow-
 impl Reject {
     /// A refusal that no rule caused.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), rule: None, nearest: None, unserved: false }
+        Self {
+            code,
+            detail: detail.into(),
+            rule: None,
+            nearest: None,
+            grantable: None,
+            unserved: false,
+        }
     }
 
     /// What to do about it: that of the code, with the rule that it is about.
@@ -204,6 +213,9 @@ impl Reject {
             return UNSERVED_ACTION.to_owned();
         }
         let action = self.code.action();
+        if let Some(grantable) = &self.grantable {
+            return format!("{grantable}, or {action}");
+        }
         match (&self.rule, &self.nearest) {
             (Some(rule), _) => format!("{action}: `{rule}`"),
             (None, Some(nearest)) => format!("{action}; the nearest rule is `{nearest}`"),

@@ -151,13 +151,11 @@ mod tests {
     #[test]
     fn each_decision_is_counted_under_its_own_names() {
         let mut series = Series::default();
-        let refused = |destination| Decided {
-            word: "policy_no_match",
-            destination,
-            rule: None,
-            ..by("")
-        };
-        for decided in [by("a.b"), by("main/a.b"), by("a.b"), refused(Some("orders")), refused(None)] {
+        let refused =
+            |destination| Decided { word: "policy_no_match", destination, rule: None, ..by("") };
+        for decided in
+            [by("a.b"), by("main/a.b"), by("a.b"), refused(Some("orders")), refused(None)]
+        {
             series.count(decided);
         }
         // The same bytes, cut elsewhere.

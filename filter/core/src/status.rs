@@ -16,8 +16,25 @@ pub struct Status {
     pub worker: u64,
     /// Whether decisions are carried out.
     pub mode: Mode,
-    /// Every source of keys and policy.
+    /// Every source of keys, policy and grants.
     pub sources: Vec<Source>,
+    /// The audit trail, if there is one.
+    pub audit: Option<Audit>,
+}
+
+/// How one worker's part of the audit trail is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audit {
+    /// The stream's number.
+    pub stream: u64,
+    /// The number of its last record; `None` before the first.
+    pub seq: Option<u64>,
+    /// Records of the stream that reached nobody.
+    pub lost: u64,
+    /// Time since a record was last signed; `None` before the first.
+    pub checkpoint_age: Option<Span>,
+    /// Whether the HTTP collector is asked, if there is one.
+    pub collector: Option<Breaker>,
 }
 
 /// How one source of keys or policy is.
@@ -37,7 +54,7 @@ pub struct Source {
     pub revision: Option<u64>,
     /// Names the document's bytes, in hexadecimal digits.
     pub digest: Option<String>,
-    /// Usable keys, or rules.
+    /// Usable keys, rules, or grants that are in effect.
     pub count: usize,
     /// Time since the document was last confirmed; `None` for one that has no age.
     pub age: Option<Span>,
@@ -63,6 +80,8 @@ pub enum Kind {
     Keys,
     /// Policy.
     Policy,
+    /// Temporary grants.
+    Grants,
 }
 
 /// How a document is fetched.
@@ -102,9 +121,9 @@ pub struct Reply {
 }
 
 impl Status {
-    /// Whether every source can be decided by.
+    /// Whether every source can be decided by. Without grants the policies decide alone.
     pub fn ready(&self) -> bool {
-        self.sources.iter().all(|source| source.ready)
+        self.sources.iter().all(|source| source.ready || source.kind == Kind::Grants)
     }
 
     /// The answer to a request of this method: 200 if ready, else 503; 405 to any method but `GET` and
@@ -127,7 +146,24 @@ impl Status {
         put(&mut body, "worker", hexadecimal(self.worker));
         put(&mut body, "mode", self.mode.name().into());
         put(&mut body, "sources", Value::Array(sources));
+        if let Some(audit) = &self.audit {
+            put(&mut body, "audit", audit.value());
+        }
         Value::Object(body).to_string()
+    }
+}
+
+impl Audit {
+    fn value(&self) -> Value {
+        let mut audit = Map::new();
+        let to = &mut audit;
+        put(to, "stream", hexadecimal(self.stream));
+        put(to, "seq", self.seq.map_or(Value::Null, Value::from));
+        put(to, "lost", self.lost.into());
+        put(to, "checkpoint_age_seconds", seconds(self.checkpoint_age));
+        let breaker = self.collector.map_or(Value::Null, |breaker| breaker.name().into());
+        put(to, "collector", breaker);
+        Value::Object(audit)
     }
 }
 
@@ -166,6 +202,7 @@ impl Kind {
         match self {
             Self::Keys => "keys",
             Self::Policy => "policy",
+            Self::Grants => "grants",
         }
     }
 }
@@ -224,7 +261,14 @@ mod tests {
             error: Some(Failure { age: Span::from_secs(4), reason: "no answer".to_owned() }),
         };
         let fixed = Source { name: "idp".to_owned(), ready: true, ..Source::default() };
-        Status { worker: 255, mode: Mode::Shadow, sources: vec![source, fixed] }
+        let audit = Audit {
+            stream: 255,
+            seq: Some(7),
+            lost: 1,
+            checkpoint_age: Some(Span::from_millis(2_500)),
+            collector: Some(Breaker::Open),
+        };
+        Status { worker: 255, mode: Mode::Shadow, sources: vec![source, fixed], audit: Some(audit) }
     }
 
     fn header(reply: &Reply, name: &str) -> Option<String> {
@@ -255,7 +299,11 @@ mod tests {
                         "age_seconds": null, "max_age_seconds": null, "next_fetch_seconds": null,
                         "breaker": "closed", "leader": null, "leads": false, "error": null
                     }
-                ]
+                ],
+                "audit": {
+                    "stream": "00000000000000ff", "seq": 7, "lost": 1,
+                    "checkpoint_age_seconds": 3, "collector": "open"
+                }
             })
         );
     }

@@ -41,7 +41,8 @@ impl Tally {
 
     /// Every counter that moved: its name and by how much.
     pub fn counters(&self) -> impl Iterator<Item = (Cow<'_, str>, u64)> {
-        let verifications = [Credential::Token, Credential::Identity].into_iter().zip(&self.verifications);
+        let verifications =
+            [Credential::Token, Credential::Identity].into_iter().zip(&self.verifications);
         let verifications = verifications.flat_map(|(credential, by_algorithm)| {
             Algorithm::ALL.iter().zip(by_algorithm).flat_map(move |(algorithm, counts)| {
                 ["invalid", "valid"].into_iter().zip(*counts).map(move |(outcome, count)| {
@@ -79,7 +80,12 @@ impl Tally {
     }
 
     /// A signature was verified, or found invalid.
-    pub(crate) fn verified(&mut self, credential: Credential, algorithm: Algorithm, is_valid: bool) {
+    pub(crate) fn verified(
+        &mut self,
+        credential: Credential,
+        algorithm: Algorithm,
+        is_valid: bool,
+    ) {
         let by_algorithm = self.verifications.get_mut(credential as usize);
         let counts = by_algorithm.and_then(|counts| counts.get_mut(algorithm as usize));
         if let Some(count) = counts.and_then(|counts| counts.get_mut(usize::from(is_valid))) {

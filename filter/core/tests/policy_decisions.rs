@@ -84,14 +84,14 @@ fn decide<'c>(caller: &Caller, call: Call<'c>) -> Decision<'c> {
 fn refusal(decision: Decision<'_>) -> Reject {
     match decision.outcome {
         Outcome::Refuse(reject) => reject,
-        Outcome::Permit { rule } => panic!("permitted by {rule}"),
+        Outcome::Permit { rule, .. } => panic!("permitted by {rule}"),
     }
 }
 
 #[test]
 fn a_permit_names_its_rule_its_destination_and_the_path_as_it_was_sent() {
     let decision = decide(&caller(), CALL);
-    assert_eq!(decision.outcome, Outcome::Permit { rule: "ds-reads-orders".into() });
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "ds-reads-orders".into(), grant: None });
     assert_eq!(decision.destination.as_deref(), Some("orders"));
     assert!(matches!(decision.path, Some(Cow::Borrowed("/v1/orders/7"))));
     assert_eq!(decision.shadow, []);
@@ -101,7 +101,7 @@ fn a_permit_names_its_rule_its_destination_and_the_path_as_it_was_sent() {
 fn what_was_not_in_normal_form_is_decided_in_it() {
     let call = Call { authority: "ORDERS.internal.:443", target: "//v1/./orders/%37", ..CALL };
     let decision = decide(&caller(), call);
-    assert_eq!(decision.outcome, Outcome::Permit { rule: "ds-reads-orders".into() });
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "ds-reads-orders".into(), grant: None });
     assert!(matches!(&decision.path, Some(Cow::Owned(path)) if path == "/v1/orders/7"));
 }
 
@@ -245,7 +245,7 @@ fn shadow_rules_are_reported_and_not_enforced() {
         (Fact::one("public"), &[]),
     ] {
         let decision = decide(&Caller { tags, ..caller() }, ping);
-        assert_eq!(decision.outcome, Outcome::Permit { rule: "billing-open".into() });
+        assert_eq!(decision.outcome, Outcome::Permit { rule: "billing-open".into(), grant: None });
         let verdicts: Vec<_> = decision
             .shadow
             .iter()
@@ -352,7 +352,7 @@ fn a_tunnel_is_explained_whether_no_rule_allows_it_or_one_denies_it() {
     };
     let usual = rules(json!([]));
     let decision = decide(&usual, "API.example:443");
-    assert_eq!(decision.outcome, Outcome::Permit { rule: "tunnels".into() });
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "tunnels".into(), grant: None });
     assert_eq!(decision.authority.as_deref(), Some("api.example:443"));
     assert_eq!(decision.path, None);
     let reject = refusal(decide(&usual, "orders.internal:443"));

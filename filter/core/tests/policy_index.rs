@@ -150,7 +150,7 @@ fn several_sources_decide_as_one_document_of_all_their_rules() {
             let (one, mut several) = (decide(&whole), decide(&set));
             let mut expected = one.clone();
             match &mut expected.outcome {
-                Outcome::Permit { rule } => *rule = named(rule).into(),
+                Outcome::Permit { rule, .. } => *rule = named(rule).into(),
                 Outcome::Refuse(reject) => {
                     reject.rule = reject.rule.as_deref().map(named);
                     reject.nearest = reject.nearest.as_deref().map(named);
@@ -197,7 +197,7 @@ struct Found {
 impl From<&Decision<'_>> for Found {
     fn from(decision: &Decision<'_>) -> Self {
         let outcome = match &decision.outcome {
-            Outcome::Permit { rule } => format!("permit by {rule}"),
+            Outcome::Permit { rule, .. } => format!("permit by {rule}"),
             Outcome::Refuse(reject) => match reject.code {
                 Code::PolicyDenied => format!("denied by {}", reject.rule.as_deref().unwrap()),
                 Code::PolicyNoMatch => format!("no match, nearest {:?}", reject.nearest),

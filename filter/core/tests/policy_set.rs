@@ -41,7 +41,7 @@ fn decide<'c>(set: &PolicySet, caller: &Caller, call: Call<'c>) -> Decision<'c> 
 fn refusal(decision: &Decision<'_>) -> Reject {
     match &decision.outcome {
         Outcome::Refuse(reject) => reject.clone(),
-        Outcome::Permit { rule } => panic!("permitted by {rule}"),
+        Outcome::Permit { rule, .. } => panic!("permitted by {rule}"),
     }
 }
 
@@ -65,7 +65,7 @@ fn a_deny_rule_of_any_source_wins_and_reaches_every_destination_by_a_star() {
     );
     let set = set(&[("team", team), ("base", base)]);
     let decision = decide(&set, &ops(), CALL);
-    assert_eq!(decision.outcome, Outcome::Permit { rule: "team/all".into() });
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "team/all".into(), grant: None });
     assert_eq!(decision.destination.as_deref(), Some("orders"));
     for tags in [Fact::one("pii"), Fact::Unknown] {
         let decision = decide(&set, &Caller { tags, ..ops() }, CALL);
@@ -96,10 +96,14 @@ fn rules_of_the_same_id_are_told_apart_and_the_first_source_by_name_is_named() {
     for sources in [["b", "a"], ["a", "b"]] {
         let set = set(&sources.map(|name| (name, one.clone())));
         let decision = decide(&set, &ops(), CALL);
-        assert_eq!(decision.outcome, Outcome::Permit { rule: "a/same".into() });
+        assert_eq!(decision.outcome, Outcome::Permit { rule: "a/same".into(), grant: None });
     }
     let alone = decide(&set(&[("a", one)]), &ops(), CALL);
-    assert_eq!(alone.outcome, Outcome::Permit { rule: "same".into() }, "one source needs no name");
+    assert_eq!(
+        alone.outcome,
+        Outcome::Permit { rule: "same".into(), grant: None },
+        "one source needs no name"
+    );
 }
 
 #[test]
@@ -110,7 +114,7 @@ fn a_role_is_that_of_its_own_source() {
     let other = one.clone();
     one["roles"]["ops"]["any"][0]["teams"] = json!(["sales"]);
     let decision = decide(&set(&[("one", one), ("other", other)]), &ops(), CALL);
-    assert_eq!(decision.outcome, Outcome::Permit { rule: "other/r".into() });
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "other/r".into(), grant: None });
 }
 
 #[test]
@@ -188,7 +192,7 @@ fn a_standing_is_computed_anew_only_for_the_policy_that_changed() {
     let after = set(&a, &read(&one));
     let stale = before.standing(&nobody, None);
     let decision = after.decide(&ops(), &stale, &CALL, UnixTime::default(), &Limits::DEFAULT);
-    assert_eq!(decision.outcome, Outcome::Permit { rule: "a/r".into() });
+    assert_eq!(decision.outcome, Outcome::Permit { rule: "a/r".into(), grant: None });
 }
 
 #[test]

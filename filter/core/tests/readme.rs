@@ -100,6 +100,15 @@ fn the_example_of_paths_and_tunnels_allows_what_it_says() {
 }
 
 #[test]
+fn the_example_of_a_grant_is_one_of_the_example_policy() {
+    let policy = Policy::parse(fenced("policy of grants").as_bytes(), &Limits::DEFAULT).unwrap();
+    let claims = serde_json::from_str(fenced("grant")).unwrap();
+    let grant = policy.read_grant(&claims, &Limits::DEFAULT).unwrap();
+    assert_eq!((&*grant.id, &*grant.grantable), ("inc-17", "orders-write"));
+    assert!(grant.is_in_effect(UnixTime::from_secs(1_795_262_400)));
+}
+
+#[test]
 fn the_example_policy_is_accepted() {
     let policy = Policy::parse(fenced("policy").as_bytes(), &Limits::DEFAULT).unwrap();
     assert_eq!((policy.revision(), policy.rule_count()), (Some(42), 2));

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, UNIX_EPOCH};
 
+use airflow_envoy_core::audit::Line;
 use airflow_envoy_core::shared::{Refused, SharedData, Stamp};
 use airflow_envoy_core::time::UnixTime;
 use proxy_wasm::hostcalls;
@@ -38,6 +39,48 @@ pub(crate) fn random() -> u64 {
 pub(crate) fn log(level: LogLevel, message: &str) {
     // A log line that cannot be written must not stop a decision.
     let _ = hostcalls::log(level, message);
+}
+
+/// Lines of the audit trail in Envoy's log, each on its own: at info, or at the lowest level that the
+/// log shows. Whether it shows any.
+pub(crate) fn append(lines: &[Line]) -> bool {
+    const LEVELS: [LogLevel; 4] =
+        [LogLevel::Info, LogLevel::Warn, LogLevel::Error, LogLevel::Critical];
+    let shown = log_level();
+    let Some(level) = LEVELS.into_iter().find(|level| *level as u32 >= shown) else { return false };
+    let bytes = lines.iter().map(|line| line.len().saturating_add(1)).sum();
+    let mut text = String::with_capacity(bytes);
+    for line in lines {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(line.as_str());
+    }
+    hostcalls::log(level, &text).is_ok()
+}
+
+/// The level from which on Envoy's log shows what the filter writes; above all levels if it is off. Not
+/// by the SDK, which reads a level that it does not know, as that one, as one of its own.
+fn log_level() -> u32 {
+    #[link(wasm_import_module = "env")]
+    unsafe extern "C" {
+        fn proxy_get_log_level(level: *mut u32) -> u32;
+    }
+    let mut level = 0;
+    // SAFETY: the host writes one number to where it is told to; it has four bytes.
+    let status = unsafe { proxy_get_log_level(&raw mut level) };
+    // A host that does not tell may show everything.
+    if status == 0 { level } else { 0 }
+}
+
+/// What the caller of the effective stream got: the HTTP status, if any, and Envoy's response flags.
+pub(crate) fn response() -> (Option<u16>, u64) {
+    let number = |name: &str| {
+        let bytes = hostcalls::get_property(vec!["response", name]).ok()??;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let status = number("code").and_then(|code| u16::try_from(code).ok());
+    (status.filter(|status| *status > 0), number("flags").unwrap_or_default())
 }
 
 /// All headers of a map, in order, repeated ones repeated.

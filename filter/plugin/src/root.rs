@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use airflow_envoy_core::arrival::{DecisionId, StreamId};
+use airflow_envoy_core::audit::EndReason;
+use airflow_envoy_core::audit::collector::{Attempt, Post};
 use airflow_envoy_core::configuration::Mode;
 use airflow_envoy_core::feed::{Answer, FeedId, Fetch, Response};
 use airflow_envoy_core::gate::{Effect, Gate, Host, Severity};
@@ -64,8 +66,16 @@ pub(crate) struct Root {
     /// `None` until a configuration was accepted; Envoy serves no request before.
     worker: Option<Rc<RefCell<Worker>>>,
     metrics: Metrics,
-    /// Callouts under way: which feed asked, and how large its answer may be.
-    callouts: HashMap<u32, (FeedId, usize)>,
+    /// Callouts under way.
+    callouts: HashMap<u32, Callout>,
+}
+
+/// Who asked.
+enum Callout {
+    /// A feed; the answer may have so many bytes.
+    Feed(FeedId, usize),
+    /// The collector of audit records.
+    Audit(Attempt),
 }
 
 impl Root {
@@ -73,9 +83,18 @@ impl Root {
         Self { id, worker: None, metrics: Metrics::default(), callouts: HashMap::new() }
     }
 
-    fn leave(&mut self) {
+    fn leave(&mut self, reason: EndReason) {
         if let Some(worker) = &self.worker {
-            worker.borrow_mut().gate.leave(host::now());
+            let (now, gate) = (host::now(), &mut worker.borrow_mut().gate);
+            gate.leave(now);
+            if let Some(trail) = gate.trail() {
+                let mut trail = trail.borrow_mut();
+                trail.end(now, reason);
+                stream::append(&mut trail, true);
+                for (name, count) in trail.take_tally().counters() {
+                    self.metrics.add(name, count);
+                }
+            }
         }
         self.metrics.leave();
     }
@@ -92,6 +111,11 @@ impl Root {
             match effect {
                 Effect::Fetch(fetch) => self.fetch(fetch),
                 Effect::Decide(StreamId(stream), verdict) => {
+                    if let Some(trail) =
+                        self.worker.as_ref().and_then(|worker| worker.borrow().gate.trail())
+                    {
+                        trail.borrow_mut().timed(StreamId(stream), None, host::since_epoch());
+                    }
                     // A stream that is gone was taken out of the gate, so this one is alive.
                     if hostcalls::set_effective_context(stream).is_ok() {
                         stream::resume(&verdict);
@@ -99,6 +123,7 @@ impl Root {
                         let _ = hostcalls::set_effective_context(self.id);
                     }
                 }
+                Effect::Post(post) => self.post(post),
                 Effect::Log(severity, line) => {
                     let level = match severity {
                         Severity::Info => LogLevel::Info,
@@ -118,7 +143,7 @@ impl Root {
         let timeout = Duration::from_millis(millis);
         match self.dispatch_http_call(&fetch.cluster, headers, None, Vec::new(), timeout) {
             Ok(token) => {
-                self.callouts.insert(token, (fetch.feed, fetch.max_body));
+                self.callouts.insert(token, Callout::Feed(fetch.feed, fetch.max_body));
             }
             Err(status) => {
                 let cluster = &fetch.cluster;
@@ -128,6 +153,20 @@ impl Root {
                 );
                 let effects =
                     self.with_gate(|gate| gate.answered(fetch.feed, Answer::None, host::now()));
+                self.carry_out(effects);
+            }
+        }
+    }
+
+    fn post(&mut self, post: Post) {
+        let headers = post.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let timeout = u64::try_from(post.timeout.as_millis()).unwrap_or_default();
+        let timeout = Duration::from_millis(timeout);
+        match self.dispatch_http_call(&post.cluster, headers, Some(&post.body), Vec::new(), timeout)
+        {
+            Ok(token) => _ = self.callouts.insert(token, Callout::Audit(post.attempt)),
+            Err(_) => {
+                let effects = self.with_gate(|gate| gate.taken(post.attempt, None, host::now()));
                 self.carry_out(effects);
             }
         }
@@ -152,19 +191,37 @@ impl Root {
         for (signatures, nanoseconds) in worker.deciding.drain(..) {
             self.metrics.record(&format!("deciding_nanoseconds.{signatures}"), nanoseconds);
         }
+        if let Some(trail) = worker.gate.trail() {
+            let mut trail = trail.borrow_mut();
+            stream::append(&mut trail, true);
+            for (name, count) in trail.take_tally().counters() {
+                self.metrics.add(name, count);
+            }
+        }
     }
 }
 
 impl Context for Root {
     fn on_done(&mut self) -> bool {
-        self.leave();
+        self.leave(EndReason::Shutdown);
         true
     }
 
     fn on_http_call_response(&mut self, token: u32, headers: usize, body: usize, _: usize) {
-        let Some((feed, max_body)) = self.callouts.remove(&token) else { return };
-        let answer = answer(headers, body, max_body);
-        let effects = self.with_gate(|gate| gate.answered(feed, answer, host::now()));
+        let Some(callout) = self.callouts.remove(&token) else { return };
+        let effects = match callout {
+            Callout::Feed(feed, max_body) => {
+                let answer = answer(headers, body, max_body);
+                self.with_gate(|gate| gate.answered(feed, answer, host::now()))
+            }
+            Callout::Audit(attempt) => {
+                let status = match answer(headers, 0, 0) {
+                    Answer::Http(response) => Some(response.status),
+                    Answer::None | Answer::TooLarge { .. } => None,
+                };
+                self.with_gate(|gate| gate.taken(attempt, status, host::now()))
+            }
+        };
         self.carry_out(effects);
     }
 }
@@ -183,8 +240,11 @@ impl RootContext for Root {
             environment: &|name| std::env::var(name).ok(),
         };
         match Gate::new(&configuration, host) {
-            Ok(gate) => {
-                self.leave();
+            Ok(mut gate) => {
+                self.leave(EndReason::Reconfigured);
+                if let Some(former) = &self.worker {
+                    gate.follow(&mut former.borrow_mut().gate);
+                }
                 let mode = gate.mode();
                 let worker = Worker { gate, number, decisions: 0, deciding: Vec::new() };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
@@ -193,7 +253,8 @@ impl RootContext for Root {
                 let version = env!("CARGO_PKG_VERSION");
                 let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
                 let mode_name = mode.name();
-                let info = format!("filter;version={version};commit={commit};mode={mode_name}.info");
+                let info =
+                    format!("filter;version={version};commit={commit};mode={mode_name}.info");
                 self.metrics.set(&info, 1);
                 host::log(
                     LogLevel::Info,

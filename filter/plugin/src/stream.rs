@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use airflow_envoy_core::answer::{Known, Rejection};
 use airflow_envoy_core::arrival::{Arrival, StreamId, ends_here};
+use airflow_envoy_core::audit::{Ended, Trail};
 use airflow_envoy_core::gate::{Pass, Permit, Verdict};
 use airflow_envoy_core::policy::ShadowVerdict;
 use airflow_envoy_core::status::Reply;
@@ -51,7 +52,11 @@ impl Stream {
 impl Context for Stream {
     fn on_done(&mut self) -> bool {
         if let Some(worker) = &self.worker {
-            worker.borrow_mut().gate.gone(self.id);
+            let mut worker = worker.borrow_mut();
+            worker.gate.gone(self.id);
+            if let Some(trail) = worker.gate.trail() {
+                record(&mut trail.borrow_mut(), self.id);
+            }
         }
         true
     }
@@ -79,6 +84,9 @@ impl HttpContext for Stream {
             let verdict = worker.gate.request(&arrival);
             if !matches!(verdict, Verdict::Wait | Verdict::Status(_)) {
                 worker.measure(begun, verified);
+            }
+            if let Some(trail) = worker.gate.trail() {
+                trail.borrow_mut().timed(self.id, begun, host::since_epoch());
             }
             verdict
         };
@@ -123,6 +131,28 @@ impl HttpContext for Stream {
     }
 }
 
+/// Writes the audit record of a stream that has ended, if there is to be one. Not when Envoy logs the
+/// stream: that it may do several times, and before the stream has ended.
+fn record(trail: &mut Trail, stream: StreamId) {
+    let Some(asks) = trail.awaits(stream) else { return };
+    let (status, flags) = if asks { host::response() } else { (None, 0) };
+    let clock = host::since_epoch();
+    trail.ended(stream, &Ended { now: host::at(clock), clock, status, flags });
+    append(trail, false);
+}
+
+/// Hands lines of the audit trail to Envoy's log: all that wait, or only if they are many.
+pub(crate) fn append(trail: &mut Trail, all: bool) {
+    loop {
+        let lines = trail.take_log(all);
+        if lines.is_empty() {
+            return;
+        }
+        let shown = host::append(&lines);
+        trail.logged(&lines, shown, host::now());
+    }
+}
+
 /// Carries out the verdict on a parked request, whose context is the effective one.
 pub(crate) fn resume(verdict: &Verdict) {
     match verdict {
@@ -142,6 +172,7 @@ fn forward(permit: &Permit) {
     state("decision", "permit");
     state("decision_id", permit.decision_id().as_str());
     state("rule", permit.rule());
+    state_if("grant", permit.grant());
     state_if("destination", permit.destination());
     for (name, value) in
         ["dag_id", "task_id", "run_id"].into_iter().zip(permit.task().iter().flatten())
@@ -198,7 +229,7 @@ fn edit<'a>(
 
 /// Why a request was refused, or would have been; the names say which.
 fn state_rejection(rejection: &Rejection, code: &str, rule: &str) {
-    let Known { dag_id, task_id, run_id, destination, shadow } = &rejection.known;
+    let Known { dag_id, task_id, run_id, destination, shadow, .. } = &rejection.known;
     state(code, rejection.reject.code.name());
     state("decision_id", rejection.decision_id.as_str());
     state_if(rule, rejection.reject.rule.as_deref());
@@ -229,12 +260,7 @@ fn state_shadow(shadow: &[ShadowVerdict]) {
     if shadow.is_empty() {
         return;
     }
-    let verdicts: Vec<_> = shadow
-        .iter()
-        .map(|verdict| {
-            format!("{}:{}", verdict.rule, if verdict.permits { "permit" } else { "reject" })
-        })
-        .collect();
+    let verdicts: Vec<_> = shadow.iter().map(ToString::to_string).collect();
     state("shadow", &verdicts.join(","));
 }
 

@@ -21,7 +21,7 @@ Examples:
 Findings:
   errors    syntax, invalid
   warnings  never-matches, always-denies, shadowed, expired, expires-soon, unused-role,
-            unused-destination, over-broad, duplicate, unknown-word";
+            unused-destination, unused-approver, over-broad, duplicate, unknown-word";
 
 /// Says what is wrong with a policy, and where.
 ///
@@ -72,14 +72,24 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
             Err(problems) => invalid(problems),
             Ok(_) => {
                 let model = Model::new(&source.node);
-                let Model { rules, roles, destinations } = &model;
+                let Model { rules, roles, destinations, grantable, .. } = &model;
                 summary = format!(
                     "{}, {}, {}",
                     plural(rules.len(), "rule"),
                     plural(roles.len(), "role"),
                     plural(destinations.len(), "destination")
                 );
-                lint(&model, given, &|index| source.own_path(&format!("rules[{index}]")))
+                if !grantable.is_empty() {
+                    summary.push_str(&format!(", {} grantable", grantable.len()));
+                }
+                let path = |index| source.own_path(&format!("rules[{index}]"));
+                let mut findings = lint(&model, given, &path);
+                for finding in &mut findings {
+                    if finding.path.starts_with("grantable[") {
+                        finding.path = source.own_path(&finding.path);
+                    }
+                }
+                findings
             }
         },
     };

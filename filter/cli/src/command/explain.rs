@@ -592,7 +592,10 @@ impl<'a> Reasons<'a> {
         } else {
             ""
         };
-        match (&self.remedy, reject.code) {
+        let ask = reject.grantable.as_ref();
+        let ask = ask.map(|ask| format!("{}\n  {ask}\n", style.strong("\nfor a while")));
+        let ask = ask.unwrap_or_default();
+        let change = match (&self.remedy, reject.code) {
             (Some(Remedy { steps, permitted_by }), _) => {
                 let mut text = heading;
                 for step in steps {
@@ -620,10 +623,13 @@ impl<'a> Reasons<'a> {
             (None, _) => {
                 "\nno policy would allow it: the request itself has to be another one\n".to_owned()
             }
-        }
+        };
+        ask + &change
     }
 
     fn json(&self, known: &Known) -> Value {
+        let grantable =
+            self.answer.outcome.as_ref().err().and_then(|reject| reject.grantable.as_deref());
         let (decision, code, rule, nearest, detail) = match &self.answer.outcome {
             Ok(rule) => ("permit", None, Some(rule.clone()), None, None),
             Err(reject) => (
@@ -682,7 +688,7 @@ impl<'a> Reasons<'a> {
         let shadow = shadow.map(|one| json!({"rule": &*one.rule, "permits": one.permits}));
         json!({
             "request": self.request.to_string(), "caller": self.said.describe(), "at": self.at.to_string(),
-            "decision": decision, "code": code, "rule": rule, "nearest": nearest, "detail": detail,
+            "decision": decision, "code": code, "rule": rule, "nearest": nearest, "detail": detail, "grantable": grantable,
             "destination": self.answer.destination, "path": self.inquiry.as_ref().and_then(Inquiry::path),
             "shadow": shadow.collect::<Vec<_>>(), "roles": roles, "rules": rules, "remedy": remedy,
         })

@@ -1,7 +1,6 @@
-//! One policy out of several files: all their roles, destinations and rules.
+//! One policy out of several files: all their roles, destinations, approvers, grantables and rules.
 
 use std::collections::HashMap;
-use std::rc::Rc;
 
 use airflow_envoy_core::document::Fault;
 use airflow_envoy_core::limits::Limits;
@@ -17,9 +16,12 @@ pub struct Source {
     pub node: Node,
     /// What is wrong with putting it together.
     pub faults: Vec<Problem>,
-    /// The file of the rules from this place in the list on.
-    rules_from: Vec<(usize, Rc<str>)>,
+    /// The list, and the place in it from which on its elements are of one file more.
+    begins: Vec<(&'static str, usize)>,
 }
+
+/// Lists of a policy of which each file may have a part.
+const LISTS: [&str; 2] = ["rules", "grantable"];
 
 /// Something that is wrong with a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,33 +38,35 @@ pub struct Problem {
 pub fn merge(mut documents: Vec<Node>) -> Source {
     if documents.len() == 1 {
         let node = documents.remove(0);
-        return Source { node, faults: Vec::new(), rules_from: Vec::new() };
+        return Source { node, faults: Vec::new(), begins: Vec::new() };
     }
     let mut faults = Vec::new();
-    let mut rules_from = Vec::new();
+    let mut begins = Vec::new();
     let place = documents.first().map_or_else(|| Place::file("-"), |node| node.place.clone());
     let mut whole: Vec<Member> = Vec::new();
     for document in documents {
-        let file = Rc::clone(&document.place.file);
         let Content::Map(members) = document.content else {
             let problem = "expected an object".to_owned();
             faults.push(Problem { place: document.place, path: String::new(), problem });
             continue;
         };
         for member in members {
+            let list = LISTS.into_iter().find(|list| *list == member.name);
             let Some(known) = whole.iter_mut().find(|known| known.name == member.name) else {
-                if member.name == "rules" {
-                    rules_from.push((0, Rc::clone(&file)));
-                }
+                begins.extend(list.map(|list| (list, 0)));
                 whole.push(member);
                 continue;
             };
             match (known.name.as_str(), &mut known.value.content, member.value.content) {
-                ("rules", Content::List(rules), Content::List(more)) => {
-                    rules_from.push((rules.len(), Rc::clone(&file)));
+                (_, Content::List(rules), Content::List(more)) if list.is_some() => {
+                    begins.extend(list.map(|list| (list, rules.len())));
                     rules.extend(more);
                 }
-                ("roles" | "destinations", Content::Map(known), Content::Map(more)) => {
+                (
+                    "roles" | "destinations" | "approvers",
+                    Content::Map(known),
+                    Content::Map(more),
+                ) => {
                     add(known, more, &member.name, &mut faults);
                 }
                 ("version", one, other) if *one == other => {}
@@ -74,7 +78,7 @@ pub fn merge(mut documents: Vec<Node>) -> Source {
             }
         }
     }
-    Source { node: Node { place, content: Content::Map(whole) }, faults, rules_from }
+    Source { node: Node { place, content: Content::Map(whole) }, faults, begins }
 }
 
 fn add(known: &mut Vec<Member>, more: Vec<Member>, of: &str, faults: &mut Vec<Problem>) {
@@ -119,30 +123,31 @@ impl Source {
         let place = self.node.locate(&fault.path, &fault.problem);
         let mut problem = fault.problem.clone();
         // The core tells the first of two rules of one name by its place in the list.
-        if let Some((before, index)) = problem.split_once("is that of rules[")
-            && let Some(index) = index.split_once(']').and_then(|(index, _)| index.parse().ok())
+        if let Some((before, first)) = problem.split_once("is that of ")
+            && let Some(first) = first.strip_suffix(" already")
+            && element(first).is_some()
         {
-            let first = self.node.locate(&format!("rules[{index}]"), "");
-            problem = format!("{before}is that of {} already: {first}", self.own_rule(index));
+            let place = self.node.locate(first, "");
+            problem = format!("{before}is that of {} already: {place}", self.own_path(first));
         }
         Problem { place, path: self.own_path(&fault.path), problem }
     }
 
-    /// The path of a rule as it is counted in its own file.
-    fn own_rule(&self, index: usize) -> String {
-        let after = self.rules_from.partition_point(|(from, _)| *from <= index);
-        let from = after.checked_sub(1).and_then(|last| self.rules_from.get(last));
-        format!("rules[{}]", index - from.map_or(0, |(from, _)| *from))
-    }
-
     /// A path of the core as it is counted in the file in which it stands.
     pub fn own_path(&self, path: &str) -> String {
-        let index = path.strip_prefix("rules[").and_then(|rest| rest.split_once(']'));
-        match index.and_then(|(index, rest)| Some((index.parse().ok()?, rest))) {
-            Some((index, rest)) => format!("{}{rest}", self.own_rule(index)),
-            None => path.to_owned(),
-        }
+        let Some((list, index, rest)) = element(path) else { return path.to_owned() };
+        let begins = self.begins.iter().filter(|(of, from)| *of == list && *from <= index);
+        let from = begins.map(|(_, from)| *from).max().unwrap_or_default();
+        format!("{list}[{}]{rest}", index - from)
     }
+}
+
+/// The list, the place in it and the rest of a path that leads to an element of one of [`LISTS`].
+fn element(path: &str) -> Option<(&'static str, usize, &str)> {
+    let (name, rest) = path.split_once('[')?;
+    let list = LISTS.into_iter().find(|list| *list == name)?;
+    let (index, rest) = rest.split_once(']')?;
+    Some((list, index.parse().ok()?, rest))
 }
 
 #[cfg(test)]
@@ -186,6 +191,29 @@ mod tests {
                 "three.yaml:7:28 rules[1]: unknown field `dag`",
                 "three.yaml:7:5 rules[1]: the id `c` is that of rules[0] already: two.yaml:5:5",
             ]
+        );
+    }
+
+    #[test]
+    fn what_is_grantable_may_stand_in_several_files_too() {
+        let keys =
+            "{keys: [{kty: OKP, crv: Ed25519, x: 11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo}]}";
+        let part = |approver: &str, id: &str| {
+            format!(
+                "approvers:\n  {approver}: {keys}\ngrantable:\n  \
+                 - {{id: {id}, from: {{dags: [x]}}, to: [orders], max_duration: 1h, approvers: [a, b]}}\n"
+            )
+        };
+        let (one, two, again) = (part("a", "g"), part("b", "h"), part("c", "a"));
+        let files = [("one.yaml", ONE), ("two.yaml", TWO), ("g.yaml", &one), ("h.yaml", &two)];
+        assert_eq!(source(&files).policy().unwrap().grantables().len(), 2);
+        let files = [files[0], files[1], files[2], files[3], ("i.yaml", &again)];
+        let faults = source(&files).policy().unwrap_err();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert_eq!(faults[0].problem, "the id `a` is that of rules[0] already: one.yaml:6:5");
+        assert_eq!(
+            (&*faults[0].place.to_string(), &*faults[0].path),
+            ("i.yaml:4:5", "grantable[0]")
         );
     }
 

@@ -150,6 +150,11 @@ impl Line {
         &self.json
     }
 
+    /// The record as bytes, without the line's end.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.json.as_bytes()
+    }
+
     /// Bytes of the record, without the line's end.
     pub fn len(&self) -> usize {
         self.json.len()
@@ -158,6 +163,14 @@ impl Line {
     /// Never: a record is an object.
     pub fn is_empty(&self) -> bool {
         self.json.is_empty()
+    }
+}
+
+#[cfg(test)]
+impl Line {
+    /// A line of any text, which is no record.
+    pub(super) fn of(seq: u64, text: String) -> Self {
+        Self { stream: "0123456789abcdef".into(), seq, json: text.into() }
     }
 }
 

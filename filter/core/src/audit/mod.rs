@@ -9,17 +9,23 @@
 //! whoever carries them away.
 
 mod chain;
+pub mod collector;
 mod key;
 mod record;
+mod registry;
+mod settings;
 mod spool;
 mod text;
+mod trail;
 
 pub use self::chain::{Begin, Chain, Counts, EndReason, Line, Loss, LossReason, Predecessor};
 pub use self::key::{KeyProblem, Signer};
 pub use self::record::{
     CallerParts, Decided, Decision, Fragment, IdentityParts, RequestParts, TokenParts,
 };
+pub use self::settings::Settings;
 pub use self::spool::Spool;
+pub use self::trail::{Ended, Tally, Trail};
 
 /// The version of the records' form.
 pub const VERSION: u64 = 1;

@@ -23,12 +23,11 @@ use self::endpoint::discovered;
 pub use self::endpoint::{Endpoint, Protocol, Secret, Uri};
 use self::record::{LEASE, Record, State};
 use crate::limits::Limits;
+pub use crate::retry::Breaker;
+use crate::retry::{Jitter, TOLERATED, back_off};
 use crate::shared::SharedData;
 use crate::status::{Failure, Source};
 use crate::time::{Span, UnixTime};
-
-/// Failures in a row after which an endpoint is asked only to see whether it is back.
-const TOLERATED: u32 = 3;
 
 /// Between two questions to a server that waits for changes: it may have something new at any time,
 /// and must not be asked as fast as it can answer.
@@ -153,18 +152,6 @@ pub struct Observation<'f> {
     pub breaker: Breaker,
 }
 
-/// Whether an endpoint is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Breaker {
-    /// It is, whenever there is a reason.
-    #[default]
-    Closed = 0,
-    /// It failed too often and is being asked whether it is back.
-    HalfOpen = 1,
-    /// It failed too often and is left alone for a while.
-    Open = 2,
-}
-
 /// Where feeds work.
 #[derive(Clone)]
 pub struct Site {
@@ -174,17 +161,6 @@ pub struct Site {
     pub worker: u64,
     /// Bounds of what is read.
     pub limits: Limits,
-}
-
-impl Breaker {
-    /// Its name in the status answer.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::HalfOpen => "half_open",
-            Self::Open => "open",
-        }
-    }
 }
 
 /// Keeps one document current.
@@ -217,7 +193,7 @@ struct Remote {
     discovered: Option<(Uri, UnixTime)>,
     /// The last time that a fetch was asked for here.
     wanted: UnixTime,
-    random: u64,
+    jitter: Jitter,
 }
 
 struct Asked {
@@ -272,7 +248,7 @@ impl<T> Feed<T> {
             index: None,
             discovered: None,
             wanted: UnixTime::from_millis(i64::MIN),
-            random: worker,
+            jitter: Jitter::new(worker),
         };
         Self { current: None, remote: Some(Box::new(remote)) }
     }
@@ -742,7 +718,7 @@ impl Remote {
                 let stated = response.and_then(max_age);
                 let least = self.endpoint.min_interval.min(interval);
                 let fresh = stated.map_or(interval, |stated| stated.clamp(least, interval));
-                now.plus(self.jittered(fresh, 10))
+                now.plus(self.jitter.less(fresh, 10))
             }
         };
         // An answer that was held back is as new as its arrival, any other one as its question.
@@ -796,7 +772,7 @@ impl Remote {
         // The keys may have moved.
         self.discovered = None;
         let failures = self.state.failures;
-        let next_at = now.plus(self.jittered(back_off(failures, self.endpoint.interval), 2));
+        let next_at = now.plus(self.jitter.less(back_off(failures, self.endpoint.interval), 2));
         let error = Some((now, reason.to_owned()));
         let failures = failures.saturating_add(1);
         self.write(State { next_at, failures, error, ..self.state.clone() }, now);
@@ -805,19 +781,6 @@ impl Remote {
 
     fn is_known(&self, reason: &str) -> bool {
         self.state.error.as_ref().is_some_and(|(_, known)| known == reason)
-    }
-
-    /// The span, less up to one `part`th of it: workers of many proxies must not ask in step.
-    fn jittered(&mut self, span: Span, part: i64) -> Span {
-        // SplitMix64.
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        let most = span.as_millis().div_euclid(part).max(0).saturating_add(1);
-        let less = i64::try_from(mixed >> 1).unwrap_or_default().rem_euclid(most);
-        Span::from_millis(span.as_millis().saturating_sub(less))
     }
 }
 
@@ -831,12 +794,6 @@ impl State {
             Breaker::Open
         }
     }
-}
-
-/// Half a second, doubled for each failure, never more than the ordinary interval or half a minute.
-fn back_off(failures: u32, interval: Span) -> Span {
-    let millis = 500_i64.saturating_mul(1_i64.checked_shl(failures.min(16)).unwrap_or(i64::MAX));
-    Span::from_millis(millis).min(interval).min(Span::from_secs(30))
 }
 
 /// The index for the next blocking query: one that is missing, not a number or lower than before

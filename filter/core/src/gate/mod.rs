@@ -6,16 +6,19 @@
 //! resumed.
 
 mod credentials;
+mod grants;
 mod permit;
 mod realm;
 mod session;
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use self::credentials::{Cookies, Credentials, Look};
+use self::grants::Grants;
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
 use self::permit::{Onward, removals};
 use self::realm::{Realm, read_keys};
@@ -24,6 +27,8 @@ pub use self::session::caller;
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
+use crate::audit::collector::{Attempt, Post, Step};
+use crate::audit::{Fragment, Trail};
 use crate::cache::Cache;
 use crate::configuration::{
     Configuration, Environment, Mode, Policies, PolicySource, Waiting, Ways,
@@ -34,7 +39,7 @@ use crate::feed::{
 };
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
-use crate::policy::{Accepted, Admitted, Outcome, Policy, PolicySet, Trust, path};
+use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
 use crate::status::{Kind, Reply, Source, Status};
@@ -63,6 +68,8 @@ pub struct Gate {
     policies: Vec<(Arc<str>, Feed<Policy>)>,
     /// Those that are here, to decide together.
     policy: PolicySet,
+    /// What permits for a while what they say nothing about.
+    grants: Option<Grants>,
     trust: Trust,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
@@ -83,6 +90,16 @@ pub struct Gate {
     worker: u64,
     parked: VecDeque<Parked>,
     tally: Tally,
+    audit: Option<Audited>,
+}
+
+/// How decisions are recorded. Gates that follow each other in one worker share the trail.
+struct Audited {
+    trail: Rc<RefCell<Trail>>,
+    /// The claims of access tokens that are recorded.
+    claims: Rc<[String]>,
+    /// The policies that decide now, as records show them.
+    policies: Rc<Fragment>,
 }
 
 /// What becomes of a request.
@@ -110,6 +127,8 @@ pub enum Effect {
     Decide(StreamId, Verdict),
     /// Write a line to the log.
     Log(Severity, String),
+    /// Make a callout for the audit trail and hand the status of its answer to [`Gate::taken`].
+    Post(Post),
     /// Add one to a counter.
     Count(String),
     /// Set a gauge.
@@ -251,7 +270,7 @@ impl Gate {
         let configuration = Configuration::parse(configuration, &limits, environment)?;
         let Configuration { token, issuers, identity, airflow_issuers, .. } = configuration;
         let site = Site { shared: Rc::clone(&shared), worker, limits };
-        let Policies { sources, trust } = configuration.policy;
+        let Policies { sources, trust, grants } = configuration.policy;
         let salt = format!("policy {}", trust.id());
         let read = |source| match source {
             PolicySource::Inline(policy) => Feed::fixed(*policy),
@@ -261,12 +280,20 @@ impl Gate {
         };
         let policies: Vec<_> =
             sources.into_iter().map(|(name, source)| (name.into(), read(source))).collect();
+        let policy = policy_set(&policies);
+        let mode = configuration.mode;
+        let audit = configuration.audit.map(|settings| {
+            let trail = Trail::new(settings, mode.name(), worker, Rc::clone(&shared));
+            let claims = trail.claims();
+            Audited { trail: Rc::new(RefCell::new(trail)), claims, policies: revisions(&policy) }
+        });
         Ok(Self {
+            grants: grants.map(|source| Grants::new(source, &policy, &site)),
             verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
-            policy: policy_set(&policies),
+            policy,
             policies,
             trust,
             shared,
@@ -284,6 +311,7 @@ impl Gate {
             worker,
             parked: VecDeque::new(),
             tally: Tally::default(),
+            audit,
             limits,
         })
     }
@@ -303,6 +331,9 @@ impl Gate {
             Err(Halt::Missing(missing)) => self.wait(arrival, *missing),
         };
         self.tally.verdict(&verdict);
+        if let Some(Audited { trail, policies, .. }) = &self.audit {
+            trail.borrow_mut().arrived(arrival, &verdict, policies, &self.limits);
+        }
         verdict
     }
 
@@ -332,7 +363,9 @@ impl Gate {
                 ..issuer.keys.status(now)
             });
         }
-        Status { worker: self.worker, mode: self.mode, sources }
+        sources.extend(self.grants.iter().map(|grants| grants.status(now)));
+        let audit = self.audit.as_ref().map(|audited| audited.trail.borrow().status(now));
+        Status { worker: self.worker, mode: self.mode, sources, audit }
     }
 
     /// Time has passed: what is due now.
@@ -350,7 +383,31 @@ impl Gate {
             self.reconsider();
         }
         effects.extend(self.settle(now));
+        if let Some(audited) = &self.audit {
+            effects.extend(audited.trail.borrow_mut().tick(now).into_iter().filter_map(effect));
+        }
         effects
+    }
+
+    /// The answer to an [`Effect::Post`] arrived: its status, or `None` if it is certain that there will
+    /// be none.
+    pub fn taken(&mut self, attempt: Attempt, status: Option<u16>, now: UnixTime) -> Vec<Effect> {
+        let Some(audited) = &self.audit else { return Vec::new() };
+        let steps = audited.trail.borrow_mut().answered(attempt, status, now);
+        steps.into_iter().filter_map(effect).collect()
+    }
+
+    /// The audit trail, if decisions are recorded.
+    pub fn trail(&self) -> Option<Rc<RefCell<Trail>>> {
+        self.audit.as_ref().map(|audited| Rc::clone(&audited.trail))
+    }
+
+    /// Goes on for a gate of the same worker whose trail has ended: what was under way there is recorded
+    /// here.
+    pub fn follow(&mut self, former: &mut Self) {
+        let (Some(own), Some(former)) = (&self.audit, &mut former.audit) else { return };
+        own.trail.borrow_mut().follow(&mut former.trail.borrow_mut());
+        former.trail = Rc::clone(&own.trail);
     }
 
     /// The answer to a callout arrived, or it is certain that there will be none.
@@ -362,6 +419,7 @@ impl Gate {
         effects.extend(outcome_count(&name, &outcome));
         let settled = matches!(outcome, FeedOutcome::Updated { .. } | FeedOutcome::Unchanged);
         self.tell(id, &name, outcome, &mut effects);
+        self.load_grants(now, &mut effects);
         // The next question of a conversation, before what may take long.
         effects.extend(self.due(id, now));
         if settled {
@@ -382,6 +440,7 @@ impl Gate {
                 self.tell(id, &name, outcome, &mut effects);
             }
         }
+        self.load_grants(now, &mut effects);
         self.outbox = effects;
         // Also a document that another worker found unchanged may be what requests wait for.
         let confirmed = self.confirmed();
@@ -389,7 +448,18 @@ impl Gate {
         self.seen = confirmed;
     }
 
-    /// Differs from what it was when any document was replaced or confirmed.
+    /// Takes grants into effect that are new, or that new policies judge otherwise. Before all policies are
+    /// here nothing is decided, and good grants would be told to be bad ones.
+    fn load_grants(&mut self, now: UnixTime, effects: &mut Vec<Effect>) {
+        let Self { grants, policies, policy, limits, verifier, .. } = self;
+        if let Some(grants) = grants
+            && policies.iter().all(|(_, feed)| feed.current().is_some())
+        {
+            grants.load(policy, now, limits, verifier.as_ref(), effects);
+        }
+    }
+
+    /// Differs from what it was when any document was replaced or confirmed that requests wait for.
     fn confirmed(&self) -> i64 {
         let policies = self.policies.iter().map(|(_, feed)| feed.as_of());
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
@@ -402,20 +472,25 @@ impl Gate {
         let observed = self.policies.iter().map(|(_, feed)| ("policy", feed.observe(now)));
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
+        let grants = self.grants.iter().map(|grants| ("policy", grants.feed.observe(now)));
+        let observed = observed.chain(grants);
         for (what, observation) in observed {
             let Some(Observation { name, age, max_age, breaker }) = observation else { continue };
             effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
             let spans = [("age", age), ("max_age", Some(max_age))];
-            for (which, span) in spans.into_iter().filter_map(|(which, span)| Some((which, span?))) {
+            for (which, span) in spans.into_iter().filter_map(|(which, span)| Some((which, span?)))
+            {
                 let seconds = u64::try_from(span.as_millis()).unwrap_or_default() / 1000;
                 effects.push(Effect::Gauge(format!("{what}.{name}.{which}"), seconds));
             }
         }
+        effects.extend(self.grants.as_ref().and_then(|grants| grants.observe(now)));
     }
 
     fn due(&mut self, id: FeedId, now: UnixTime) -> Option<Effect> {
         let due = match self.feed_mut(id) {
             AnyFeed::Policy(feed) => feed.due(id, now),
+            AnyFeed::Grants(feed) => feed.due(id, now),
             AnyFeed::Keys(feed) => feed.due(id, now),
             AnyFeed::None => None,
         };
@@ -442,13 +517,20 @@ impl Gate {
             return event.put_to(feed, now, &read);
         }
         let limits = self.limits;
-        let AnyFeed::Keys(feed) = self.feed_mut(id) else { return None };
-        event.put_to(feed, now, &|body: &[u8], _: &str| read_keys(body, &limits))
+        match self.feed_mut(id) {
+            AnyFeed::Keys(feed) => event.put_to(feed, now, &|body, _| read_keys(body, &limits)),
+            AnyFeed::Grants(feed) => event.put_to(feed, now, &|body, _| {
+                let document = GrantDocument::parse(body, &limits);
+                let document = document.map_err(|faults| faults.to_string())?;
+                Ok(Read { document, notes: Vec::new(), mark: String::new() })
+            }),
+            AnyFeed::Policy(_) | AnyFeed::None => None,
+        }
     }
 
     /// What the operator learns of an outcome, and what it means for what is remembered.
     fn tell(&mut self, id: FeedId, name: &str, outcome: FeedOutcome, effects: &mut Vec<Effect>) {
-        let what = if self.is_policy(id) { "policy" } else { "keys" };
+        let what = if self.is_of_keys(id) { "keys" } else { "policy" };
         let (severity, text) = match outcome {
             FeedOutcome::Unchanged
             | FeedOutcome::More
@@ -477,6 +559,7 @@ impl Gate {
         for id in self.feed_ids() {
             match self.feed_mut(id) {
                 AnyFeed::Policy(feed) => feed.leave(now),
+                AnyFeed::Grants(feed) => feed.leave(now),
                 AnyFeed::Keys(feed) => feed.leave(now),
                 AnyFeed::None => {}
             }
@@ -544,12 +627,24 @@ impl Gate {
         if let Some((_, feed)) = self.policies.get(id.0) {
             let Some(policy) = feed.current() else { return String::new() };
             self.policy = policy_set(&self.policies);
+            if let Some(audited) = &mut self.audit {
+                audited.policies = revisions(&self.policy);
+            }
+            if let Some(grants) = &mut self.grants {
+                grants.renew_under(&self.policy);
+            }
             let rules = policy.rule_count();
             let revision = policy.revision();
             effects.push(Effect::Gauge(format!("policy.{name}.rules"), rules as u64));
             let Some(revision) = revision else { return format!("loaded: {rules} rules") };
             effects.push(Effect::Gauge(format!("policy.{name}.revision"), revision));
             return format!("loaded: revision {revision}, {rules} rules");
+        }
+        if !self.is_of_keys(id) {
+            let Some(grants) = &mut self.grants else { return String::new() };
+            grants.renew();
+            let count = grants.feed.current().map_or(0, |document| document.messages().len());
+            return format!("loaded: {count} grants");
         }
         // Whatever the old keys vouched for is verified again: a withdrawn key must stop at once.
         let index = id.0.saturating_sub(policies);
@@ -565,17 +660,26 @@ impl Gate {
         format!("loaded: {keys} usable")
     }
 
-    /// The policies first, then the issuers of tokens, then those of identities.
+    /// The policies first, then the issuers of tokens, then those of identities, then the grants.
     fn feed_ids(&self) -> impl Iterator<Item = FeedId> + use<> {
-        let issuers = self.tokens.issuers.len().saturating_add(self.identities.issuers.len());
-        (0..self.policies.len().saturating_add(issuers)).map(FeedId)
+        let grants = usize::from(self.grants.is_some());
+        (0..self.end_of_keys().saturating_add(grants)).map(FeedId)
     }
 
-    fn is_policy(&self, id: FeedId) -> bool {
-        id.0 < self.policies.len()
+    fn is_of_keys(&self, id: FeedId) -> bool {
+        (self.policies.len()..self.end_of_keys()).contains(&id.0)
+    }
+
+    fn end_of_keys(&self) -> usize {
+        let issuers = self.tokens.issuers.len().saturating_add(self.identities.issuers.len());
+        self.policies.len().saturating_add(issuers)
     }
 
     fn feed_mut(&mut self, id: FeedId) -> AnyFeed<'_> {
+        if id.0 >= self.end_of_keys() {
+            let grants = self.grants.as_mut();
+            return grants.map_or(AnyFeed::None, |grants| AnyFeed::Grants(&mut grants.feed));
+        }
         let Some(index) = id.0.checked_sub(self.policies.len()) else {
             return self
                 .policies
@@ -729,6 +833,9 @@ impl Gate {
         };
         self.tally.verdict(&verdict);
         self.tally.waited.push(now.since(parked.arrived));
+        if let Some(Audited { trail, policies, .. }) = &self.audit {
+            trail.borrow_mut().decided(parked.stream, &verdict, policies);
+        }
         Effect::Decide(parked.stream, verdict)
     }
 
@@ -773,13 +880,15 @@ impl Gate {
             .map_err(|reject| Refusal::of(reject, &session))?;
 
         let policy = self.usable_policy(&session, now)?;
+        let policy = self.grants.as_ref().and_then(|grants| grants.usable(now)).unwrap_or(policy);
         let standing = session.standing(policy);
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
         match decision.outcome {
-            Outcome::Permit { rule } => Ok(Permit {
+            Outcome::Permit { rule, grant } => Ok(Permit {
                 decision_id,
                 rule,
+                grant,
                 destination: decision.destination,
                 remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
                 cookie: self.cookie_onward(&session, headers),
@@ -886,6 +995,7 @@ impl Gate {
         let session = Session::open(
             (&self.tokens, token, from_token.as_deref()),
             (&self.identities, identity, from_identity.as_deref()),
+            self.audit.as_ref().map(|audited| &*audited.claims),
         )?;
         let session = Rc::new(session);
         if let Some(primary) = primary {
@@ -951,8 +1061,26 @@ fn policy_set(policies: &[(Arc<str>, Feed<Policy>)]) -> PolicySet {
     )
 }
 
+/// The policies as audit records show them.
+fn revisions(policies: &PolicySet) -> Rc<Fragment> {
+    let revisions = policies.sources().map(|(name, policy)| (name, policy.revision()));
+    Rc::new(Fragment::policies(revisions))
+}
+
+/// What the host has to do for the collector of audit records.
+fn effect(step: Step) -> Option<Effect> {
+    match step {
+        Step::Post(post) => Some(Effect::Post(post)),
+        Step::Tell(severity, line) => Some(Effect::Log(severity, line)),
+        Step::Count(name) => Some(Effect::Count(name.to_owned())),
+        // The trail kept these lines for the log.
+        Step::Log(_) => None,
+    }
+}
+
 enum AnyFeed<'a> {
     Policy(&'a mut Feed<Policy>),
+    Grants(&'a mut Feed<GrantDocument>),
     Keys(&'a mut Feed<KeySet>),
     None,
 }

@@ -9,6 +9,7 @@ use crate::answer::Rejection;
 use crate::arrival::{
     DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, PROXY_HEADER, Request, ends_here,
 };
+use crate::audit::Fragment;
 use crate::configuration::Requirement;
 use crate::policy::ShadowVerdict;
 
@@ -17,6 +18,7 @@ use crate::policy::ShadowVerdict;
 pub struct Permit {
     pub(super) decision_id: DecisionId,
     pub(super) rule: Arc<str>,
+    pub(super) grant: Option<Arc<str>>,
     pub(super) destination: Option<Arc<str>>,
     pub(super) remove: Vec<Cow<'static, str>>,
     /// The cookies without the access token.
@@ -66,9 +68,31 @@ impl Permit {
         &self.rule
     }
 
+    /// The temporary grant without which no rule would have allowed it; the rule is then what was grantable.
+    pub fn grant(&self) -> Option<&str> {
+        self.grant.as_deref()
+    }
+
     /// The destination's name in the policy.
     pub fn destination(&self) -> Option<&str> {
         self.destination.as_deref()
+    }
+
+    /// Who called, as audit records show it, if there are any.
+    pub(crate) fn caller(&self) -> Option<Rc<Fragment>> {
+        self.session.record.clone()
+    }
+
+    pub(crate) fn shared_rule(&self) -> Arc<str> {
+        Arc::clone(&self.rule)
+    }
+
+    pub(crate) fn shared_grant(&self) -> Option<Arc<str>> {
+        self.grant.clone()
+    }
+
+    pub(crate) fn shared_destination(&self) -> Option<Arc<str>> {
+        self.destination.clone()
     }
 
     /// What the shadow rules would have changed.

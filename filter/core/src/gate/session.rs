@@ -1,6 +1,7 @@
 //! A caller whose credentials were verified and found to agree.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -8,6 +9,7 @@ use serde_json::{Map, Value};
 use super::realm::{FromIssuer, Realm, TrustedIssuer};
 use crate::answer::Known;
 use crate::arrival::{PLAIN_HEADERS, Request};
+use crate::audit::{CallerParts, Fragment, IdentityParts, TokenParts};
 use crate::configuration::Requirement;
 use crate::credential::Verified;
 use crate::facts::{Caller, Fact};
@@ -33,16 +35,20 @@ pub(super) struct Session {
     pub(super) standing: RefCell<Option<Standing>>,
     /// Values of [`PLAIN_HEADERS`], if there is an identity.
     pub(super) plain: Option<[String; 5]>,
+    /// The caller as audit records show it, if there are any.
+    pub(super) record: Option<Rc<Fragment>>,
 }
 
 /// One realm, what was presented to it, and what it verified.
 type Presenting<'a> = (&'a Realm, Option<&'a [u8]>, Option<&'a FromIssuer>);
 
 impl Session {
-    /// Puts the verified credentials together, if they agree.
+    /// Puts the verified credentials together, if they agree. `recorded` are the claims that audit records
+    /// have, if there are any records.
     pub(super) fn open(
         (tokens, token, from_token): Presenting<'_>,
         (identities, identity, from_identity): Presenting<'_>,
+        recorded: Option<&[String]>,
     ) -> Result<Self, Reject> {
         for (from, code) in
             [(from_token, Code::TokenBindingUnmet), (from_identity, Code::IdentityBindingUnmet)]
@@ -70,19 +76,24 @@ impl Session {
                 }
             }
         }
+        let (token_facts, identity_facts) =
+            (from_token.map(|from| &from.verified), from_identity.map(|from| &from.verified));
+        let plain = task.as_ref().map(TaskIdentity::plain);
+        let numbers = task.as_ref().map(|task| (task.map_index, task.try_number));
+        let caller = caller(token_facts, identity_facts, task);
+        let record = recorded.map(|recorded| {
+            Rc::new(record(&caller, numbers, token_facts, identity_facts, recorded))
+        });
         Ok(Self {
+            record,
             token: token.map(Into::into),
             identity: identity.map(Into::into),
             token_issuer: from_token.map(|from| from.issuer),
             identity_issuer: from_identity.map(|from| from.issuer),
             valid_from: valid.0,
             valid_until: valid.1,
-            plain: task.as_ref().map(TaskIdentity::plain),
-            caller: caller(
-                from_token.map(|from| &from.verified),
-                from_identity.map(|from| &from.verified),
-                task,
-            ),
+            plain,
+            caller,
             standing: RefCell::new(None),
         })
     }
@@ -99,7 +110,8 @@ impl Session {
             Some(plain) => plain.clone().map(Some),
             None => [const { None }; 5],
         };
-        Known { dag_id, task_id, run_id, destination, shadow }
+        let caller = self.record.clone();
+        Known { dag_id, task_id, run_id, destination, shadow, caller }
     }
 }
 
@@ -193,6 +205,55 @@ pub fn caller(
         caller.queues = task.queue;
     }
     caller
+}
+
+/// The caller as audit records show it. `numbers` are the map index and the try of its task.
+fn record(
+    caller: &Caller,
+    numbers: Option<(i64, u64)>,
+    token: Option<&Verified>,
+    identity: Option<&Verified>,
+    recorded: &[String],
+) -> Fragment {
+    fn first(fact: &Fact) -> Option<&str> {
+        fact.values().and_then(|values| values.first()).map(String::as_str)
+    }
+    let identity = numbers.zip(identity).map(|((map_index, try_number), identity)| {
+        let airflow = identity.claims.get("airflow");
+        let text = |name| airflow.and_then(|airflow| airflow.get(name)).and_then(Value::as_str);
+        IdentityParts {
+            dag_id: first(&caller.dags).unwrap_or_default(),
+            task_id: first(&caller.tasks).unwrap_or_default(),
+            run_id: first(&caller.runs).unwrap_or_default(),
+            map_index,
+            try_number,
+            run_type: &caller.run_types,
+            queue: &caller.queues,
+            team: &caller.teams,
+            owners: &caller.owners,
+            tags: &caller.tags,
+            roles: &caller.airflow_roles,
+            ti_id: text("ti_id"),
+            triggering_user_name: text("triggering_user_name"),
+            issuer: &identity.issuer_name,
+            key_id: identity.key_id.as_deref(),
+        }
+    });
+    let token = token.map(|token| TokenParts {
+        issuer: &token.issuer_name,
+        key_id: token.key_id.as_deref(),
+        subject: first(&caller.subjects),
+        client_id: token.claims.get("client_id").and_then(Value::as_str),
+        scopes: &caller.scopes,
+        claims: &token.claims,
+        recorded,
+    });
+    Fragment::caller(&CallerParts {
+        identity,
+        token,
+        spiffe_id: first(&caller.spiffe_ids),
+        service: first(&caller.services),
+    })
 }
 
 /// `scope`, space-delimited (RFC 8693 §4.2), or `scp` as some issuers write it: a list or a string.

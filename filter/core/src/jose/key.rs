@@ -182,6 +182,12 @@ impl PublicKey {
         self.id.as_deref()
     }
 
+    /// The same key; without a `kid` its thumbprint is that, as RFC 7638 §4 has in mind.
+    pub(super) fn named(mut self) -> Self {
+        self.id.get_or_insert_with(|| self.thumbprint.clone());
+        self
+    }
+
     /// The SHA-256 thumbprint (RFC 7638), base64url: names the key whatever its `kid`.
     pub fn thumbprint(&self) -> &str {
         &self.thumbprint

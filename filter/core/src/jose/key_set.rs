@@ -96,6 +96,11 @@ impl KeySet {
         Ok((Self { keys }, skipped))
     }
 
+    /// The same keys, each with a `kid`: its thumbprint if it had none.
+    pub(crate) fn each_named(self) -> Self {
+        Self { keys: self.keys.into_iter().map(PublicKey::named).collect() }
+    }
+
     /// The keys.
     pub fn keys(&self) -> &[PublicKey] {
         &self.keys

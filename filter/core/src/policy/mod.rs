@@ -20,6 +20,9 @@
 //! without a port means the default port of the request's scheme; `*.example.com` is every name below
 //! `example.com`, and an exact host, then the longer domain, comes first.
 //!
+//! What may be allowed for a while only, and by whom, is declared `grantable` there; a [`Grant`] that such an
+//! approver signed brings it to life ([`PolicySet::with_grants`]).
+//!
 //! Several sources decide together as a [`PolicySet`]; a signed document is opened by a [`Trust`]
 //! before it is read.
 //!
@@ -30,6 +33,9 @@ mod authority;
 #[cfg(feature = "explain")]
 pub mod explain;
 mod glob;
+mod grant;
+mod grantable;
+mod grants;
 mod index;
 pub mod path;
 mod read;
@@ -37,6 +43,8 @@ mod rule;
 mod selector;
 mod set;
 mod signed;
+#[cfg(feature = "explain")]
+mod within;
 
 use std::sync::Arc;
 
@@ -44,6 +52,7 @@ use rustc_hash::FxHashSet;
 use serde_json::Value;
 
 use self::authority::{Authority, Hosts};
+use self::grantable::Granting;
 use self::index::{Group, Index, Search};
 use self::read::Role;
 use self::rule::{Effect, Question, Rule};
@@ -52,8 +61,12 @@ use crate::document::{Fault, Faults};
 use crate::json;
 use crate::limits::Limits;
 
+pub use self::grant::{Approval, Grant, Unfit};
+pub use self::grants::GrantDocument;
 pub use self::set::{Decision, Outcome, PolicySet, ShadowVerdict, Standing};
 pub use self::signed::{Accepted, Admitted, Opened, Signer, Trust};
+#[cfg(feature = "explain")]
+pub use self::within::Grantable;
 
 /// Shadow rules reported for one decision; the rest is dropped.
 const MOST_SHADOW_VERDICTS: usize = 16;
@@ -73,6 +86,7 @@ pub struct Policy {
     deny: Index,
     /// Shadow rules, allowing and denying.
     shadow: Index,
+    granting: Granting,
 }
 
 impl Policy {
@@ -112,6 +126,7 @@ impl Policy {
             destinations: read.destinations.into(),
             hosts: read.hosts,
             rules,
+            granting: read.granting,
         })
     }
 

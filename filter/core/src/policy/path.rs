@@ -274,6 +274,22 @@ pub(super) fn pattern_keys(text: &str) -> (impl Iterator<Item = Key<'_>>, bool) 
     (segments.map(key), rest)
 }
 
+/// Whether every path that the pattern `narrow` matches is one that `wide` matches. A wildcard of `wide` takes
+/// anything, also one of `narrow`.
+#[cfg(feature = "explain")]
+pub(super) fn covers(wide: &str, narrow: &str) -> bool {
+    let (wanted, rest) = pattern_segments(wide);
+    let (mut given, open) = pattern_segments(narrow);
+    for wanted in wanted {
+        let Some(segment) = given.next() else { return false };
+        let within = wanted != SUBJECT && !segment.is_empty() && glob::matches(wanted, segment);
+        if wanted != segment && !within {
+            return false;
+        }
+    }
+    rest || (!open && given.next().is_none())
+}
+
 /// The normal form of a rule's path pattern.
 ///
 /// `*` is any run of characters within one segment that is not empty, `**` as the last segment is

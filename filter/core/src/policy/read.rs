@@ -1,4 +1,7 @@
 //! Reads a policy document. Every fault is told; a document with a fault is not a policy.
+//!
+//! And the conditions of a grant, which speaks of the roles and destinations of a policy that was read
+//! before.
 
 use std::sync::Arc;
 
@@ -7,13 +10,16 @@ use serde_json::Value;
 
 use super::authority::{HostFault, Hosts};
 use super::glob::Values;
+use super::grantable::{Approver, Granting, MAX_DURATION, Terms};
 use super::path::normalise_pattern;
 use super::rule::{Effect, Rule, Validity};
 use super::selector::{Condition, FIELDS, Subject};
+use super::signed::read_signers;
 use crate::arrival::{CONNECT, is_method};
-use crate::document::{Faults, Node, Report, suggestion};
+use crate::document::{Faults, Node, Object, Path, Report, suggestion};
 use crate::limits::Limits;
 use crate::quote::quote;
+use crate::time::Span;
 
 /// Names are suggested out of at most this many.
 const MOST_SUGGESTIONS: usize = 1_000;
@@ -28,6 +34,7 @@ pub(super) struct Document {
     pub(super) hosts: Hosts,
     /// Sorted by id: the number of a rule is its rank, wherever it stood in the document.
     pub(super) rules: Vec<Rule>,
+    pub(super) granting: Granting,
 }
 
 /// A role and the selectors of which one must match.
@@ -37,12 +44,42 @@ pub(super) struct Role {
     pub(super) any: Vec<Box<[Arc<Condition>]>>,
 }
 
-/// What the rules of a document may refer to.
+/// What the rules of a document may refer to, each with its number.
 #[derive(Default)]
-struct Names<'a> {
+pub(super) struct Names<'a> {
     roles: FxHashMap<&'a str, u32>,
     destinations: FxHashMap<&'a str, u32>,
+    approvers: FxHashMap<&'a str, u32>,
 }
+
+impl<'a> Names<'a> {
+    /// What a grant may refer to: the roles and the destinations of a policy, by number.
+    pub(super) fn new(
+        roles: impl Iterator<Item = &'a str>,
+        destinations: impl Iterator<Item = &'a str>,
+    ) -> Self {
+        Self {
+            roles: roles.zip(0..).collect(),
+            destinations: destinations.zip(0..).collect(),
+            approvers: FxHashMap::default(),
+        }
+    }
+}
+
+/// Which calls a rule is about, as far as it says so.
+#[derive(Default)]
+pub(super) struct Scope {
+    pub(super) from: Option<Box<[Arc<Condition>]>>,
+    /// The inner `None` is any destination.
+    #[expect(clippy::option_option, reason = "the outer one is a fault, the inner one is `*`")]
+    pub(super) to: Option<Option<Arc<[u32]>>>,
+    pub(super) methods: Option<Arc<[Box<str>]>>,
+    pub(super) paths: Option<Arc<Values>>,
+}
+
+/// Where each id of a document stands. Rules and what is grantable share them, because a decision names
+/// either.
+type Ids<'a> = FxHashMap<Arc<str>, Path<'a>>;
 
 /// What was read before, by what it is and its texts: most parts of a rule are those of another
 /// one too.
@@ -114,12 +151,37 @@ pub(super) fn read(value: &Value, limits: &Limits, report: &mut Report) -> Optio
         destination(&node, number, &destinations, &mut hosts, report);
     }
 
-    let mut rules = Vec::new();
+    let mut approvers = Vec::new();
+    for (name, node) in
+        top.optional("approvers").and_then(|node| node.entries(report)).unwrap_or_default()
+    {
+        check_id(name, &node, report);
+        let number = u32::try_from(approvers.len()).unwrap_or(u32::MAX);
+        names.approvers.insert(name, number);
+        approvers.extend(approver(name, &node, limits, report));
+    }
+
+    let (mut rules, mut grantables, mut ids) = (Vec::new(), Vec::new(), Ids::default());
+    let mut parts = Parts { names: &names, known: &mut known, ids: &mut ids, limits };
     if let Some(node) = top.required(report, "rules") {
-        rules = read_rules(&node, &names, &mut known, limits, report);
+        rules = read_list(&node, "rules", &mut parts, report, &mut read_rule);
+    }
+    if let Some(node) = top.optional("grantable") {
+        grantables = read_list(&node, "grantables", &mut parts, report, &mut read_grantable);
     }
     top.finish(report);
-    Some(Document { revision, roles, destinations, hosts, rules })
+    let rules = rules.into_iter().map(|(rule, ())| rule).collect();
+    let granting = Granting::new(grantables, approvers);
+    Some(Document { revision, roles, destinations, hosts, rules, granting })
+}
+
+/// Who may grant: a name and its keys.
+fn approver(name: &str, node: &Node<'_>, limits: &Limits, report: &mut Report) -> Option<Approver> {
+    let mut object = node.object(report)?;
+    let list = object.required(report, "keys").and_then(|list| list.nonempty_array(report));
+    object.finish(report);
+    let keys = read_signers(node, &list?, limits, report)?;
+    Some(Approver { name: name.into(), keys: keys.each_named() })
 }
 
 fn role<'a>(
@@ -161,69 +223,166 @@ fn destination(
     }
 }
 
-fn read_rules<'a>(
+/// What the rules of a document are read with.
+struct Parts<'p, 'a> {
+    names: &'p Names<'a>,
+    known: &'p mut Known<'a>,
+    ids: &'p mut Ids<'a>,
+    limits: &'p Limits,
+}
+
+/// Reads one rule, and what else its kind has.
+type ReadOne<'r, 'a, T> =
+    &'r mut dyn FnMut(&Node<'a>, &mut Parts<'_, 'a>, &mut Report) -> Option<(Rule, T)>;
+
+/// Reads a list of rules by `read`, sorted by id.
+fn read_list<'a, T>(
     node: &Node<'a>,
-    names: &Names<'_>,
-    known: &mut Known<'a>,
-    limits: &Limits,
+    what: &str,
+    parts: &mut Parts<'_, 'a>,
     report: &mut Report,
-) -> Vec<Rule> {
-    let most = limits.policy_rules;
+    read: ReadOne<'_, 'a, T>,
+) -> Vec<(Rule, T)> {
+    let most = parts.limits.policy_rules;
     if let Value::Array(rules) = node.value
         && rules.len() > most
     {
-        node.fault(
-            report,
-            format!("{} rules are more than the {most} that are allowed", rules.len()),
-        );
+        let found = rules.len();
+        node.fault(report, format!("{found} {what} are more than the {most} that are allowed"));
         return Vec::new();
     }
     let mut rules = Vec::new();
-    let mut paths_of = FxHashMap::default();
     let mut places = 0_usize;
     for element in node.array(report).unwrap_or_default() {
-        let Some(rule) = read_rule(&element, names, known, limits, report) else { continue };
-        if let Some(first) = paths_of.insert(Arc::clone(&rule.id), element.path.clone()) {
+        let Some((rule, rest)) = read(&element, parts, report) else { continue };
+        if let Some(first) = parts.ids.insert(Arc::clone(&rule.id), element.path.clone()) {
             element.fault(report, format!("the id {} is that of {first} already", quote(&rule.id)));
         }
         let destinations = rule.to.as_ref().map_or(1, |to| to.len());
         let paths = rule.paths.as_ref().map_or(1, |paths| paths.texts().count());
         places = places.saturating_add(destinations.saturating_mul(paths));
-        rules.push(rule);
+        rules.push((rule, rest));
     }
-    let most = limits.policy_places;
+    let most = parts.limits.policy_places;
     if places > most {
         let problem = format!(
-            "the rules name {places} pairs of destination and path, more than the {most} that are allowed"
+            "the {what} name {places} pairs of destination and path, more than the {most} that are allowed"
         );
         node.fault(report, problem);
     }
-    rules.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+    rules.sort_unstable_by(|(one, _), (other, _)| one.id.cmp(&other.id));
     rules
 }
 
 fn read_rule<'a>(
     node: &Node<'a>,
-    names: &Names<'_>,
-    known: &mut Known<'a>,
-    limits: &Limits,
+    parts: &mut Parts<'_, 'a>,
     report: &mut Report,
-) -> Option<Rule> {
+) -> Option<(Rule, ())> {
     let mut object = node.object(report)?;
-    let id = object.required(report, "id").and_then(|id| {
-        let text = id.string(report)?;
-        check_id(text, &id, report);
-        Some(text)
-    });
+    let id = read_id(&mut object, report);
     let intent = object.optional("intent").and_then(|node| node.string(report)).map(Into::into);
     let effect = object
         .required(report, "effect")
         .and_then(|node| node.choice(report, &[("allow", Effect::Allow), ("deny", Effect::Deny)]));
-    let from = match object.optional("from") {
-        Some(node) => read_selector(&node, Some(names), known, report),
-        None => Some(Box::default()),
+    object.required(report, "to");
+    let allows = effect == Some(Effect::Allow);
+    let scope = read_scope(node, &mut object, allows, parts, report);
+    let valid = object.optional("valid").and_then(|node| read_validity(&node, report));
+    let shadow = object
+        .optional("mode")
+        .and_then(|node| node.choice(report, &[("enforce", false), ("shadow", true)]));
+    object.finish(report);
+    let rule = Rule {
+        id: id?.into(),
+        intent,
+        effect: effect?,
+        shadow: shadow.unwrap_or_default(),
+        from: scope.from.unwrap_or_default(),
+        to: scope.to?,
+        methods: scope.methods,
+        paths: scope.paths,
+        valid: valid.map(Box::new),
     };
-    let to = object.required(report, "to").and_then(|node| {
+    Some((rule, ()))
+}
+
+/// What may be granted: an allow rule, and on which terms a grant brings some of it to life.
+fn read_grantable<'a>(
+    node: &Node<'a>,
+    parts: &mut Parts<'_, 'a>,
+    report: &mut Report,
+) -> Option<(Rule, Terms)> {
+    let mut object = node.object(report)?;
+    let id = read_id(&mut object, report);
+    let intent = object.optional("intent").and_then(|node| node.string(report)).map(Into::into);
+    // Who may receive it is never everybody by omission.
+    object.required(report, "from");
+    object.required(report, "to");
+    let scope = read_scope(node, &mut object, true, parts, report);
+    let max_duration = object.required(report, "max_duration").and_then(|node| {
+        let span = node.span(report)?;
+        let least = Span::from_secs(1);
+        if !(least..=MAX_DURATION).contains(&span) {
+            node.fault(report, format!("{span} is not between {least} and {MAX_DURATION}"));
+        }
+        Some(span)
+    });
+    let approvers = object.required(report, "approvers").and_then(|node| {
+        let mut numbers = Vec::new();
+        for name in node.strings(report)? {
+            match parts.names.approvers.get(name) {
+                Some(number) => numbers.push(*number),
+                None => unknown("approver", name, &parts.names.approvers, &node, report),
+            }
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        Some(numbers.into())
+    });
+    object.finish(report);
+    let Scope { from, to, methods, paths } = scope;
+    let (effect, id) = (Effect::Allow, id?.into());
+    let (from, to) = (from?, to?);
+    let rule = Rule { id, intent, effect, shadow: false, from, to, methods, paths, valid: None };
+    Some((rule, Terms { max_duration: max_duration?, approvers: approvers? }))
+}
+
+/// Reads the conditions of a grant out of its claims.
+pub(super) fn grant_scope<'a>(
+    node: &Node<'a>,
+    object: &mut Object<'a>,
+    names: &Names<'a>,
+    limits: &Limits,
+    report: &mut Report,
+) -> Scope {
+    let (mut known, mut ids) = (Known::default(), Ids::default());
+    let mut parts = Parts { names, known: &mut known, ids: &mut ids, limits };
+    object.required(report, "from");
+    read_scope(node, object, true, &mut parts, report)
+}
+
+/// The id of a rule, of what may be granted, or of a grant.
+pub(super) fn read_id<'a>(object: &mut Object<'a>, report: &mut Report) -> Option<&'a str> {
+    let id = object.required(report, "id")?;
+    let text = id.string(report)?;
+    check_id(text, &id, report);
+    Some(text)
+}
+
+/// Reads which calls a rule is about; with `allows` one that allows them.
+fn read_scope<'a>(
+    node: &Node<'a>,
+    object: &mut Object<'a>,
+    allows: bool,
+    parts: &mut Parts<'_, 'a>,
+    report: &mut Report,
+) -> Scope {
+    let (names, limits) = (parts.names, parts.limits);
+    let known = &mut *parts.known;
+    let from =
+        object.optional("from").and_then(|node| read_selector(&node, Some(names), known, report));
+    let to = object.optional("to").and_then(|node| {
         once(known, (3, "to"), &node, report, &mut |report| {
             read_destinations(&node, names, report).map(Part::Destinations)
         })
@@ -238,26 +397,19 @@ fn read_rule<'a>(
             read_paths(&node, limits, report).map(Part::Paths)
         })
     });
-    let valid = object.optional("valid").and_then(|node| read_validity(&node, report));
-    let shadow = object
-        .optional("mode")
-        .and_then(|node| node.choice(report, &[("enforce", false), ("shadow", true)]));
-    object.finish(report);
-    if let (Some(Effect::Allow), Some(Part::Methods(methods)), Some(_)) = (effect, &methods, &paths)
+    if let (true, Some(Part::Methods(methods)), Some(_)) = (allows, &methods, &paths)
         && methods.iter().any(|method| **method == *CONNECT)
     {
         let problem = "allows `CONNECT` for some paths, and a tunnel has none that can be seen: \
                        tunnels need a rule of their own, without `paths`";
         node.fault(report, problem);
     }
-    let Some(Part::Destinations(to)) = to else { return None };
-    Some(Rule {
-        id: id?.into(),
-        intent,
-        effect: effect?,
-        shadow: shadow.unwrap_or_default(),
-        from: from?,
-        to,
+    Scope {
+        from,
+        to: match to {
+            Some(Part::Destinations(to)) => Some(to),
+            _ => None,
+        },
         methods: match methods {
             Some(Part::Methods(methods)) => Some(methods),
             _ => None,
@@ -266,8 +418,7 @@ fn read_rule<'a>(
             Some(Part::Paths(paths)) => Some(paths),
             _ => None,
         },
-        valid: valid.map(Box::new),
-    })
+    }
 }
 
 /// A selector; with `names` that of a rule, which may ask for roles.

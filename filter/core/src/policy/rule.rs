@@ -69,9 +69,7 @@ pub(super) enum Miss<'r> {
 impl Rule {
     /// Whether the call is one that the rule is about.
     pub(super) fn truth(&self, question: &Question<'_>) -> Truth {
-        let here = self.is_for(question.destination)
-            && self.early(question).is_none()
-            && self.late(question).is_none();
+        let here = self.is_for(question.destination) && self.is_valid(question.now);
         let request = if here { self.asks_for(question) } else { Truth::No };
         match request {
             Truth::No => Truth::No,
@@ -111,8 +109,8 @@ impl Rule {
         };
         let path = (path != Truth::Yes).then_some(Miss::Path);
         let method = (!method).then_some(Miss::Method);
-        let early = self.early(question).map(Miss::Early);
-        let late = self.late(question).map(Miss::Late);
+        let early = self.early(question.now).map(Miss::Early);
+        let late = self.late(question.now).map(Miss::Late);
         let who = question.who;
         let caller = self
             .from
@@ -229,13 +227,18 @@ impl Rule {
         }
     }
 
+    /// Whether it applies at `now` at all.
+    pub(super) fn is_valid(&self, now: UnixTime) -> bool {
+        self.early(now).is_none() && self.late(now).is_none()
+    }
+
     /// When it begins to apply, if it does not yet.
-    fn early(&self, question: &Question<'_>) -> Option<UnixTime> {
-        self.valid.as_ref()?.not_before.filter(|start| *start > question.now)
+    fn early(&self, now: UnixTime) -> Option<UnixTime> {
+        self.valid.as_ref()?.not_before.filter(|start| *start > now)
     }
 
     /// When it ceased to apply, if it did.
-    fn late(&self, question: &Question<'_>) -> Option<UnixTime> {
-        self.valid.as_ref()?.expires_at.filter(|end| *end <= question.now)
+    fn late(&self, now: UnixTime) -> Option<UnixTime> {
+        self.valid.as_ref()?.expires_at.filter(|end| *end <= now)
     }
 }

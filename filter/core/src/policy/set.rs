@@ -7,6 +7,9 @@
 //! `*.example.com` by naming it more exactly. Only `*` in `to` reaches beyond: it is every
 //! destination of every source, so that a source may deny for all of them.
 //!
+//! What no rule of any source says anything about, a grant may permit: one that is some of what the policy
+//! of its source declares grantable ([`PolicySet::with_grants`]). It overrides no denial.
+//!
 //! With one source a rule is called by its id, with several `<source>/<id>`.
 //!
 //! What it is not: it does not know whether all sources are there. Whoever makes a set of fewer
@@ -17,9 +20,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::authority::Authority;
+use super::grantable::Terms;
+use super::grants::Grants;
 use super::path;
 use super::rule::{Effect, Question, Rule};
-use super::selector::{Truth, Who};
+use super::selector::{Truth, Who, few};
 use super::{MOST_SHADOW_VERDICTS, Policy};
 use crate::arrival::CONNECT;
 use crate::facts::{Call, Caller};
@@ -33,6 +38,8 @@ use crate::time::UnixTime;
 pub struct PolicySet {
     /// Sorted by name.
     sources: Box<[(Arc<str>, Rc<Policy>)]>,
+    /// Of each source; or none at all.
+    grants: Rc<[Grants]>,
 }
 
 /// What the policies of a set say about a caller whatever it asks for: the roles that it holds.
@@ -74,8 +81,11 @@ pub struct Decision<'c> {
 pub enum Outcome {
     /// The call is allowed.
     Permit {
-        /// The name of the rule that allows it; with several the first by id, then by source.
+        /// The name of the rule that allows it; with several the first by id, then by source. Of a grant,
+        /// that of its grantable.
         rule: Arc<str>,
+        /// The id of the grant without which no rule would have.
+        grant: Option<Arc<str>>,
     },
     /// The call is refused.
     Refuse(Reject),
@@ -90,6 +100,14 @@ pub struct ShadowVerdict {
     pub permits: bool,
 }
 
+/// As filter state and audit records show it: `rule:permit` or `rule:reject`.
+impl std::fmt::Display for ShadowVerdict {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.rule)?;
+        formatter.write_str(if self.permits { ":permit" } else { ":reject" })
+    }
+}
+
 impl PolicySet {
     /// The set of `sources`, each with its name; names are unique and have no `/`. Cheap: make a new
     /// one when a source has a new policy.
@@ -100,12 +118,25 @@ impl PolicySet {
             let place = sorted.partition_point(|(known, _)| *known <= source.0);
             sorted.insert(place, source);
         }
-        Self { sources: sorted.into() }
+        Self { sources: sorted.into(), grants: Rc::default() }
     }
 
     /// The sources' names and policies, by name.
     pub fn sources(&self) -> impl ExactSizeIterator<Item = (&str, &Policy)> {
         self.sources.iter().map(|(name, policy)| (&**name, &**policy))
+    }
+
+    pub(super) fn policies(&self) -> impl ExactSizeIterator<Item = (&str, &Policy)> {
+        self.sources()
+    }
+
+    pub(super) fn grants(&self) -> &[Grants] {
+        &self.grants
+    }
+
+    /// The same policies with these grants, of each source.
+    pub(super) fn granted(&self, grants: Rc<[Grants]>) -> Self {
+        Self { grants, ..self.clone() }
     }
 
     /// What the policies say about `caller` whatever it asks for. What is `known` of that very caller
@@ -137,11 +168,12 @@ impl PolicySet {
             Cow::Owned(self.standing(caller, None))
         };
         let several = self.sources.len() > 1;
-        let sources = self.sources.iter().zip(standing.0.iter());
-        let mut sources = sources.map(|((name, policy), part)| Source {
+        let sources = self.sources.iter().zip(standing.0.iter()).enumerate();
+        let mut sources = sources.map(|(place, ((name, policy), part))| Source {
             name: several.then_some(name),
             policy,
             part,
+            grants: self.grants.get(place),
         });
         decide(&mut sources, caller, call, now, limits)
     }
@@ -157,7 +189,7 @@ impl PolicySet {
 /// The policy as the only source.
 impl From<Policy> for PolicySet {
     fn from(policy: Policy) -> Self {
-        Self { sources: [(Arc::from(""), Rc::new(policy))].into() }
+        Self { sources: [(Arc::from(""), Rc::new(policy))].into(), grants: Rc::default() }
     }
 }
 
@@ -185,12 +217,14 @@ struct Source<'a> {
     name: Option<&'a Arc<str>>,
     policy: &'a Policy,
     part: &'a Part,
+    grants: Option<&'a Grants>,
 }
 
 /// A source and the call as its rules see it.
 struct Asked<'a> {
     name: Option<&'a Arc<str>>,
     policy: &'a Policy,
+    grants: Option<&'a Grants>,
     destination: Option<&'a Arc<str>>,
     question: Question<'a>,
 }
@@ -202,6 +236,16 @@ impl Asked<'_> {
 
     fn allowing(&self) -> Option<&Rule> {
         self.policy.allowing(&self.question)
+    }
+
+    /// The grant that permits the call, and its grantable.
+    fn granted(&self) -> Option<(&Arc<str>, &Rule)> {
+        self.grants?.allowing(&self.policy.granting, &self.question)
+    }
+
+    /// What a grant could permit the call by.
+    fn grantable(&self) -> Option<(&Rule, &Terms)> {
+        self.policy.granting.covering(&self.question)
     }
 
     fn name_of(&self, rule: &Rule) -> Arc<str> {
@@ -238,13 +282,13 @@ fn decide<'a, 'c>(
             (Outcome::Refuse(Reject::new(Code::PathInvalid, detail)), destination, Vec::new())
         }
         (Ok(authority), Ok(path)) => {
-            let mut asked = sources.map(|Source { name, policy, part }| {
+            let mut asked = sources.map(|Source { name, policy, part, grants }| {
                 let who = Who { caller, held: &part.held, perhaps_held: &part.perhaps_held };
                 let (number, destination) = policy.destination(authority).unzip();
                 let path = path.as_deref();
                 let question =
                     Question { who, destination: number, method: call.method, path, now };
-                Asked { name, policy, destination, question }
+                Asked { name, policy, grants, destination, question }
             });
             // Most sets have one source only, and then nothing is allocated.
             let (first, others) = (asked.next(), asked.collect::<Vec<_>>());
@@ -280,9 +324,17 @@ fn judge(
     } else {
         let allowing = all().filter_map(|asked| Some((asked, asked.allowing()?)));
         if let Some((asked, rule)) = allowing.min_by(by_id) {
-            (Outcome::Permit { rule: asked.name_of(rule) }, Some(asked), Some(Effect::Deny))
+            let permit = Outcome::Permit { rule: asked.name_of(rule), grant: None };
+            (permit, Some(asked), Some(Effect::Deny))
+        } else if let Some((asked, permit)) = granted(&mut all()) {
+            (permit, Some(asked), Some(Effect::Deny))
         } else {
-            let (reject, nearest) = no_match(&mut all(), limits);
+            let (mut reject, nearest) = no_match(&mut all(), limits);
+            if let Some((grantable, approvers)) = grantable(&mut all()) {
+                let hint = format!("; {grantable} would allow it, and is grantable by {approvers}");
+                reject.detail.push_str(&hint);
+                reject.grantable = Some(format!("ask {approvers} to grant {grantable}"));
+            }
             (Outcome::Refuse(reject), nearest, Some(Effect::Allow))
         }
     };
@@ -290,6 +342,27 @@ fn judge(
     let destination = destination.or_else(|| all().find_map(|asked| asked.destination));
     let shadow = changing.map(|changing| shadow_verdicts(&mut all(), changing));
     (outcome, destination.cloned(), shadow.unwrap_or_default())
+}
+
+/// What no rule allows and a grant does; of several the first by id.
+fn granted<'a, 'q: 'a>(
+    all: &mut dyn Iterator<Item = &'a Asked<'q>>,
+) -> Option<(&'a Asked<'q>, Outcome)> {
+    let granted = all.filter_map(|asked| Some((asked, asked.granted()?)));
+    let (asked, (grant, rule)) = granted.min_by(|(_, (one, _)), (_, (other, _))| one.cmp(other))?;
+    let grant = Some(Arc::clone(grant));
+    Some((asked, Outcome::Permit { rule: asked.name_of(rule), grant }))
+}
+
+/// What somebody could grant so that the call is permitted, by its name, and who: of several the first by
+/// id.
+fn grantable<'a, 'q: 'a>(all: &mut dyn Iterator<Item = &'a Asked<'q>>) -> Option<(String, String)> {
+    let grantable = all.filter_map(|asked| Some((asked, asked.grantable()?)));
+    let (asked, (rule, terms)) =
+        grantable.min_by(|(_, (one, _)), (_, (other, _))| one.id.cmp(&other.id))?;
+    let approvers = asked.policy.granting.approvers_of(terms);
+    let approvers = few(approvers, |approver| quote(&approver.name));
+    Some((quote(&asked.name_of(rule)), approvers))
 }
 
 /// The denial by default, with the allow rule that has the fewest misses and its source.

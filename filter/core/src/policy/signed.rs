@@ -23,8 +23,8 @@ use crate::quote::quote;
 /// The `typ` of a signed policy.
 const TYPE: &str = "airflow-policy+jws";
 
-/// The algorithms that may sign one.
-const ALGORITHMS: [Algorithm; 2] = [Algorithm::EdDsa, Algorithm::Es256];
+/// The algorithms that may sign one, or a grant.
+pub(super) const ALGORITHMS: [Algorithm; 2] = [Algorithm::EdDsa, Algorithm::Es256];
 
 /// Who may sign policies, and whether somebody must. The default trusts nobody and asks for no
 /// signature; it refuses a signed document all the same, because nobody can verify it.
@@ -88,19 +88,7 @@ impl Trust {
             None => Some(true),
         };
         object.finish(report);
-        let list = list?;
-        let (keys, skipped) = KeySet::from_value(node.value, limits).ok()?;
-        for key in &skipped {
-            if let Some(node) = list.get(key.index) {
-                node.fault(report, key.fault.to_string());
-            }
-        }
-        // With none skipped the keys are those of the list, one by one.
-        for (node, key) in list.iter().zip(keys.keys()).filter(|_| skipped.is_empty()) {
-            if !may_sign(key) {
-                node.fault(report, "fits neither `EdDSA` nor `ES256`");
-            }
-        }
+        let keys = read_signers(node, &list?, limits, report)?;
         Some(Self { keys, required: required? })
     }
 
@@ -245,6 +233,29 @@ impl fmt::Display for Accepted {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} {}", self.revision, base64url::encode(&self.digest))
     }
+}
+
+/// Reads `list`, the `keys` of the object at `node`: public JWKs (RFC 7517) for EdDSA or ES256. One unusable
+/// key is a fault.
+pub(super) fn read_signers(
+    node: &Node<'_>,
+    list: &[Node<'_>],
+    limits: &Limits,
+    report: &mut Report,
+) -> Option<KeySet> {
+    let (keys, skipped) = KeySet::from_value(node.value, limits).ok()?;
+    for key in &skipped {
+        if let Some(node) = list.get(key.index) {
+            node.fault(report, key.fault.to_string());
+        }
+    }
+    // With none skipped the keys are those of the list, one by one.
+    for (node, key) in list.iter().zip(keys.keys()).filter(|_| skipped.is_empty()) {
+        if !may_sign(key) {
+            node.fault(report, "fits neither `EdDSA` nor `ES256`");
+        }
+    }
+    Some(keys)
 }
 
 fn may_sign(key: &PublicKey) -> bool {

@@ -8,6 +8,7 @@
     reason = "a test may panic"
 )]
 
+mod granting;
 mod process;
 mod remembering;
 mod worker;

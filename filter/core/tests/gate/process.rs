@@ -1,5 +1,6 @@
 //! Several gates of one process: one fetches for all.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use airflow_envoy_core::feed::{Answer, Response};
@@ -11,20 +12,22 @@ use serde_json::{Value, json};
 use crate::worker::*;
 
 /// Workers that share data, and the servers that they ask.
-struct Process {
+pub struct Process {
     shared: Rc<Memory>,
     configuration: Value,
-    workers: Vec<Worker>,
+    pub workers: Vec<Worker>,
     /// What is served by cluster, with a status.
-    served: Vec<(&'static str, u16, Vec<u8>)>,
+    pub served: Vec<(&'static str, u16, Vec<u8>)>,
     /// Callouts by cluster.
-    callouts: Vec<String>,
-    log: Vec<String>,
-    counts: Vec<String>,
+    pub callouts: Vec<String>,
+    pub log: Vec<String>,
+    pub counts: Vec<String>,
+    /// The last value of each gauge.
+    pub gauges: BTreeMap<String, u64>,
 }
 
 impl Process {
-    fn start(workers: usize, configuration: Value) -> Self {
+    pub fn start(workers: usize, configuration: Value) -> Self {
         let mut process = Self {
             shared: Rc::default(),
             configuration,
@@ -37,6 +40,7 @@ impl Process {
             callouts: Vec::new(),
             log: Vec::new(),
             counts: Vec::new(),
+            gauges: BTreeMap::new(),
         };
         for _ in 0..workers {
             process.add_worker();
@@ -55,13 +59,13 @@ impl Process {
         self.workers.push(Worker { gate, asked: 0, fetches: vec![], decided: vec![] });
     }
 
-    fn serve(&mut self, cluster: &str, status: u16, body: Vec<u8>) {
+    pub fn serve(&mut self, cluster: &str, status: u16, body: Vec<u8>) {
         let served = self.served.iter_mut().find(|(name, ..)| *name == cluster).unwrap();
         (served.1, served.2) = (status, body);
     }
 
     /// All workers tick, and every callout is answered at once.
-    fn tick(&mut self, seconds: i64) {
+    pub fn tick(&mut self, seconds: i64) {
         for number in 0..self.workers.len() {
             let mut effects = self.workers[number].gate.tick(at(seconds));
             while let Some(effect) = effects.pop() {
@@ -81,7 +85,10 @@ impl Process {
                     }
                     Effect::Log(_, line) => self.log.push(line),
                     Effect::Count(name) => self.counts.push(name),
-                    effect @ (Effect::Decide(..) | Effect::Gauge(..)) => {
+                    Effect::Gauge(name, value) => {
+                        self.gauges.insert(name, value);
+                    }
+                    effect @ Effect::Decide(..) => {
                         self.workers[number].take(vec![effect]);
                     }
                 }
@@ -89,11 +96,11 @@ impl Process {
         }
     }
 
-    fn ask_all(&mut self, pair: &(String, String), seconds: i64) -> Vec<String> {
+    pub fn ask_all(&mut self, pair: &(String, String), seconds: i64) -> Vec<String> {
         self.workers.iter_mut().map(|worker| worker.ask(pair, seconds)).collect()
     }
 
-    fn all(&self, code: &str) -> Vec<String> {
+    pub fn all(&self, code: &str) -> Vec<String> {
         vec![code.to_owned(); self.workers.len()]
     }
 }

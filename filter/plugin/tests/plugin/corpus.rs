@@ -2,12 +2,12 @@
 
 use crate::host::{self, Cryptography, Filter};
 
-const NOW: i64 = 1_795_262_400;
+pub const NOW: i64 = 1_795_262_400;
 use airflow_envoy_corpus::{Answer, Expectation, Subject};
 
 /// The filter; configured anew for every configuration of the corpus, as Envoy does.
 #[derive(Default)]
-struct Plugin {
+pub struct Plugin {
     filter: Option<Filter>,
 }
 
@@ -62,6 +62,15 @@ impl Subject for Plugin {
             action: Some(member("action").unwrap_or_default()),
             code,
         })
+    }
+}
+
+impl Plugin {
+    /// Time passes for the filter, but not on its clock.
+    pub fn tick(&mut self) {
+        if let Some(filter) = &mut self.filter {
+            filter.tick(0);
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! Each test has a thread of its own, and so a host and a plugin of its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::{ptr, slice};
 
@@ -32,6 +32,8 @@ pub struct Seen {
     pub reply: Option<Reply>,
     /// How often the request was resumed.
     pub resumed: usize,
+    /// Status and flags of the response, for whoever asks.
+    pub response: (u64, u64),
 }
 
 /// A local reply.
@@ -50,6 +52,7 @@ pub struct Callout {
     pub cluster: String,
     pub headers: Vec<(String, String)>,
     pub timeout_millis: u32,
+    pub body: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -70,6 +73,9 @@ struct State {
     verified: usize,
     shared: BTreeMap<String, (Vec<u8>, u32)>,
     writes: u32,
+    log_level: u32,
+    clock_reads: Cell<usize>,
+    property_reads: usize,
 }
 
 /// What the host's foreign function `verify_signature` does.
@@ -136,10 +142,13 @@ impl Filter {
 
     /// Configures the filter anew; the log if it refuses.
     pub fn configure(&mut self, configuration: &[u8]) -> Result<(), Vec<String>> {
-        state(|state| {
-            state.log.clear();
-            state.configuration = configuration.to_vec();
-        });
+        state(|state| state.log.clear());
+        self.configure_keeping_log(configuration)
+    }
+
+    /// As [`Self::configure`], with what was logged before.
+    pub fn configure_keeping_log(&mut self, configuration: &[u8]) -> Result<(), Vec<String>> {
+        state(|state| state.configuration = configuration.to_vec());
         enter(ROOT);
         let accepted = unsafe { proxy_on_configure(ROOT, configuration.len()) };
         if accepted { Ok(()) } else { Err(log()) }
@@ -195,6 +204,12 @@ impl Filter {
         state(|state| state.streams.remove(&stream));
     }
 
+    /// The filter is taken down.
+    pub fn shut_down(&mut self) {
+        enter(ROOT);
+        assert!(unsafe { proxy_on_done(ROOT) });
+    }
+
     /// Time passes.
     pub fn tick(&mut self, millis: u64) {
         state(|state| state.millis += millis);
@@ -248,6 +263,33 @@ pub fn verified_by_host() -> usize {
 /// Lines logged so far.
 pub fn log() -> Vec<String> {
     state(|state| state.log.iter().map(|(_, line)| line.clone()).collect())
+}
+
+/// Lines logged so far, with their levels.
+pub fn log_with_levels() -> Vec<(u32, String)> {
+    state(|state| state.log.clone())
+}
+
+/// Sets the level from which on Envoy's log shows anything; 6 is off.
+pub fn set_log_level(level: u32) {
+    state(|state| state.log_level = level);
+}
+
+/// Sets what the caller of a stream got.
+pub fn set_response(stream: u32, status: u64, flags: u64) {
+    state(|state| {
+        state.streams.get_mut(&stream).expect("the stream is alive").response = (status, flags)
+    });
+}
+
+/// How often the filter read the clock.
+pub fn clock_reads() -> usize {
+    state(|state| state.clock_reads.get())
+}
+
+/// How often the filter asked for a property.
+pub fn property_reads() -> usize {
+    state(|state| state.property_reads)
 }
 
 /// The value of a metric; 0 if it was never defined.
@@ -372,19 +414,27 @@ fn header_map<T>(map: u32, act: impl FnOnce(&mut Headers) -> T) -> Option<T> {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_log(level: u32, data: *const u8, size: usize) -> u32 {
     let line = unsafe { text(data, size) };
+    // The SDK's hook hands every panic of this process to the log, also that of a test.
+    if level == 5 && line.contains("panicked at") {
+        eprintln!("{line}");
+    }
     state(|state| state.log.push((level, line)));
     OK
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_log_level(level: *mut u32) -> u32 {
-    unsafe { *level = 0 };
+    unsafe { *level = state(|state| state.log_level) };
     OK
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32 {
-    unsafe { *time = state(|state| state.millis) * 1_000_000 };
+    let millis = state(|state| {
+        state.clock_reads.set(state.clock_reads.get() + 1);
+        state.millis
+    });
+    unsafe { *time = millis * 1_000_000 };
     OK
 }
 
@@ -505,6 +555,29 @@ unsafe extern "C" fn proxy_set_property(
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn proxy_get_property(
+    path: *const u8,
+    path_size: usize,
+    data: *mut *mut u8,
+    size: *mut usize,
+) -> u32 {
+    let path = unsafe { text(path, path_size) };
+    let found = state(|state| {
+        state.property_reads += 1;
+        let (status, flags) = state.streams.get(&state.effective)?.response;
+        match path.trim_end_matches('\0') {
+            "response\0code" => Some(status),
+            "response\0flags" => Some(flags),
+            other => panic!("the host has no property {other:?}"),
+        }
+    });
+    match found {
+        Some(number) => unsafe { give(number.to_le_bytes().to_vec(), data, size) },
+        None => NOT_FOUND,
+    }
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_continue_stream(_stream_type: u32) -> u32 {
     state(|state| {
         let effective = state.effective;
@@ -548,13 +621,14 @@ unsafe extern "C" fn proxy_http_call(
     cluster_size: usize,
     headers: *const u8,
     headers_size: usize,
-    _body: *const u8,
-    _body_size: usize,
+    body: *const u8,
+    body_size: usize,
     _trailers: *const u8,
     _trailers_size: usize,
     timeout_millis: u32,
     token: *mut u32,
 ) -> u32 {
+    let body = unsafe { bytes(body, body_size) }.to_vec();
     let (cluster, headers) =
         unsafe { (text(cluster, cluster_size), decode(bytes(headers, headers_size))) };
     state(|state| {
@@ -564,7 +638,7 @@ unsafe extern "C" fn proxy_http_call(
         let number = state.next_token;
         state.next_token += 1;
         assert_eq!(state.effective, ROOT, "a callout of a stream would end with it, unanswered");
-        state.callouts.push_back(Callout { token: number, cluster, headers, timeout_millis });
+        state.callouts.push_back(Callout { body, token: number, cluster, headers, timeout_millis });
         unsafe { *token = number };
         OK
     })
@@ -764,7 +838,7 @@ macro_rules! unused {
 }
 
 unused! {
-    proxy_set_buffer_bytes proxy_set_header_map_pairs proxy_add_header_map_value proxy_get_property
+    proxy_set_buffer_bytes proxy_set_header_map_pairs proxy_add_header_map_value
     proxy_register_shared_queue proxy_resolve_shared_queue proxy_dequeue_shared_queue
     proxy_enqueue_shared_queue proxy_close_stream proxy_grpc_call proxy_grpc_stream
     proxy_grpc_send proxy_grpc_cancel proxy_grpc_close proxy_get_status

@@ -4,7 +4,7 @@ use crate::host::{self, Filter, Seen};
 use serde_json::{Value, json};
 
 /// A filter that lets anonymous callers read `orders.internal`, with the policy and the keys fetched.
-fn fetching() -> Value {
+pub fn fetching() -> Value {
     json!({
         "issuers": [{
             "name": "idp",
@@ -22,7 +22,7 @@ fn fetching() -> Value {
     })
 }
 
-fn policy(path: &str) -> Value {
+pub fn policy(path: &str) -> Value {
     json!({
         "version": 1,
         "revision": 7,
@@ -44,18 +44,18 @@ pub fn inline(path: &str) -> Value {
     configuration
 }
 
-fn start(configuration: &Value) -> Filter {
+pub fn start(configuration: &Value) -> Filter {
     Filter::start(configuration.to_string()).expect("the configuration is accepted")
 }
 
-const GET: [(&str, &str); 4] = [
+pub const GET: [(&str, &str); 4] = [
     (":method", "GET"),
     (":authority", "orders.internal"),
     (":path", "/v1/x"),
     (":scheme", "http"),
 ];
 
-fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+pub fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     [&GET, more].concat()
 }
 
