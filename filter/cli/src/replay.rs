@@ -179,7 +179,8 @@ impl Judge {
         }
         let destination = decision.destination.map(|name| name.to_string());
         Ok(match decision.outcome {
-            Outcome::Permit { rule } => Verdict {
+            // There are no grants here.
+            Outcome::Permit { rule, .. } => Verdict {
                 code: None,
                 rule: Some(rule.to_string()),
                 nearest: None,
