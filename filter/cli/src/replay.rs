@@ -179,6 +179,7 @@ impl Judge {
         }
         let destination = decision.destination.map(|name| name.to_string());
         Ok(match decision.outcome {
+            // There are no grants here.
             Outcome::Permit { rule, .. } => Verdict {
                 code: None,
                 rule: Some(rule.to_string()),

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use airflow_envoy_cli::command::Cli;
+use airflow_envoy_cli::audit::verify::Code;
 use airflow_envoy_cli::coverage::Coverage;
 use airflow_envoy_cli::envoy::Setting;
 use airflow_envoy_cli::evaluate::Evaluator;
@@ -102,4 +103,16 @@ fn the_command_lines_are_command_lines_of_the_tool() {
     ] {
         assert!(commands.contains(command), "{command} is not shown");
     }
+}
+
+#[test]
+fn the_table_of_faults_is_the_list_of_faults() {
+    let rows: Vec<&str> = README
+        .lines()
+        .skip_while(|line| *line != "| fault | meaning |")
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    let row = |code: Code| format!("| `{}` | {} |", code.name(), code.meaning());
+    assert_eq!(rows, Code::ALL.map(row));
 }

@@ -19,6 +19,10 @@ use super::parallel::each_chunk;
 use super::reader::{Damaged, Place, Reader, Seen};
 use super::record::Kind;
 
+/// Lines that are told one by one because they are no records any more; a file that somebody rewrote as a
+/// whole has as many as it has lines.
+const MOST_LINES_TOLD: usize = 100_000;
+
 /// How to look at a trail.
 #[derive(Debug, Default)]
 pub struct Options {
@@ -53,6 +57,52 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them, in the order of the README's table.
+    pub const ALL: [Self; 14] = [
+        Self::Edited,
+        Self::Damaged,
+        Self::Removed,
+        Self::Beginning,
+        Self::Truncated,
+        Self::Reordered,
+        Self::Inserted,
+        Self::Signature,
+        Self::Unsigned,
+        Self::KeyUnknown,
+        Self::Version,
+        Self::Predecessor,
+        Self::Forked,
+        Self::Witness,
+    ];
+
+    /// What it means; for people, as a sentence without a full stop.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Edited => "The line is not the one that was written",
+            Self::Damaged => "What was a record is none any more",
+            Self::Removed => "Records are missing, and no record says that they were lost",
+            Self::Beginning => {
+                "The stream does not begin with its first record (`--rotated`: no fault)"
+            }
+            Self::Truncated => {
+                "The stream neither ends nor is taken over from (`--open`: no fault), or its successor names a later record"
+            }
+            Self::Reordered => "The line stands elsewhere than it was written",
+            Self::Inserted => "There is another record of this number, or one behind the end",
+            Self::Signature => {
+                "The signature was not made with the key that it names: the chain before it was made anew"
+            }
+            Self::Unsigned => "A begin, checkpoint or end has no signature, though keys are given",
+            Self::KeyUnknown => "Signed by a key that is not among those given",
+            Self::Version => "A record of a version that this tool does not know",
+            Self::Predecessor => {
+                "The stream that this one took over from is missing (`--rotated`: no fault), or not the one that it names"
+            }
+            Self::Forked => "Two streams took over from the same one",
+            Self::Witness => "A record that was seen before has changed or vanished",
+        }
+    }
+
     /// The stable name.
     pub const fn name(self) -> &'static str {
         match self {
@@ -197,8 +247,10 @@ pub fn verify(
         |found: Links| {
             trail.seen.add(found.seen);
             progress(trail.seen.bytes);
-            trail.damaged.extend(found.damaged);
-            trail.versions.extend(found.foreign_versions);
+            let room = |taken: usize| MOST_LINES_TOLD.saturating_sub(taken);
+            trail.damaged.extend(found.damaged.into_iter().take(room(trail.damaged.len())));
+            let versions = found.foreign_versions.into_iter();
+            trail.versions.extend(versions.take(room(trail.versions.len())));
             let mut current: Option<(u64, &mut Vec<Link>)> = None;
             for (stream, mut link) in found.links {
                 link.order = order;
@@ -276,12 +328,21 @@ impl Trail {
         let successors = successors(&settled, &mut verified.faults);
         for (number, stream) in &settled {
             verified.duplicates += stream.duplicates;
+            let vouched = vouched(&stream.links);
+            let mut last = 0;
+            let vouched_to = vouched.iter().enumerate().map(|(at, vouched)| {
+                last = if *vouched { at + 1 } else { last };
+                last
+            });
+            let forged = |link: &Link| link.signature == Signature::Bad;
             let mut judge = Judge {
                 number: *number,
                 links: &stream.links,
                 options,
                 known: &known,
-                vouched: vouched(&stream.links),
+                vouched_to: vouched_to.collect(),
+                vouched,
+                forged: stream.links.iter().rposition(forged),
                 successor: successors.get(number).copied(),
                 losses: losses(&stream.links),
                 faults: Vec::new(),
@@ -498,7 +559,10 @@ fn contradictions(
         });
         // What was seen may have gone with its file; what comes after it must still follow it.
         let follows = stream.and_then(|stream| stream.links.first()).is_some_and(|first| {
-            first.seq > *seq + 1 || first.seq == *seq + 1 && first.prev == Some(*hash)
+            first
+                .seq
+                .checked_sub(1)
+                .is_some_and(|before| before > *seq || before == *seq && first.prev == Some(*hash))
         });
         let told = match link {
             Some(link) if link.hash == *hash => continue,
@@ -542,6 +606,10 @@ struct Judge<'v> {
     /// Records that are missing for a reason that was told.
     known: &'v BTreeSet<(u64, u64)>,
     vouched: Vec<bool>,
+    /// For each record how many there are up to the last one that is vouched for, it included.
+    vouched_to: Vec<usize>,
+    /// The last one with a bad signature.
+    forged: Option<usize>,
     successor: Option<u64>,
     /// Records that the stream itself says were lost.
     losses: Vec<(u64, u64)>,
@@ -562,8 +630,10 @@ impl Judge<'_> {
     /// What a fault leaves without a voucher: the records before it, back to the last one with one.
     fn unvouched_before(&self, at: usize) -> String {
         if !self.options.keys.is_empty() {
-            let before = self.vouched.get(..at).unwrap_or_default();
-            let from = before.iter().rposition(|vouched| *vouched).map_or(0, |last| last + 1);
+            let from = at
+                .checked_sub(1)
+                .and_then(|at| self.vouched_to.get(at).copied())
+                .unwrap_or_default();
             if let (Some(from), Some(to)) = (
                 self.links.get(from).filter(|_| from < at),
                 at.checked_sub(1).and_then(|at| self.links.get(at)),
@@ -631,8 +701,7 @@ impl Judge<'_> {
         }
         // Nobody vouches for either. A last record that does not fit is more likely than one that was
         // written anew with all that follows it.
-        let forged = self.links.get(at + 1..).unwrap_or_default();
-        if forged.iter().any(|link| link.signature == Signature::Bad) {
+        if self.forged.is_some_and(|forged| forged > at) {
             return self.edited(
                 at + 1,
                 &format!("it does not name record {}, and no good signature follows", link.seq),
@@ -671,17 +740,14 @@ impl Judge<'_> {
 
     /// Parts of a gap that nothing explains; counts what was lost.
     fn unexplained(&mut self, from: u64, to: u64) -> Vec<(u64, u64)> {
-        let mut parts = vec![(from, to)];
         let near = |(first, last): &&(u64, u64)| *first <= to && from <= *last;
-        for loss in self.losses.iter().filter(near) {
-            parts = parts.into_iter().flat_map(|part| without(part, *loss)).collect();
-        }
-        let left: u64 = parts.iter().map(|(from, to)| to - from + 1).sum();
+        let mut holes: Vec<(u64, u64)> = self.losses.iter().filter(near).copied().collect();
+        let left: u64 =
+            without((from, to), &mut holes).iter().map(|(from, to)| to - from + 1).sum();
         self.lost += (to - from + 1).saturating_sub(left);
-        for (_, seq) in self.known.range((self.number, from)..=(self.number, to)) {
-            parts = parts.into_iter().flat_map(|part| without(part, (*seq, *seq))).collect();
-        }
-        parts
+        let known = self.known.range((self.number, from)..=(self.number, to));
+        holes.extend(known.map(|(_, seq)| (*seq, *seq)));
+        without((from, to), &mut holes)
     }
 
     /// How the stream begins and ends.
@@ -869,18 +935,20 @@ fn records(from: u64, to: u64) -> String {
     if from == to { format!("record {from}") } else { format!("records {from} to {to}") }
 }
 
-/// What is left of a range without another one.
-fn without((from, to): (u64, u64), (first, last): (u64, u64)) -> Vec<(u64, u64)> {
-    if last < from || first > to {
-        return vec![(from, to)];
-    }
+/// What is left of a range without others.
+fn without((mut from, to): (u64, u64), holes: &mut [(u64, u64)]) -> Vec<(u64, u64)> {
+    holes.sort_unstable();
     let mut left = Vec::new();
-    if first > from {
-        left.push((from, first - 1));
+    for (first, last) in holes.iter().copied() {
+        if first > from {
+            left.push((from, to.min(first - 1)));
+        }
+        match last.max(from).checked_add(u64::from(last >= from)) {
+            Some(next) if next <= to => from = next,
+            _ => return left,
+        }
     }
-    if last < to {
-        left.push((last + 1, to));
-    }
+    left.push((from, to));
     left
 }
 
@@ -913,4 +981,25 @@ fn displaced(links: &[&Link]) -> Vec<(Place, u64)> {
     }
     let moved = links.iter().zip(kept).filter(|(_, kept)| !kept);
     moved.map(|(link, _)| (link.place, link.seq)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_range_is_what_no_hole_covers() {
+        for (range, holes, left) in [
+            ((3, 9), &[][..], &[(3, 9)][..]),
+            ((3, 9), &[(5, 6)], &[(3, 4), (7, 9)]),
+            ((3, 9), &[(9, 9), (3, 3), (5, 7), (6, 7)], &[(4, 4), (8, 8)]),
+            ((3, 9), &[(0, 3), (8, 20)], &[(4, 7)]),
+            ((3, 9), &[(0, u64::MAX)], &[]),
+            ((3, 9), &[(4, 8), (5, 5)], &[(3, 3), (9, 9)]),
+            ((3, u64::MAX), &[(u64::MAX, u64::MAX)], &[(3, u64::MAX - 1)]),
+            ((3, 9), &[(0, 1), (20, 30)], &[(3, 9)]),
+        ] {
+            assert_eq!(without(range, &mut holes.to_vec()), left, "{holes:?}");
+        }
+    }
 }

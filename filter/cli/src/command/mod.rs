@@ -40,13 +40,13 @@ use crate::source::read_file;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all is well
-  1  findings, failed tests, too little coverage, a difference, a call or a policy that is refused,
-     or something that is not grantable
+  1  findings, failed tests, too little coverage, a difference, faults of a trail, a call or a policy
+     that is refused, a call that would be newly denied, or something that is not grantable
   2  wrong usage
   3  an input that cannot be read or is no policy to decide by, or an output that cannot be written";
 
-/// Checks, tests, explains and signs the policies of Airflow Envoy, and grants what they declare
-/// grantable, with the code by which the filter decides.
+/// Checks, tests, compares and signs the policies of Airflow Envoy, grants what they declare grantable, and
+/// verifies and replays its audit trail, with the code by which the filter decides.
 #[derive(Debug, Parser)]
 #[command(name = "airflow-envoy", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
@@ -87,7 +87,7 @@ enum Command {
 pub enum Exit {
     /// All is well.
     Good,
-    /// There are findings, tests failed, or a call is refused.
+    /// There are findings or faults, tests failed, or a call is refused.
     Findings,
     /// The command line does not fit together; what `clap` finds out ends alike.
     Usage,

@@ -306,18 +306,18 @@ impl Summary {
             self.period = Some((from.min(time), to.max(time)));
         }
         match said {
-            Said::Left(why) => *self.left.entry(why).or_default() += calls,
+            Said::Left(why) => add(self.left.entry(why).or_default(), calls),
             Said::Undecidable(why) => {
-                *self.undecidable.entry(why).or_default() += calls;
+                add(self.undecidable.entry(why).or_default(), calls);
                 self.undecidable_ids.entry(why).or_insert(id);
             }
             Said::Decided(change, group) => {
                 self.decided += 1;
-                *self.calls.entry(change).or_default() += calls;
+                add(self.calls.entry(change).or_default(), calls);
                 if let Some(group) = group {
                     let (key, group) = *group;
                     let group = self.groups.entry(key).or_insert(group);
-                    group.calls += calls;
+                    add(&mut group.calls, calls);
                     group.records += 1;
                 }
             }
@@ -369,6 +369,11 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
         print(&result.text(style));
     }
     Ok(if result.count(Change::NewlyDenied) > 0 { Exit::Findings } else { Exit::Good })
+}
+
+/// A record may say that it stands for any number of calls.
+fn add(sum: &mut u64, calls: u64) {
+    *sum = sum.saturating_add(calls);
 }
 
 fn calls(number: u64) -> String {

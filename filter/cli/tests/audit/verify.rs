@@ -479,3 +479,63 @@ fn every_tampering_is_found_and_nothing_else_is_reported() {
     }
     assert!(done.iter().all(|rounds| *rounds > 50), "{done:?}");
 }
+
+#[test]
+fn any_amount_of_damage_is_survived_and_found() {
+    let whole = good();
+    let mut random = Random::new();
+    let numbers =
+        ["0", "1", "18446744073709551615", "18446744073709551614", "99999999999999999999"];
+    let (mut lossy, begin) = Stream::begin(6, None, None);
+    let loss = |from_seq, to_seq| Loss { records: 1, from_seq, to_seq, reason: LossReason::Memory };
+    let mut losses = vec![begin];
+    for (from, to) in [(0, u64::MAX), (u64::MAX, u64::MAX), (9, 3), (5, 7), (6, 9)] {
+        losses.push(lossy.chain.loss(lossy.now, &loss(from, to)).as_str().to_owned());
+    }
+    for round in 0..60 {
+        let mut lines: Vec<Vec<u8>> =
+            whole.iter().chain(&losses).map(|line| line.clone().into_bytes()).collect();
+        for _ in 0..=random.below(40) {
+            let at = random.below(lines.len());
+            match random.below(5) {
+                0 => {
+                    let line = &mut lines[at];
+                    let index = random.below(line.len());
+                    line[index] = random.below(256) as u8;
+                }
+                1 => {
+                    let index = random.below(lines[at].len());
+                    lines[at].truncate(index + 1);
+                }
+                2 => {
+                    let line = lines[at].clone();
+                    lines.insert(random.below(whole.len()), line);
+                }
+                3 => {
+                    lines.remove(at);
+                }
+                _ => {
+                    let text = String::from_utf8_lossy(&lines[at]).into_owned();
+                    let Some((before, behind)) = text.split_once("\"seq\":") else { continue };
+                    let behind = behind.trim_start_matches(|one: char| one.is_ascii_digit());
+                    let number = numbers[random.below(numbers.len())];
+                    lines[at] = format!("{before}\"seq\":{number}{behind}").into_bytes();
+                }
+            }
+        }
+        let path = path("damaged");
+        std::fs::write(&path, lines.join(&b'\n')).unwrap();
+        for options in [options(), Options { open: true, rotated: true, ..Options::default() }] {
+            let mut reader = Reader::new(std::slice::from_ref(&path)).unwrap();
+            let verified = verify(&mut reader, &options, |_| {}).unwrap();
+            let witness = Witness(
+                verified.streams.keys().map(|stream| (*stream, (u64::MAX, [0; 32]))).collect(),
+            );
+            let options = Options { witness: Some(witness), ..options };
+            let mut reader = Reader::new(std::slice::from_ref(&path)).unwrap();
+            let verified = verify(&mut reader, &options, |_| {}).unwrap();
+            assert!(!verified.faults.is_empty(), "round {round}");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}
