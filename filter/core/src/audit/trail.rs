@@ -350,17 +350,17 @@ impl Trail {
         self.tally.bytes = self.tally.bytes.saturating_add(line.len() as u64);
         let open = !self.closed;
         let Some(collector) = self.collector.as_mut().filter(|_| open) else {
-            return self.spool(line);
+            return self.to_log(line);
         };
         let copy = self.settings.log.then(|| line.clone());
         let refused = collector.offer(line, now).err();
         // The log is what the collector falls back to.
         if let Some(line) = copy.or(refused) {
-            self.spool(line);
+            self.to_log(line);
         }
     }
 
-    fn spool(&mut self, line: Line) {
+    fn to_log(&mut self, line: Line) {
         if let Err(line) = self.log.push(line) {
             self.lost(&[line], LossReason::Memory);
         }
@@ -458,7 +458,7 @@ impl Trail {
             return;
         }
         for line in lines {
-            self.spool(line);
+            self.to_log(line);
         }
     }
 
