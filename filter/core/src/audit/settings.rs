@@ -208,8 +208,8 @@ mod tests {
             (json!({ "claims": [] }), "claims: must not be empty"),
             (json!({ "sinks": [] }), "sinks: must not be empty"),
             (json!({ "sinks": [{}] }), "sinks[0]: needs exactly one of `log` and `http`"),
-            (json!({ "sinks": [{ "log": {} }, { "log": {} }] }), "sinks[1].log: is a second one"),
-            (json!({ "sinks": [http, http] }), "sinks[1].http: is a second one"),
+            (json!({ "sinks": [{ "log": {} }, { "log": {} }] }), "sinks[1]: is a second one"),
+            (json!({ "sinks": [http, http] }), "sinks[1]: is a second one"),
             (json!({ "sinks": [{ "log": { "a": 1 } }] }), "sinks[0].log: unknown field `a`"),
             (json!({ "sink": [] }), "unknown field `sink`, did you mean `sinks`?"),
         ] {
