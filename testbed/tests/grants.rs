@@ -151,7 +151,7 @@ async fn grants_by_long_poll_act_at_once_are_revoked_and_end() {
         eventually("one fetch is held", async || grants.held() == 1).await.unwrap();
         grants.set(&content);
     };
-    come_and_go(&testbed, &signer, put).await;
+    come_and_go(&testbed, &signer, &put).await;
     // Another policy without the approver ends what it granted.
     grants.set(&document(&[grant(&signer, "last", 600)]));
     until(&testbed, 200).await;
@@ -180,7 +180,7 @@ async fn grants_in_consul_act_at_once_are_revoked_and_end_and_outlive_consul_unt
     let said = answer.json()["action"].as_str().unwrap_or_default().to_owned();
     assert!(said.starts_with("ask `on-call` to grant `orders-write`"), "{said}");
     let put = async |content: Value| consul.put(KEY, content.to_string()).await.unwrap();
-    come_and_go(&testbed, &signer, put).await;
+    come_and_go(&testbed, &signer, &put).await;
     put(document(&[grant(&signer, "last", 600)])).await;
     until(&testbed, 200).await;
     consul.process.stop();

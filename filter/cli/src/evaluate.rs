@@ -333,7 +333,8 @@ impl Evaluator {
     /// Decides by this policy alone.
     pub fn new(policy: Policy) -> Self {
         let policy = Rc::new(policy);
-        let set = PolicySet::new(vec![("policy".into(), Rc::clone(&policy))]);
+        // Without a name: of a grant that is for the policy of some source, this is the one.
+        let set = PolicySet::new(vec![("".into(), Rc::clone(&policy))]);
         Self { policy, set }
     }
 
