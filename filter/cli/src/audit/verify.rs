@@ -325,7 +325,8 @@ impl Trail {
             verified.faults.push(fault);
         }
         settled.retain(|_, stream| !stream.links.is_empty());
-        let successors = successors(&settled, &mut verified.faults);
+        let mut forks = Vec::new();
+        let successors = successors(&settled, &mut forks);
         for (number, stream) in &settled {
             verified.duplicates += stream.duplicates;
             let vouched = vouched(&stream.links);
@@ -358,6 +359,13 @@ impl Trail {
             verified.streams.insert(*number, report);
         }
         predecessors(&settled, options, &known, &mut verified.faults);
+        // A begin that was tampered with may name any stream: that is told, and the other one is as it was.
+        let told = |stream: u64| {
+            let begin = |fault: &Fault| fault.stream == Some(stream) && fault.seqs == Some((0, 0));
+            verified.faults.iter().any(begin)
+        };
+        forks.retain(|(first, fault)| !told(*first) && !fault.stream.is_some_and(told));
+        verified.faults.extend(forks.into_iter().map(|(_, fault)| fault));
         if let Some(witness) = &options.witness {
             contradictions(witness, &settled, options, &mut verified.faults);
         }
@@ -458,12 +466,15 @@ fn renumbered(settled: &mut BTreeMap<u64, Settled>) -> Vec<Fault> {
     faults
 }
 
-/// Which stream took over from which.
-fn successors(settled: &BTreeMap<u64, Settled>, faults: &mut Vec<Fault>) -> HashMap<u64, u64> {
+/// Which stream took over from which; of two that name the same one a fault of the second, with the first.
+fn successors(
+    settled: &BTreeMap<u64, Settled>,
+    forks: &mut Vec<(u64, Fault)>,
+) -> HashMap<u64, u64> {
     let mut successors: HashMap<u64, u64> = HashMap::new();
     for (number, begin, (before, ..)) in begins(settled) {
         if let Some(first) = successors.insert(before, number) {
-            faults.push(Fault {
+            let fault = Fault {
                 code: Code::Forked,
                 place: Some(begin.place),
                 stream: Some(number),
@@ -473,7 +484,8 @@ fn successors(settled: &BTreeMap<u64, Settled>, faults: &mut Vec<Fault>) -> Hash
                     name(before),
                     name(first)
                 ),
-            });
+            };
+            forks.push((first, fault));
         }
     }
     successors
