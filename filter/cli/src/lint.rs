@@ -657,7 +657,7 @@ mod tests {
         );
         // It uses the role and the destination.
         let fit = "from: {roles: [ds]}, to: [orders], paths: [/a]";
-        assert_eq!(found(fit), [idle.clone()]);
+        assert_eq!(found(fit), std::slice::from_ref(&idle));
         for (grantable, lint, message) in [
             (
                 "from: {roles: [ds]}, to: [cards, orders], methods: [GET, POST], paths: [/a]",
