@@ -1,6 +1,7 @@
 //! What must hold of every document of grants, tried on many: it permits just what a grant and its grantable
 //! are both about, overrides nothing, leaves nothing behind, and costs a denial next to nothing.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![expect(clippy::disallowed_methods, reason = "what a denial costs is measured")]
 
 use std::collections::BTreeMap;
 use std::hint::black_box;

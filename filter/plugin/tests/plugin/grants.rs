@@ -66,8 +66,8 @@ fn ask(filter: &mut Filter) -> (Seen, bool) {
 
 #[test]
 fn a_grant_is_told_in_filter_state_and_metrics_and_is_over_by_itself() {
-    host::set_now(NOW);
     let mut filter = Filter::start(configuration().to_string()).unwrap();
+    host::set_now(NOW);
     filter.tick(100);
     // Nobody waits for what is under way.
     let (seen, goes_on) = ask(&mut filter);
