@@ -1,8 +1,8 @@
 //! What the README says of the tools is so.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use airflow_envoy_cli::command::Cli;
 use airflow_envoy_cli::audit::verify::Code;
+use airflow_envoy_cli::command::Cli;
 use airflow_envoy_cli::coverage::Coverage;
 use airflow_envoy_cli::envoy::Setting;
 use airflow_envoy_cli::evaluate::Evaluator;

@@ -77,8 +77,10 @@ pub struct Rest {
     pub process: Option<String>,
     /// The stream, record and hash that a stream takes over from.
     pub predecessor: Option<(u64, u64, Option<Hash>)>,
-    /// Records that were lost.
+    /// Between which records, these included, some were lost.
     pub lost: Option<(u64, u64)>,
+    /// How many.
+    pub lost_records: u64,
     /// Why.
     pub reason: Option<String>,
     /// Decisions so far.
@@ -222,6 +224,7 @@ fn rest(head: &Head<'_>) -> Result<Rest, String> {
         process: record.process.as_deref().map(str::to_owned),
         predecessor,
         lost: record.from_seq.zip(record.to_seq),
+        lost_records: record.records.unwrap_or_default(),
         reason: record.reason.as_deref().map(str::to_owned),
         counts: record.counts,
     })

@@ -335,22 +335,26 @@ impl Trail {
                 last = if *vouched { at + 1 } else { last };
                 last
             });
+            let vouched_to: Vec<usize> = vouched_to.collect();
+            let most = vouched_to.last().copied().unwrap_or_default();
+            let losses = losses(&stream.links, &vouched, most, verified.checked);
             let forged = |link: &Link| link.signature == Signature::Bad;
             let mut judge = Judge {
                 number: *number,
                 links: &stream.links,
                 options,
                 known: &known,
-                vouched_to: vouched_to.collect(),
+                vouched_to,
                 vouched,
                 forged: stream.links.iter().rposition(forged),
                 successor: successors.get(number).copied(),
-                losses: losses(&stream.links),
+                losses,
                 faults: Vec::new(),
                 lost: 0,
             };
             judge.chain();
             judge.ends();
+            judge.lost();
             judge.signatures();
             judge.order();
             judge.others(&stream.others);
@@ -624,7 +628,7 @@ struct Judge<'v> {
     forged: Option<usize>,
     successor: Option<u64>,
     /// Records that the stream itself says were lost.
-    losses: Vec<(u64, u64)>,
+    losses: Vec<Lost>,
     faults: Vec<Fault>,
     lost: u64,
 }
@@ -753,7 +757,8 @@ impl Judge<'_> {
     /// Parts of a gap that nothing explains; counts what was lost.
     fn unexplained(&mut self, from: u64, to: u64) -> Vec<(u64, u64)> {
         let near = |(first, last): &&(u64, u64)| *first <= to && from <= *last;
-        let mut holes: Vec<(u64, u64)> = self.losses.iter().filter(near).copied().collect();
+        let losses = self.losses.iter().map(|loss| &loss.range);
+        let mut holes: Vec<(u64, u64)> = losses.filter(near).copied().collect();
         let left: u64 =
             without((from, to), &mut holes).iter().map(|(from, to)| to - from + 1).sum();
         self.lost += (to - from + 1).saturating_sub(left);
@@ -798,6 +803,25 @@ impl Judge<'_> {
                 );
                 self.fault(Code::Truncated, Some(last.place), (beyond, beyond), told);
             }
+        }
+    }
+
+    /// More is missing than was lost.
+    fn lost(&mut self) {
+        let said = self.losses.iter().fold(0, |sum: u64, loss| sum.saturating_add(loss.records));
+        let ranges = || self.losses.iter().map(|loss| loss.range);
+        let first = ranges().map(|(first, _)| first).min();
+        let (Some(first), Some(last)) = (first, ranges().map(|(_, last)| last).max()) else {
+            return;
+        };
+        if self.lost > said {
+            let told = format!(
+                "removed: {} records are missing among {}, and only {said} are said to be lost",
+                self.lost,
+                records(first, last)
+            );
+            let behind = self.links.iter().find(|link| link.seq > last).map(|link| link.place);
+            self.fault(Code::Removed, behind, (first, last), told);
         }
     }
 
@@ -936,10 +960,25 @@ impl Judge<'_> {
     }
 }
 
-/// What the records of a stream say was lost.
-fn losses(links: &[Link]) -> Vec<(u64, u64)> {
-    let losses = links.iter().filter_map(|link| link.rest.as_ref()?.lost);
-    losses.filter(|(first, last)| first <= last).collect()
+/// What a record says was lost.
+struct Lost {
+    /// The first and the last one; between them may be some that were not lost.
+    range: (u64, u64),
+    records: u64,
+}
+
+/// What the records of a stream say was lost. Each says so behind what it is about, and whoever removes
+/// records can write one that nobody vouches for: with keys only one in a tail that no signature has reached
+/// yet does without. `vouched_to` is how many records there are up to the last one that is vouched for.
+fn losses(links: &[Link], vouched: &[bool], vouched_to: usize, checked: bool) -> Vec<Lost> {
+    let losses = links.iter().zip(vouched).enumerate().filter_map(|(at, (link, vouched))| {
+        let rest = link.rest.as_ref()?;
+        let (first, last) = rest.lost?;
+        let trusted = !checked || *vouched || at >= vouched_to;
+        let lost = Lost { range: (first, last), records: rest.lost_records };
+        (trusted && first <= last && last < link.seq).then_some(lost)
+    });
+    losses.collect()
 }
 
 /// "record 7", "records 7 to 9".

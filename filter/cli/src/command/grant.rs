@@ -229,17 +229,25 @@ pub(super) fn carry_out(
     Ok(Exit::Good)
 }
 
-/// What is granted, for people; nothing in it is taken for more than a text.
+/// What is granted, for people: all of it, and nothing in it is taken for more than a text.
 pub(super) fn describe(request: &Request, grantable: &Grantable<'_>, now: UnixTime) -> String {
     // What the request leaves open is all of the grantable.
     let list = |own: &Option<Vec<String>>, all: Option<Vec<&str>>, any: &str| match (own, all) {
-        (Some(own), _) => quote_list(own.iter().map(String::as_str)),
+        (Some(own), _) => whole_list(own),
         (None, Some(all)) => quote_list(all),
         (None, None) => any.to_owned(),
     };
-    let mut text = format!("  what     {}\n", quote(&request.grantable));
+    let mut text = format!("  what     {}\n", whole(&request.grantable));
     for (field, values) in &request.from {
-        text.push_str(&format!("  whom     {}: {}\n", quote(field), quote(&compact(values))));
+        let values = match values {
+            Value::Object(claims) => claims
+                .iter()
+                .map(|(name, values)| format!("{} {}", whole(name), whole_values(values)))
+                .collect::<Vec<_>>()
+                .join("; "),
+            values => whole_values(values),
+        };
+        text.push_str(&format!("  whom     {}: {values}\n", whole(field)));
     }
     text.push_str(&format!(
         "  where    {}, {}, {}\n",
@@ -250,11 +258,35 @@ pub(super) fn describe(request: &Request, grantable: &Grantable<'_>, now: UnixTi
     let begins = request.begins.unwrap_or(now);
     let until = begins.plus(request.duration);
     text.push_str(&format!("  when     {begins} to {until} ({})\n", span_text(request.duration)));
-    text.push_str(&format!("  why      {}\n", quote(&request.reason)));
+    text.push_str(&format!("  why      {}\n", whole(&request.reason)));
     if let Some(name) = &request.requested_by {
-        text.push_str(&format!("  asked by {}\n", quote(name)));
+        text.push_str(&format!("  asked by {}\n", whole(name)));
     }
     text
+}
+
+/// `text` as [`quote`] shows it, but nothing is left out: who signs must see all of it.
+fn whole(text: &str) -> String {
+    let escaped = |character: char| match character {
+        '`' => r"\u{60}".to_owned(),
+        '"' | '\'' => character.to_string(),
+        _ => character.escape_debug().to_string(),
+    };
+    format!("`{}`", text.chars().map(escaped).collect::<String>())
+}
+
+/// Each of `texts`, and all of each.
+fn whole_list(texts: &[String]) -> String {
+    texts.iter().map(|text| whole(text)).collect::<Vec<_>>().join(", ")
+}
+
+/// The values of a field of a selector, and all of each.
+fn whole_values(values: &Value) -> String {
+    let one = |value: &Value| value.as_str().map_or_else(|| whole(&value.to_string()), whole);
+    match values {
+        Value::Array(values) => values.iter().map(one).collect::<Vec<_>>().join(", "),
+        value => one(value),
+    }
 }
 
 /// A value of a selector: its texts, or as JSON.

@@ -278,6 +278,61 @@ fn what_a_stream_says_was_lost_is_no_fault() {
 }
 
 #[test]
+fn what_was_removed_is_not_explained_by_a_loss_that_nobody_vouches_for() {
+    let (mut stream, begin) = Stream::begin(9, Some(signer(&key(SEED, "k1").0)), None);
+    let mut lines = vec![begin];
+    lines.extend((0..9).map(|_| stream.call(&Called::READ)));
+    lines.push(stream.end());
+    // In the place of record 3, by somebody without the key: records 4 to 8 were lost.
+    let forged = |seq: u64, from: u64, to: u64, before: &str| {
+        let prev = URL_SAFE_NO_PAD.encode(Sha256::digest(before.as_bytes()));
+        json!({
+            "from_seq": from, "kind": "loss", "prev": prev, "reason": "collector", "records": to - from + 1,
+            "seq": seq, "stream": "0000000000000009", "time": "2026-11-22T08:00:00.000Z", "to_seq": to, "v": 1,
+        })
+        .to_string()
+    };
+    let removed = |verified: &Verified| -> Vec<_> {
+        let faults = verified.faults.iter().filter(|fault| fault.code == Code::Removed);
+        faults.filter_map(|fault| fault.seqs).collect()
+    };
+    let with = |loss: String, from: usize| -> Vec<String> {
+        lines[..3].iter().cloned().chain([loss]).chain(lines[from..].iter().cloned()).collect()
+    };
+    let before = with(forged(3, 4, 8, &lines[2]), 9);
+    assert_eq!(removed(&verify_lines("before", &before, &options())), [(4, 8)]);
+    assert_eq!(
+        removed(&verify_lines("before", &before, &Options::default())),
+        [(4, 8)],
+        "what is lost is lost before that is said"
+    );
+    // Two of them, so that each comes behind what it explains but the last.
+    let mut both = with(forged(5, 3, 4, "what is gone"), 9);
+    both.insert(4, forged(6, 7, 8, &both[3]));
+    assert_eq!(removed(&verify_lines("both", &both, &options())), [(3, 4), (7, 8)]);
+}
+
+#[test]
+fn no_more_is_missing_than_was_lost() {
+    // Two were lost, at both ends of what the record names; somebody removed those between them.
+    let (mut stream, begin) = Stream::begin(9, Some(signer(&key(SEED, "k1").0)), None);
+    let mut lines = vec![begin];
+    lines.extend((0..9).map(|_| stream.call(&Called::READ)));
+    let loss = Loss { records: 2, from_seq: 3, to_seq: 6, reason: LossReason::Memory };
+    lines.push(stream.chain.loss(stream.now, &loss).as_str().to_owned());
+    lines.push(stream.end());
+    let without = |gone: &[usize]| -> Vec<_> {
+        let kept = lines.iter().enumerate().filter(|(at, _)| !gone.contains(at));
+        let lines: Vec<String> = kept.map(|(_, line)| line.clone()).collect();
+        let verified = verify_lines("between", &lines, &options());
+        verified.faults.iter().map(|fault| (fault.code, fault.seqs)).collect()
+    };
+    assert_eq!(without(&[3, 6]), []);
+    assert_eq!(without(&[3, 4, 5, 6]), [(Code::Removed, Some((3, 6)))]);
+    assert_eq!(without(&[3, 4, 6]), [(Code::Removed, Some((3, 6)))]);
+}
+
+#[test]
 fn a_witness_finds_a_tail_that_is_gone_and_a_chain_that_was_made_anew() {
     let lines = good();
     let open = || Options { open: true, ..options() };

@@ -324,6 +324,27 @@ fn a_request_that_no_grant_can_help_says_so() {
 }
 
 #[test]
+fn all_that_would_be_granted_is_shown_before_it_is() {
+    let folder = folder();
+    let many = |name: &str| -> Vec<String> {
+        (0..40).map(|number| format!("{name}{number:02}")).collect()
+    };
+    let paths: Vec<String> = many("/v1/orders/");
+    let request = json!({
+        "version": 1, "grantable": "orders-write", "from": {"dags": many("ds_"), "runs": ["a b", "c`d"]},
+        "paths": paths, "for": "2h", "reason": format!("{} and then", "x".repeat(200)),
+    });
+    let arguments = "approve - --policy policy.json --by ada --key ada.json";
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let shown = folder.run_with(&arguments, &request.to_string()).with(2).err;
+    for part in many("ds_").iter().chain(&paths) {
+        assert!(shown.contains(&format!("`{part}`")), "{part} is not in: {shown}");
+    }
+    assert!(shown.contains(r"`a b`, `c\u{60}d`"), "two values are two: {shown}");
+    assert!(shown.contains("xx and then`"), "{shown}");
+}
+
+#[test]
 fn a_request_is_only_data() {
     let folder = folder();
     let good = json!({
