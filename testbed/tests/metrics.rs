@@ -103,7 +103,7 @@ async fn scraped() -> &'static Scraped {
 
 /// The testbed's policy, with dots in the names.
 fn policy() -> Value {
-    let text = fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
+    let text = airflow_envoy_testbed::policy().unwrap().to_string();
     let text = text.replace("data-science-reads-orders", "data-science.reads.orders");
     serde_json::from_str(&text.replace("\"orders\"", "\"orders.v1\"")).unwrap()
 }

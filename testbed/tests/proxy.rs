@@ -45,8 +45,7 @@ async fn shared() -> &'static Testbed {
 
 /// The testbed's policy, and tunnels to the partner.
 fn policy() -> Value {
-    let text = std::fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
-    let mut policy: Value = serde_json::from_str(&text).unwrap();
+    let mut policy = airflow_envoy_testbed::policy().unwrap();
     let tunnels = json!({
         "id": "reporting-tunnels-to-the-partner",
         "effect": "allow",
