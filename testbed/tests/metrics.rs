@@ -202,7 +202,7 @@ fn values() -> Vec<(&'static str, &'static [(&'static str, &'static str)], f64)>
         ("airflow_envoy_requests_waiting", &[], 0.0),
         ("airflow_envoy_workers_unready", &[], 0.0),
         ("airflow_envoy_policy_revision", &[("endpoint", "main")], 1.0),
-        ("airflow_envoy_policy_rules", &[("endpoint", "main")], 4.0),
+        ("airflow_envoy_policy_rules", &[("endpoint", "main")], 20.0),
         ("airflow_envoy_policy_max_age", &[("endpoint", "main")], 900.0),
         ("airflow_envoy_breaker", &[("endpoint", "main")], 0.0),
         ("airflow_envoy_audit_lost", &[], 0.0),
