@@ -124,7 +124,10 @@ impl Default for Options {
             listener_port: 0,
             admin_port: 0,
             directory: None,
-            policy: Source::File(repository().join("testbed/policy.json")),
+            // What is wrong with it is served in its place, and told by the filter's log.
+            policy: Source::Text(
+                policy().map_or_else(|error| error.to_string(), |it| it.to_string()),
+            ),
             policy_fault: None,
             airflow_keys_fault: None,
             airflow: None,
@@ -483,6 +486,35 @@ pub async fn within(
 pub fn repository() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     folder.parent().unwrap_or(folder).to_owned()
+}
+
+/// The example policy of three teams, `examples/policy/shop`, as the policy server serves it: one document out of
+/// its files, by the library of `airflow-envoy`.
+///
+/// # Errors
+/// If a file cannot be read, or the files are no policy.
+pub fn policy() -> Result<Value> {
+    use airflow_envoy_cli::source::load::{Wanted, find, read_file};
+    use airflow_envoy_cli::source::merge::merge;
+
+    let folder = repository().join("examples/policy/shop/policy");
+    let files = find(&[folder], Wanted::Policies).map_err(Error::new)?;
+    let documents = files.iter().map(|file| read_file(file).context(file.name()));
+    let merged = merge(documents.collect::<Result<_>>()?);
+    let unfit = merged.policy().err().unwrap_or_default();
+    match merged.faults.iter().chain(&unfit).next() {
+        Some(fault) => Err(Error::new(format!("{}: {}", fault.path, fault.problem))),
+        None => Ok(merged.node.value()),
+    }
+}
+
+/// The rule `id` of a policy.
+pub fn rule<'a>(policy: &'a mut Value, id: &str) -> Option<&'a mut Value> {
+    policy
+        .get_mut("rules")?
+        .as_array_mut()?
+        .iter_mut()
+        .find(|rule| rule.get("id").and_then(Value::as_str) == Some(id))
 }
 
 /// The Envoy to run.

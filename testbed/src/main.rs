@@ -199,8 +199,9 @@ async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
     let state = directory.join("state.json");
     let _: Result<(), _> = fs::remove_file(&state);
 
+    let text = format!("{:#}\n", airflow_envoy_testbed::policy()?);
     let policy = directory.join("policy.json");
-    fs::copy(repository().join("testbed/policy.json"), &policy).context(policy.display())?;
+    fs::write(&policy, text).context(policy.display())?;
     let options = Options {
         listener_port: preferred(10000),
         admin_port: preferred(9901),

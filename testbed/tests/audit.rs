@@ -19,7 +19,7 @@ use airflow_envoy_cli::command::{Cli, Exit, run};
 use airflow_envoy_cli::replay::{Judge, decided_at, is_of_policy};
 use airflow_envoy_testbed::{
     Answer, Call, Collector, Fault, ORDERS, Options, PARTNER, Received, Task, Testbed, Trouble,
-    eventually, repository, within,
+    eventually, within,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -644,8 +644,8 @@ async fn what_the_policy_decided_it_decides_again_from_the_records() {
     testbed.quit_envoy().await.unwrap();
     verify(&testbed, &[testbed.log("envoy")]);
 
-    let policy = fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
-    let mut judge = Judge::new(&serde_json::from_str(&policy).unwrap(), &[]).unwrap();
+    let policy = airflow_envoy_testbed::policy().unwrap();
+    let mut judge = Judge::new(&policy, &[]).unwrap();
     let (mut records, mut outcomes) = (0, BTreeMap::<_, usize>::new());
     let mut reader = Reader::new(&[testbed.log("envoy")]).unwrap();
     let seen = reader.each(|_, found| {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use airflow_envoy_testbed::{
     Answer, Call, Fault, ORDERS, Options, PARTNER, Received, Task, Testbed, TokenRequest,
-    eventually, repository, send_raw,
+    eventually, rule, send_raw,
 };
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -40,8 +40,7 @@ fn read_order() -> Call {
 
 /// The policy that the testbed starts with.
 fn shipped_policy() -> Value {
-    let text = std::fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    airflow_envoy_testbed::policy().unwrap()
 }
 
 /// Key sets that are fetched again every second.
@@ -307,7 +306,8 @@ async fn a_new_policy_acts_without_a_restart_on_every_worker() {
 
     let mut policy = shipped_policy();
     policy["revision"] = json!(2);
-    policy["rules"].as_array_mut().unwrap().remove(0);
+    let rules = policy["rules"].as_array_mut().unwrap();
+    rules.retain(|rule| rule["id"] != "data-science-reads-orders");
     testbed.policy.set(&policy);
     // Each call is a connection, and connections are spread over the workers.
     let mut refused = 0;
@@ -389,7 +389,7 @@ async fn a_token_of_a_dropped_key_is_soon_refused() {
 async fn an_upstream_that_fails_is_retried_only_for_calls_that_may_be_repeated() {
     let testbed = Testbed::start(Options::default()).await.unwrap();
     let mut policy = shipped_policy();
-    policy["rules"][0]["methods"] = json!(["GET", "POST"]);
+    rule(&mut policy, "data-science-reads-orders").unwrap()["methods"] = json!(["GET", "POST"]);
     testbed.policy.set(&policy);
     let answer =
         testbed.call_as(&churn(), Call::get(ORDERS, "/v1/orders/7?fail=503")).await.unwrap();

@@ -10,7 +10,7 @@ use airflow_envoy_testbed::identity::now;
 use airflow_envoy_testbed::server::serve;
 use airflow_envoy_testbed::{
     Access, Call, Configure, ORDERS, Options, Received, Signer, Task, Testbed, consul, eventually,
-    repository, within,
+    within,
 };
 use serde_json::{Value, json};
 
@@ -29,8 +29,7 @@ fn write_order() -> Call {
 
 /// The testbed's policy, by which the key of `signer` may let data science write orders for up to an hour.
 fn grantable(signer: &Signer) -> Value {
-    let text = std::fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
-    let mut policy: Value = serde_json::from_str(&text).unwrap();
+    let mut policy = airflow_envoy_testbed::policy().unwrap();
     policy["approvers"] = json!({ "on-call": { "keys": [signer.public_key()] } });
     policy["grantable"] = json!([{
         "id": "orders-write", "from": { "roles": ["data-science"] }, "to": ["orders"],

@@ -15,7 +15,7 @@ use airflow_envoy_testbed::oidc::{DISCOVERY_PATH, KEYS_PATH};
 use airflow_envoy_testbed::server::serve;
 use airflow_envoy_testbed::{
     Access, Answer, Call, Configure, Fault, ORDERS, Options, Received, Serving, Signer, Task,
-    Testbed, consul, eventually, repository, within,
+    Testbed, consul, eventually, within,
 };
 use serde_json::{Value, json};
 
@@ -34,8 +34,7 @@ fn read_order() -> Call {
 
 /// The testbed's policy, as this revision of it.
 fn allowing(revision: u64) -> Value {
-    let text = std::fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
-    let mut policy: Value = serde_json::from_str(&text).unwrap();
+    let mut policy = airflow_envoy_testbed::policy().unwrap();
     policy["revision"] = json!(revision);
     policy
 }
@@ -43,7 +42,8 @@ fn allowing(revision: u64) -> Value {
 /// The same without the rule by which data science reads orders.
 fn denying(revision: u64) -> Value {
     let mut policy = allowing(revision);
-    policy["rules"].as_array_mut().unwrap().remove(0);
+    let rules = policy["rules"].as_array_mut().unwrap();
+    rules.retain(|rule| rule["id"] != "data-science-reads-orders");
     policy
 }
 

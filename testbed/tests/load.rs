@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use airflow_envoy_testbed::{ORDERS, Options, Task, Testbed, repository};
+use airflow_envoy_testbed::{ORDERS, Options, Task, Testbed, rule};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -144,11 +144,10 @@ async fn a_burst_while_policy_and_keys_change_is_decided_by_one_policy_or_the_ot
     assert!(!log.contains("[critical]") && !log.contains("panicked"), "{log}");
 }
 
-/// The testbed's policy, with other paths for its first rule.
+/// The testbed's policy, with other paths for the rule by which data science reads orders.
 fn policy(paths: &[&str]) -> Value {
-    let text = std::fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
-    let mut policy: Value = serde_json::from_str(&text).unwrap();
-    policy["rules"][0]["paths"] = json!(paths);
+    let mut policy = airflow_envoy_testbed::policy().unwrap();
+    rule(&mut policy, "data-science-reads-orders").unwrap()["paths"] = json!(paths);
     policy
 }
 

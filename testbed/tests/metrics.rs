@@ -103,7 +103,7 @@ async fn scraped() -> &'static Scraped {
 
 /// The testbed's policy, with dots in the names.
 fn policy() -> Value {
-    let text = fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
+    let text = airflow_envoy_testbed::policy().unwrap().to_string();
     let text = text.replace("data-science-reads-orders", "data-science.reads.orders");
     serde_json::from_str(&text.replace("\"orders\"", "\"orders.v1\"")).unwrap()
 }
@@ -202,7 +202,7 @@ fn values() -> Vec<(&'static str, &'static [(&'static str, &'static str)], f64)>
         ("airflow_envoy_requests_waiting", &[], 0.0),
         ("airflow_envoy_workers_unready", &[], 0.0),
         ("airflow_envoy_policy_revision", &[("endpoint", "main")], 1.0),
-        ("airflow_envoy_policy_rules", &[("endpoint", "main")], 4.0),
+        ("airflow_envoy_policy_rules", &[("endpoint", "main")], 20.0),
         ("airflow_envoy_policy_max_age", &[("endpoint", "main")], 900.0),
         ("airflow_envoy_breaker", &[("endpoint", "main")], 0.0),
         ("airflow_envoy_audit_lost", &[], 0.0),

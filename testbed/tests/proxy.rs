@@ -45,8 +45,7 @@ async fn shared() -> &'static Testbed {
 
 /// The testbed's policy, and tunnels to the partner.
 fn policy() -> Value {
-    let text = std::fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
-    let mut policy: Value = serde_json::from_str(&text).unwrap();
+    let mut policy = airflow_envoy_testbed::policy().unwrap();
     let tunnels = json!({
         "id": "reporting-tunnels-to-the-partner",
         "effect": "allow",
@@ -249,7 +248,7 @@ async fn a_tunnel_leads_to_the_partner_and_nothing_in_it_is_changed() {
 async fn a_tunnel_that_is_not_allowed_is_explained() {
     let testbed = shared().await;
     for (task, authority, status, code, said) in [
-        (report(), format!("{ORDERS}:443"), 403, "policy_denied", "nobody-reads-card-data"),
+        (report(), format!("{ORDERS}:443"), 403, "policy_denied", "no-admin-paths"),
         (
             churn(),
             format!("{ORDERS}:443"),

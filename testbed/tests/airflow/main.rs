@@ -22,7 +22,7 @@ use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::identity::{claims, header};
 use airflow_envoy_testbed::tap::Passed;
 use airflow_envoy_testbed::{
-    AUDIENCE, Options, Received, Serving, Signer, Task, Testbed, postgres, repository, within,
+    AUDIENCE, Options, Received, Serving, Signer, Task, Testbed, postgres, within,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -622,8 +622,7 @@ fn asserted(airflow: &Airflow, dag: &str, tasks: &[&str], said: &str) {
 
 /// The testbed's policy, and a rule for the DAG whose tasks call without a hook.
 fn policy_with_raw_clients() -> Value {
-    let text = fs::read_to_string(repository().join("testbed/policy.json")).unwrap();
-    let mut policy: Value = serde_json::from_str(&text).unwrap();
+    let mut policy = airflow_envoy_testbed::policy().unwrap();
     policy["rules"].as_array_mut().unwrap().push(json!({
         "id": "raw-clients-read-orders", "effect": "allow", "from": { "dags": ["raw_clients"] },
         "to": ["orders"], "methods": ["GET"], "paths": ["/v1/orders/**"],
