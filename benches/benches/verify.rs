@@ -251,11 +251,13 @@ fn ratios() {
     };
     let timed = |configuration: &str, cold: bool| {
         let mut gates: Vec<Gate> = (0..if cold { 4 } else { 1 })
-            .map(|_| Gate::new(configuration.as_bytes(), Host::alone(Box::new(RustCrypto))).unwrap())
+            .map(|_| {
+                Gate::new(configuration.as_bytes(), Host::alone(Box::new(RustCrypto))).unwrap()
+            })
             .collect();
         let calls = if cold { 1 } else { 2000 };
         if !cold {
-            call(&mut gates[0]);
+            gates.iter_mut().for_each(call);
         }
         let begun = Instant::now();
         for gate in &mut gates {
@@ -282,13 +284,15 @@ fn ratios() {
         for values in [&mut without, &mut with, &mut ratios] {
             values.sort_by(f64::total_cmp);
         }
+        let quarter =
+            |values: &[f64], quarters: usize| values.get(ROUNDS * quarters / 4).copied().unwrap();
         println!(
             "permit, {name}: {:.2} µs, recorded {:.2} µs; ratio {:.3} (half of the rounds within {:.3} to {:.3})",
-            without[ROUNDS / 2],
-            with[ROUNDS / 2],
-            ratios[ROUNDS / 2],
-            ratios[ROUNDS / 4],
-            ratios[ROUNDS * 3 / 4],
+            quarter(&without, 2),
+            quarter(&with, 2),
+            quarter(&ratios, 2),
+            quarter(&ratios, 1),
+            quarter(&ratios, 3),
         );
     }
 }

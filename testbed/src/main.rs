@@ -14,8 +14,7 @@ use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
 use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
 use airflow_envoy_testbed::{
-    cost,
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, eventually, repository,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, repository,
     write_private,
 };
 use clap::{Args, Parser, Subcommand};
@@ -79,9 +78,9 @@ enum Verb {
     /// Measure what the audit trail costs Envoy, and print it as a table.
     #[command(hide = true)]
     AuditCost {
-        /// Shorter, for a look whether everything still works.
-        #[arg(long)]
-        quick: bool,
+        /// Rounds in which every Envoy is asked.
+        #[arg(long, default_value_t = 20)]
+        rounds: usize,
     },
     /// Measure what an identity costs the reader of a connection, on an Airflow of its own.
     #[command(hide = true)]
@@ -167,7 +166,7 @@ async fn main() -> ExitCode {
         Verb::Status => status(&directory).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
-        Verb::AuditCost { quick } => audit_cost(quick).await,
+        Verb::AuditCost { rounds } => audit_cost(rounds).await,
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
@@ -498,10 +497,9 @@ async fn rotation(quick: bool, filter: &str) -> Result<String> {
     Err(Error::new(format!("not as expected, for example:\n  {wrong:#?}")))
 }
 
-async fn audit_cost(quick: bool) -> Result<String> {
-    let plan = if quick { cost::Plan::QUICK } else { cost::Plan::WHOLE };
+async fn audit_cost(rounds: usize) -> Result<String> {
     let rows: String =
-        cost::run(plan).await?.iter().map(|row| format!("{row}\n")).collect();
+        cost::run(cost::Plan::of(rounds)).await?.iter().map(|row| format!("{row}\n")).collect();
     Ok(format!("{}\n{rows}", cost::Row::HEAD))
 }
 
