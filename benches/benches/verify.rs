@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
 use airflow_envoy_core::audit::Ended;
@@ -100,7 +100,7 @@ fn configuration() -> String {
 /// The same with an audit trail.
 fn audited() -> String {
     let mut configuration: Value = serde_json::from_str(&configuration()).unwrap();
-    configuration["audit"] = json!({});
+    configuration.as_object_mut().unwrap().insert("audit".to_owned(), json!({}));
     configuration.to_string()
 }
 
@@ -221,11 +221,89 @@ fn request(criterion: &mut Criterion) {
             criterion::BatchSize::SmallInput,
         );
     });
+
+    let audited = audited();
+    group.bench_function("permit, new caller (two ES256), recorded", |bencher| {
+        bencher.iter_batched_ref(
+            || gate_of(&audited),
+            |cold| {
+                let verdict = ask(cold, black_box(&known));
+                record(cold);
+                verdict
+            },
+            criterion::BatchSize::SmallInput,
+        );
+    });
     group.finish();
+}
+
+/// What the record adds to a request, measured in turn, so that both meet the same machine.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is timed is the core, which has no clock itself"
+)]
+fn ratios() {
+    const ROUNDS: usize = 41;
+    let token = token("ES256", "idp-p256");
+    let identity = identity(&token);
+    let bearer = format!("Bearer {token}");
+    let known = headers(&bearer, &identity);
+    let (plain, audited) = (configuration(), audited());
+    let call = |gate: &mut Gate| {
+        assert!(matches!(ask(gate, black_box(&known)), Verdict::Permit(_)));
+        black_box(record(gate));
+    };
+    let timed = |configuration: &str, cold: bool| {
+        let mut gates: Vec<Gate> = (0..if cold { 4 } else { 1 })
+            .map(|_| {
+                Gate::new(configuration.as_bytes(), Host::alone(Box::new(RustCrypto))).unwrap()
+            })
+            .collect();
+        let calls = if cold { 1 } else { 2000 };
+        if !cold {
+            gates.iter_mut().for_each(call);
+        }
+        let begun = Instant::now();
+        for gate in &mut gates {
+            for _ in 0..calls {
+                call(gate);
+            }
+        }
+        begun.elapsed().as_secs_f64() * 1e6 / (calls * gates.len()) as f64
+    };
+    for (name, cold) in [("known caller", false), ("new caller (two ES256)", true)] {
+        let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let (off, on) = if round % 2 == 0 {
+                let off = timed(&plain, cold);
+                (off, timed(&audited, cold))
+            } else {
+                let on = timed(&audited, cold);
+                (timed(&plain, cold), on)
+            };
+            without.push(off);
+            with.push(on);
+            ratios.push(on / off);
+        }
+        for values in [&mut without, &mut with, &mut ratios] {
+            values.sort_by(f64::total_cmp);
+        }
+        let quarter =
+            |values: &[f64], quarters: usize| values.get(ROUNDS * quarters / 4).copied().unwrap();
+        println!(
+            "permit, {name}: {:.2} µs, recorded {:.2} µs; ratio {:.3} (half of the rounds within {:.3} to {:.3})",
+            quarter(&without, 2),
+            quarter(&with, 2),
+            quarter(&ratios, 2),
+            quarter(&ratios, 1),
+            quarter(&ratios, 3),
+        );
+    }
 }
 
 /// Of what a record's cost is made.
 fn audit(criterion: &mut Criterion) {
+    ratios();
     let mut group = criterion.benchmark_group("audit");
     let token = token("ES256", "idp-p256");
     let identity = identity(&token);

@@ -105,6 +105,21 @@ impl Bootstrap {
         Ok(())
     }
 
+    /// Takes the filter out: what is left is what Envoy does anyway.
+    ///
+    /// # Errors
+    /// If there is no filter.
+    pub fn remove_filter(&mut self) -> Result<()> {
+        let filters = at(
+            self.at("/static_resources/listeners/0")?,
+            "/filter_chains/0/filters/0/typed_config/http_filters",
+        )?;
+        let filters = filters.as_array_mut().context("a list of filters")?;
+        let before = filters.len();
+        filters.retain(|filter| filter.pointer("/typed_config/config/vm_config").is_none());
+        (filters.len() < before).then_some(()).context("a filter")
+    }
+
     /// Changes the filter's own configuration.
     ///
     /// # Errors

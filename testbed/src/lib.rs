@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod certificates;
 pub mod client;
 pub mod consul;
+pub mod cost;
 pub mod document;
 pub(crate) mod envoy;
 pub mod error;
@@ -253,6 +254,14 @@ impl Testbed {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
         kib.context("the resident memory")
+    }
+
+    /// Processor time that Envoy's threads took so far.
+    ///
+    /// # Errors
+    /// If Envoy does not run.
+    pub fn processor_time(&self) -> Result<Duration> {
+        cost::processor_time(self.envoy.id())
     }
 
     /// Changes Envoy's listeners while it runs; only with [`Options::reloadable`]. Returns when Envoy has taken them

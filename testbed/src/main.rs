@@ -14,7 +14,7 @@ use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
 use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
 use airflow_envoy_testbed::{
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, eventually, repository,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, repository,
     write_private,
 };
 use clap::{Args, Parser, Subcommand};
@@ -74,6 +74,13 @@ enum Verb {
         /// Only phases whose name contains this.
         #[arg(default_value = "")]
         filter: String,
+    },
+    /// Measure what the audit trail costs Envoy, and print it as a table.
+    #[command(hide = true)]
+    AuditCost {
+        /// Rounds in which every Envoy is asked.
+        #[arg(long, default_value_t = 20)]
+        rounds: usize,
     },
     /// Measure what an identity costs the reader of a connection, on an Airflow of its own.
     #[command(hide = true)]
@@ -159,6 +166,7 @@ async fn main() -> ExitCode {
         Verb::Status => status(&directory).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
+        Verb::AuditCost { rounds } => audit_cost(rounds).await,
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
@@ -488,6 +496,12 @@ async fn rotation(quick: bool, filter: &str) -> Result<String> {
         return Ok(String::new());
     }
     Err(Error::new(format!("not as expected, for example:\n  {wrong:#?}")))
+}
+
+async fn audit_cost(rounds: usize) -> Result<String> {
+    let rows: String =
+        cost::run(cost::Plan::of(rounds)).await?.iter().map(|row| format!("{row}\n")).collect();
+    Ok(format!("{}\n{rows}", cost::Row::HEAD))
 }
 
 async fn mint_cost(workers: u32, postgres: bool, arguments: &[String]) -> Result<String> {
