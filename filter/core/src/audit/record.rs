@@ -343,7 +343,7 @@ mod tests {
             (format!("00-{TRACE}-{SPAN}-01-more"), false),
             (format!("ff-{TRACE}-{SPAN}-01"), false),
             (format!("00-{zeros}-{SPAN}-01"), false),
-            (format!("00-{TRACE}-{}-01", &zeros[..16]), false),
+            (format!("00-{TRACE}-{}-01", "0".repeat(16)), false),
             (format!("00-{}-{SPAN}-01", TRACE.to_uppercase()), false),
             (format!("00-{TRACE}-{SPAN}-1"), false),
             (format!("00-{TRACE}-{SPAN}"), false),
