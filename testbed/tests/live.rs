@@ -614,7 +614,7 @@ async fn the_filter_says_what_it_has_from_where_and_how_old_and_whether_it_is_re
         ("from", json!("http")),
         ("ready", json!(true)),
         ("revision", json!(1)),
-        ("count", json!(4)),
+        ("count", json!(20)),
         ("max_age_seconds", json!(900)),
         ("breaker", json!("closed")),
         ("error", Value::Null),

@@ -172,8 +172,10 @@ async fn calls(testbed: &Testbed) {
     }
 }
 
+type Labels = &'static [(&'static str, &'static str)];
+
 /// The series of the filter after [`calls`] whose values are certain.
-fn values() -> Vec<(&'static str, &'static [(&'static str, &'static str)], f64)> {
+fn values() -> Vec<(&'static str, Labels, f64)> {
     const PERMIT: &[(&str, &str)] =
         &[("code", "permit"), ("destination", "orders.v1"), ("rule", "data-science.reads.orders")];
     const DENIED: &[(&str, &str)] = &[
