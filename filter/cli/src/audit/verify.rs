@@ -348,6 +348,7 @@ impl Trail {
                 vouched,
                 forged: stream.links.iter().rposition(forged),
                 successor: successors.get(number).copied(),
+                explained: apart(&losses),
                 losses,
                 faults: Vec::new(),
                 lost: 0,
@@ -388,14 +389,15 @@ fn settle(mut links: Vec<Link>) -> Settled {
     if !doubled {
         return Settled { links, others, duplicates };
     }
+    let mut seen: HashSet<(u64, Hash)> = HashSet::with_capacity(links.len());
     for link in links {
+        if !seen.insert((link.seq, link.hash)) {
+            duplicates += 1;
+            continue;
+        }
         match groups.last_mut() {
             Some(group) if group.first().is_some_and(|first| first.seq == link.seq) => {
-                if group.iter().any(|known| known.hash == link.hash) {
-                    duplicates += 1;
-                } else {
-                    group.push(link);
-                }
+                group.push(link);
             }
             _ => groups.push(vec![link]),
         }
@@ -629,6 +631,8 @@ struct Judge<'v> {
     successor: Option<u64>,
     /// Records that the stream itself says were lost.
     losses: Vec<Lost>,
+    /// The same as ranges that are sorted and apart, so that a hole looks at few of them.
+    explained: Vec<(u64, u64)>,
     faults: Vec<Fault>,
     lost: u64,
 }
@@ -756,9 +760,9 @@ impl Judge<'_> {
 
     /// Parts of a gap that nothing explains; counts what was lost.
     fn unexplained(&mut self, from: u64, to: u64) -> Vec<(u64, u64)> {
-        let near = |(first, last): &&(u64, u64)| *first <= to && from <= *last;
-        let losses = self.losses.iter().map(|loss| &loss.range);
-        let mut holes: Vec<(u64, u64)> = losses.filter(near).copied().collect();
+        let first = self.explained.partition_point(|(_, last)| *last < from);
+        let near = self.explained.iter().skip(first).take_while(|(first, _)| *first <= to);
+        let mut holes: Vec<(u64, u64)> = near.copied().collect();
         let left: u64 =
             without((from, to), &mut holes).iter().map(|(from, to)| to - from + 1).sum();
         self.lost += (to - from + 1).saturating_sub(left);
@@ -965,6 +969,20 @@ struct Lost {
     /// The first and the last one; between them may be some that were not lost.
     range: (u64, u64),
     records: u64,
+}
+
+/// The ranges of losses, sorted, those that meet put together.
+fn apart(losses: &[Lost]) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = losses.iter().map(|loss| loss.range).collect();
+    ranges.sort_unstable();
+    let mut apart: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+    for (first, last) in ranges {
+        match apart.last_mut() {
+            Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
+            _ => apart.push((first, last)),
+        }
+    }
+    apart
 }
 
 /// What the records of a stream say was lost. Each says so behind what it is about, and whoever removes

@@ -564,7 +564,7 @@ fn any_amount_of_damage_is_survived_and_found() {
                 }
                 2 => {
                     let line = lines[at].clone();
-                    lines.insert(random.below(whole.len()), line);
+                    lines.insert(random.below(lines.len()), line);
                 }
                 3 => {
                     lines.remove(at);

@@ -407,6 +407,10 @@ impl Trail {
         if self.closed {
             return;
         }
+        self.tell_losses(now);
+    }
+
+    fn tell_losses(&mut self, now: UnixTime) {
         for loss in std::mem::take(&mut self.losses) {
             let line = self.chain(now).loss(now, &loss);
             self.written(line, now);
@@ -494,6 +498,8 @@ impl Trail {
         self.closed = true;
         let lines = self.collector.as_mut().map(Collector::close).unwrap_or_default();
         self.fall_back(lines);
+        // The last chance to say what was lost; the end vouches for it.
+        self.tell_losses(now);
         let counts = self.counts;
         if let Some(chain) = &mut self.chain {
             let line = chain.end(now, &counts, reason);

@@ -346,6 +346,27 @@ fn the_log_gets_records_at_a_level_that_it_shows_and_what_it_hides_is_lost_aloud
 }
 
 #[test]
+fn what_was_lost_is_said_before_the_end_at_the_latest() {
+    let mut filter = start(json!({}));
+    let call = |filter: &mut Filter, level: u32| {
+        host::set_log_level(level);
+        let (stream, _) = filter.request(&GET);
+        filter.end(stream);
+        filter.tick(100);
+    };
+    call(&mut filter, INFO);
+    call(&mut filter, OFF);
+    host::set_log_level(INFO);
+    filter.shut_down();
+    let [_, _, loss, end] = &records()[..] else { panic!("{:#?}", records()) };
+    assert_eq!(
+        (&loss["kind"], &loss["from_seq"], &loss["to_seq"]),
+        (&json!("loss"), &json!(2), &json!(2))
+    );
+    assert_eq!((&end["kind"], &end["counts"]["lost"]), (&json!("end"), &json!(1)));
+}
+
+#[test]
 fn a_collector_that_is_there_gets_the_records_and_one_that_is_not_leaves_them_to_the_log() {
     let sinks = json!([{ "http": { "cluster": "audit", "uri": "http://audit/v1/records", "batch_time": "100ms" } }]);
     let mut filter = start(json!({ "sinks": sinks }));
