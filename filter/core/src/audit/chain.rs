@@ -493,12 +493,12 @@ mod tests {
         base64url::encode(&Sha256::digest(line.as_str()))
     }
 
-    fn assert_signed(line: &Line, seed: u8) {
+    fn is_signed(line: &Line, seed: u8) -> bool {
         let mut value = read(line);
         let signature = value.as_object_mut().unwrap().remove("signature").unwrap();
         let signature = base64url::decode(signature.as_str().unwrap().as_bytes()).unwrap();
         let signature = Signature::from_slice(&signature).unwrap();
-        public(seed).verify_strict(canonical(&value).as_bytes(), &signature).unwrap();
+        public(seed).verify_strict(canonical(&value).as_bytes(), &signature).is_ok()
     }
 
     /// A caller and a request of hostile and of long texts.
@@ -603,7 +603,7 @@ mod tests {
             assert!(!lines[index].as_str().contains('\n'));
         }
         for signed in [0, 3, 5] {
-            assert_signed(&lines[signed], 1);
+            assert!(is_signed(&lines[signed], 1));
         }
         assert_eq!(chain.last().hash, digest(&lines[5]));
         assert_eq!(chain.last().seq, 5);
@@ -659,9 +659,9 @@ mod tests {
     #[test]
     fn a_changed_line_is_not_what_was_signed() {
         let (_, first) = Chain::begin(&BEGIN, Some(signer()));
-        assert_signed(&first, 1);
+        assert!(is_signed(&first, 1));
         let changed = first.as_str().replace("enforce", "shadow");
         let changed = Line { json: changed.into(), ..first };
-        assert!(std::panic::catch_unwind(|| assert_signed(&changed, 1)).is_err());
+        assert!(!is_signed(&changed, 1));
     }
 }

@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
 use std::{ptr, slice};
 
 use airflow_envoy as _;
@@ -130,8 +131,13 @@ impl Filter {
                 ..State::default()
             };
         });
+        {
+            // In a VM there is one thread; the SDK's logger can be set once, and not by two at a time.
+            static ALONE: Mutex<()> = Mutex::new(());
+            let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+            unsafe { _initialize() };
+        }
         unsafe {
-            _initialize();
             proxy_on_context_create(ROOT, 0);
             enter(ROOT);
             assert!(proxy_on_vm_start(ROOT, 0), "the VM starts whatever the configuration");
