@@ -196,6 +196,8 @@ pub(crate) fn processor_time(process: u32) -> Result<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -210,10 +212,19 @@ mod tests {
 
     #[test]
     fn the_time_of_a_process_that_works_grows() {
-        let before = processor_time(std::process::id()).unwrap();
-        let mut sum = 0_u64;
-        while processor_time(std::process::id()).unwrap() < before + Duration::from_millis(20) {
-            sum = std::hint::black_box(sum.wrapping_mul(3).wrapping_add(1));
+        let mut busy =
+            std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let begun = Instant::now();
+        let worked = || processor_time(busy.id()).unwrap();
+        let before = worked();
+        while worked() < before + Duration::from_millis(20)
+            && begun.elapsed() < Duration::from_secs(20)
+        {
+            std::thread::sleep(Duration::from_millis(5));
         }
+        let after = worked();
+        busy.kill().unwrap();
+        busy.wait().unwrap();
+        assert!(after >= before + Duration::from_millis(20), "{before:?} {after:?}");
     }
 }

@@ -580,6 +580,12 @@ async fn no_credential_is_in_any_log_or_record() {
         secrets.extend([query, cookie]);
     }
     assert!(answers.iter().any(|answer| answer.status == 200));
+    // What no post took before the end is in the log only.
+    within(Duration::from_secs(10), "the collector has records", async || {
+        !collector.batches().is_empty()
+    })
+    .await
+    .unwrap();
     testbed.quit_envoy().await.unwrap();
 
     let records = Trail::of_collector(&collector).and(Trail::of_log(&testbed));
