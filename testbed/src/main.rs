@@ -253,6 +253,8 @@ async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
         }
     };
     let _: Result<(), _> = fs::remove_file(&state);
+    // By a signal, so that its audit trail has an end.
+    let _: Result<()> = testbed.quit_envoy().await;
     ended
 }
 
