@@ -19,7 +19,7 @@ const EXAMPLES: &str = "\
 Examples:
   airflow-envoy diff old/ policy/
   airflow-envoy diff policy.json policy/ --format markdown >> \"$GITHUB_STEP_SUMMARY\"
-  git worktree add /tmp/main main && airflow-envoy diff /tmp/main/policy policy/ --all
+  git worktree add ../main main && airflow-envoy diff ../main/policy policy/ --all
 
 What is certain is said to be certain. What is found is found by calls that both policies decide, and is true;
 what is not found is not proven absent.";

@@ -78,7 +78,7 @@ fn what_is_no_key_is_an_input_that_cannot_be_read() {
         .file("empty.json", r#"{"keys": []}"#)
         .file("set.json", r#"{"keys": [{"kty": "oct", "k": "AA"}]}"#)
         .file("twice.json", r#"{"kty": "OKP", "kty": "EC"}"#)
-        .file("key.pem", "-----BEGIN PRIVATE KEY-----");
+        .file("key.pem", "-----BEGIN PUBLIC KEY-----");
     for (file, problem) in [
         ("empty.json", "has no keys"),
         ("set.json", "keys[0]: a symmetric key"),
