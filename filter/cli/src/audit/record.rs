@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 
+pub use airflow_envoy_core::audit::Decision;
 use airflow_envoy_core::time::UnixTime;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -54,27 +55,11 @@ impl Kind {
     }
 }
 
-/// What was decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Decision {
-    /// The call was let through.
-    Permit,
-    /// The call was refused.
-    Reject,
-    /// The caller left before it was decided.
-    Abandoned,
-}
-
-impl Decision {
-    /// Its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Permit => "permit",
-            Self::Reject => "reject",
-            Self::Abandoned => "abandoned",
-        }
-    }
+/// The decision of this name; the core's own list of them.
+fn decision<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Decision>, D::Error> {
+    let name = Text::deserialize(from)?;
+    let known = Decision::ALL.into_iter().find(|known| known.name() == &*name);
+    known.map(Some).ok_or_else(|| D::Error::custom("is no decision"))
 }
 
 /// A text of a record: a part of its line, unless that has escapes.
@@ -153,6 +138,7 @@ pub struct Record<'t> {
     pub predecessor: Option<Predecessor<'t>>,
 
     /// What was decided.
+    #[serde(default, deserialize_with = "decision")]
     pub decision: Option<Decision>,
     /// 32 hexadecimal digits, as in the answer.
     pub decision_id: Option<Text<'t>>,

@@ -52,7 +52,7 @@ pub struct Decided<'a> {
 }
 
 /// What was decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Decision {
     /// The request went on.
     Permit,
@@ -63,6 +63,9 @@ pub enum Decision {
 }
 
 impl Decision {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Permit, Self::Reject, Self::Abandoned];
+
     /// Its name in a record.
     pub const fn name(self) -> &'static str {
         match self {
