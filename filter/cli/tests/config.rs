@@ -336,3 +336,89 @@ fn handing_over(text: &str, host: &str, values: &str) -> String {
     let vm = "vm_id: airflow-envoy";
     text.replace(vm, &format!("{vm}\n                  environment_variables: {variables}"))
 }
+
+const CONSUL_SERVICE: &str = include_str!("../../../examples/consul/service-defaults.hcl");
+const CONSUL_PROXIES: &str = include_str!("../../../examples/consul/proxy-defaults.hcl");
+
+/// What stands between the two lines of a heredoc.
+fn heredoc<'t>(text: &'t str, name: &str) -> &'t str {
+    let (_, rest) = text.split_once(&format!("= <<{name}\n")).unwrap();
+    rest.split_once(&format!("\n{name}\n")).unwrap().0
+}
+
+/// The example for Consul's own proxies as Consul would hand it to Envoy, so far as the filter relies on it.
+#[test]
+fn the_example_for_consul_s_own_proxies_is_one_that_the_filter_takes() {
+    let configuration = heredoc(CONSUL_SERVICE, "CONFIGURATION");
+    let key = {
+        use airflow_envoy_cli::jwk::{Kind as KeyKind, PrivateKey};
+        PrivateKey::generate(KeyKind::EdDsa).unwrap().private_jwk().to_string()
+    };
+    let environment = |name: &str| match name {
+        "AIRFLOW_ENVOY_AUDIT_KEY" => Some(key.clone()),
+        "CONSUL_HTTP_TOKEN" => Some("x".to_owned()),
+        _ => None,
+    };
+    let limits = airflow_envoy_core::limits::Limits::DEFAULT;
+    airflow_envoy_core::configuration::Configuration::parse(
+        configuration.as_bytes(),
+        &limits,
+        &environment,
+    )
+    .unwrap();
+
+    let clusters = format!("[{}]", heredoc(CONSUL_PROXIES, "CLUSTERS"));
+    let clusters: serde_json::Value = serde_json::from_str(&clusters).unwrap();
+    let any = "type.googleapis.com/envoy.extensions.filters";
+    let document = serde_json::json!({"static_resources": {
+        "clusters": clusters,
+        "listeners": [{
+            "address": {"socket_address": {"address": "0.0.0.0", "port_value": 20000}},
+            "filter_chains": [{
+                "transport_socket": {"typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                    "require_client_certificate": true,
+                }},
+                "filters": [{"typed_config": {
+                    "@type": format!("{any}.network.http_connection_manager.v3.HttpConnectionManager"),
+                    "http_filters": [{"name": "envoy.filters.http.wasm", "typed_config": {
+                        "@type": format!("{any}.http.wasm.v3.Wasm"),
+                        "config": {
+                            "name": "airflow-envoy",
+                            "root_id": "airflow_envoy",
+                            "vm_config": {
+                                "vm_id": "airflow-envoy",
+                                "runtime": "envoy.wasm.runtime.v8",
+                                "code": {"local": {"filename": "/etc/airflow-envoy/airflow_envoy.wasm"}},
+                                "environment_variables": {
+                                    "host_env_keys": ["AIRFLOW_ENVOY_AUDIT_KEY", "CONSUL_HTTP_TOKEN"],
+                                },
+                            },
+                            "configuration": {
+                                "@type": "type.googleapis.com/google.protobuf.StringValue",
+                                "value": configuration,
+                            },
+                        },
+                    }}],
+                }}],
+            }],
+        }],
+    }});
+    let findings = checked(&document.to_string());
+    let of_filter = [
+        Setting::Invalid,
+        Setting::NotJson,
+        Setting::ClusterUnknown,
+        Setting::ClusterNotVerified,
+        Setting::ConnectTimeout,
+        Setting::VariableMissing,
+        Setting::Vm,
+    ];
+    let wrong: Vec<_> =
+        findings.iter().filter(|finding| of_filter.contains(&finding.lint)).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    // What the note says that Consul's Envoy lacks.
+    for lacking in [Setting::NoReload, Setting::SessionResumption, Setting::SchemeOfCaller] {
+        assert!(findings.iter().any(|finding| finding.lint == lacking), "{findings:?}");
+    }
+}
