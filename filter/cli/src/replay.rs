@@ -255,6 +255,8 @@ pub fn caller(recorded: &record::Caller<'_>) -> Caller {
         caller.tags = all(&identity.tags);
         caller.teams = all(&identity.team);
         caller.airflow_roles = all(&identity.roles);
+        let taken = identity.taken_roles.iter().flat_map(|taken| taken.iter());
+        caller.taken_roles = taken.map(|role| role.to_string()).collect();
         caller.queues = all(&identity.queue);
     }
     if let Some(token) = token {

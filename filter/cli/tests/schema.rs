@@ -499,6 +499,7 @@ fn audit_lines() -> Vec<Line> {
             owners: &several,
             tags: &several,
             roles: &several,
+            taken_roles: &["Op".to_owned()],
             ti_id: Some("i"),
             triggering_user_name: Some("u"),
             issuer: "airflow",

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::audit;
+use crate::catalog::Narrow;
 use crate::credential::IssuerRules;
 use crate::document::{Faults, Node, Object, Report};
 use crate::feed::{Endpoint, Protocol, Secret, Uri};
@@ -31,6 +32,8 @@ pub struct Configuration {
     pub airflow_issuers: Vec<Issuer>,
     /// The policies.
     pub policy: Policies,
+    /// From which services roles are taken away, if from any.
+    pub narrow: Option<Narrow>,
     /// Where credentials may be beside their headers.
     pub ways: Ways,
     /// Whether the upstream gets the access token that was verified.
@@ -273,6 +276,7 @@ fn read(
         identity,
         airflow_issuers: airflow_issuers?,
         policy: policy?,
+        narrow: None,
         ways: ways?,
         forward_token: forward_token?,
         waiting: waiting?,
@@ -674,17 +678,7 @@ fn read_consul_kv(
         }
         fit.then_some(key)
     });
-    let datacenter = match object.optional("datacenter") {
-        Some(node) => node.string(report).and_then(|name| {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-            let fit = !name.is_empty() && name.bytes().all(plain);
-            if !fit {
-                node.fault(report, format!("{} is not a datacenter's name", quote(name)));
-            }
-            fit.then(|| format!("&dc={name}"))
-        }),
-        None => Some(String::new()),
-    };
+    let datacenter = read_datacenter(&mut object, report);
     let wait = match object.optional("wait") {
         Some(node) => wait(&node, report),
         None => Some(CONSUL_WAIT),
@@ -699,7 +693,10 @@ fn read_consul_kv(
         uri: Uri {
             scheme: "http",
             authority: "consul".to_owned(),
-            path: format!("/v1/kv/{}?raw{}", key?, datacenter?),
+            path: match datacenter? {
+                Some(name) => format!("/v1/kv/{}?raw&dc={name}", key?),
+                None => format!("/v1/kv/{}?raw", key?),
+            },
         },
         interval: interval?,
         min_interval: interval?,
@@ -709,6 +706,103 @@ fn read_consul_kv(
     };
     check_max_age(&endpoint, node, "poll", report);
     Some(endpoint)
+}
+
+/// From which services Consul's catalog takes roles away.
+fn read_narrow(
+    node: &Node<'_>,
+    report: &mut Report,
+    environment: Environment<'_>,
+    names: &mut BTreeSet<String>,
+) -> Option<Narrow> {
+    let mut object = node.object(report)?;
+    let cluster = object.required(report, "cluster").and_then(|node| node.string(report));
+    let meta = object.required(report, "meta").and_then(|node| node.string(report));
+    let services = match object.required(report, "services") {
+        Some(node) => read_services(&node, report, names),
+        None => None,
+    };
+    let datacenter = read_datacenter(&mut object, report);
+    let wait = match object.optional("wait") {
+        Some(node) => wait(&node, report),
+        None => Some(CONSUL_WAIT),
+    };
+    let interval = interval(&mut object, report, "poll", POLICY_POLL);
+    let timeout = timeout(&mut object, report);
+    let max_age = match object.optional("max_age") {
+        Some(node) => positive_span(&node, report),
+        None => Some(POLICY_MAX_AGE),
+    };
+    let token = read_token(&mut object, report, environment);
+    object.finish(report);
+    let (cluster, datacenter, token) = (cluster?, datacenter?, token?);
+    let (interval, timeout, max_age, wait) = (interval?, timeout?, max_age?, wait?);
+    let endpoint = |service: &str| Endpoint {
+        name: catalog_name(service),
+        cluster: cluster.to_owned(),
+        uri: Uri {
+            scheme: "http",
+            authority: "consul".to_owned(),
+            path: match datacenter {
+                Some(name) => format!("/v1/catalog/service/{service}?dc={name}"),
+                None => format!("/v1/catalog/service/{service}"),
+            },
+        },
+        interval,
+        min_interval: interval,
+        timeout,
+        max_age,
+        protocol: Protocol::ConsulCatalog { wait, token: token.clone() },
+    };
+    let services: Vec<_> =
+        services?.into_iter().map(|service| (service.to_owned(), endpoint(service))).collect();
+    if let Some((_, endpoint)) = services.first() {
+        check_max_age(endpoint, node, "poll", report);
+    }
+    Some(Narrow { meta: meta?.to_owned(), services })
+}
+
+/// The name of a service in logs and metrics.
+fn catalog_name(service: &str) -> String {
+    format!("catalog-{service}")
+}
+
+/// Names of services, each once.
+fn read_services<'a>(
+    node: &Node<'a>,
+    report: &mut Report,
+    names: &mut BTreeSet<String>,
+) -> Option<Vec<&'a str>> {
+    // Each of them costs a blocking query that is always open.
+    const MOST: usize = 8;
+    let services = node.strings(report)?;
+    if services.len() > MOST {
+        node.fault(report, format!("has more than {MOST} services"));
+    }
+    for service in &services {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if service.len() > 56 || !service.bytes().all(plain) {
+            let shown = quote(service);
+            let problem = "is not a service's name of up to 56 letters, digits, `-` and `_`";
+            node.fault(report, format!("{shown} {problem}"));
+        } else if !names.insert(catalog_name(service)) {
+            let name = catalog_name(service);
+            node.fault(report, format!("the name `{name}` is used twice"));
+        }
+    }
+    Some(services)
+}
+
+/// A datacenter of Consul, if one is named.
+fn read_datacenter<'a>(object: &mut Object<'a>, report: &mut Report) -> Option<Option<&'a str>> {
+    let Some(node) = object.optional("datacenter") else { return Some(None) };
+    let name = node.string(report)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if !name.bytes().all(plain) {
+        node.fault(report, format!("{} is not a datacenter's name", quote(name)));
+        return None;
+    }
+    Some(Some(name))
 }
 
 const KEYS_REFRESH: Span = Span::from_secs(300);

@@ -47,6 +47,9 @@ pub struct Caller {
     pub teams: Fact,
     /// Airflow RBAC roles that may act on the DAG.
     pub airflow_roles: Fact,
+    /// Further ones of the identity that the catalog takes from callers of this service: they open nothing,
+    /// and a deny rule that asks for one cannot know that it is absent.
+    pub taken_roles: Vec<String>,
     /// The task's queue.
     pub queues: Fact,
     /// Name of the calling Consul service; unknown until a mesh peer is verified.

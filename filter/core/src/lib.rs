@@ -13,6 +13,7 @@ pub mod answer;
 pub mod arrival;
 pub mod audit;
 pub mod cache;
+pub mod catalog;
 pub mod configuration;
 pub mod credential;
 pub mod document;

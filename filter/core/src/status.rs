@@ -54,7 +54,7 @@ pub struct Source {
     pub revision: Option<u64>,
     /// Names the document's bytes, in hexadecimal digits.
     pub digest: Option<String>,
-    /// Usable keys, rules, or grants that are in effect.
+    /// Usable keys, rules, grants that are in effect, or roles.
     pub count: usize,
     /// Time since the document was last confirmed; `None` for one that has no age.
     pub age: Option<Span>,
@@ -82,6 +82,8 @@ pub enum Kind {
     Policy,
     /// Temporary grants.
     Grants,
+    /// The roles that a service may use.
+    Catalog,
 }
 
 /// How a document is fetched.
@@ -96,6 +98,8 @@ pub enum Origin {
     LongPoll,
     /// By a blocking query from Consul's key-value store.
     ConsulKv,
+    /// By a blocking query from Consul's catalog.
+    ConsulCatalog,
     /// From where the issuer's discovery document says.
     Discovery,
 }
@@ -121,9 +125,11 @@ pub struct Reply {
 }
 
 impl Status {
-    /// Whether every source can be decided by. Without grants the policies decide alone.
+    /// Whether every source can be decided by. Without grants the policies decide alone, and without the
+    /// catalog of those who have no role.
     pub fn ready(&self) -> bool {
-        self.sources.iter().all(|source| source.ready || source.kind == Kind::Grants)
+        let is_needed = |source: &Source| !matches!(source.kind, Kind::Grants | Kind::Catalog);
+        self.sources.iter().all(|source| source.ready || !is_needed(source))
     }
 
     /// The answer to a request of this method: 200 if ready, else 503; 405 to any method but `GET` and
@@ -203,6 +209,7 @@ impl Kind {
             Self::Keys => "keys",
             Self::Policy => "policy",
             Self::Grants => "grants",
+            Self::Catalog => "catalog",
         }
     }
 }
@@ -215,6 +222,7 @@ impl Origin {
             Self::Http => "http",
             Self::LongPoll => "long_poll",
             Self::ConsulKv => "consul_kv",
+            Self::ConsulCatalog => "consul_catalog",
             Self::Discovery => "discovery",
         }
     }

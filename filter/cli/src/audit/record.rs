@@ -230,6 +230,7 @@ pub struct Identity<'t> {
     pub owners: Option<Values<'t>>,
     pub tags: Option<Values<'t>>,
     pub roles: Option<Values<'t>>,
+    pub taken_roles: Option<Values<'t>>,
     pub ti_id: Option<Text<'t>>,
     pub triggering_user_name: Option<Text<'t>>,
     pub issuer: Option<Text<'t>>,

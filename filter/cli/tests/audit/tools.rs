@@ -434,6 +434,7 @@ fn a_record_becomes_the_caller_that_it_was_written_of() {
                 owners: fact,
                 tags: fact,
                 roles: fact,
+                taken_roles: &[],
                 ti_id: None,
                 triggering_user_name: None,
                 issuer: "airflow",

@@ -100,6 +100,7 @@ impl Stream {
                 owners: &one("ann"),
                 tags: &Fact::Known(vec!["etl".to_owned(), "daily".to_owned()]),
                 roles: &Fact::Known(Vec::new()),
+                taken_roles: &[],
                 ti_id: Some("0193a1b2-0000-7000-8000-000000000001"),
                 triggering_user_name: None,
                 issuer: "airflow",

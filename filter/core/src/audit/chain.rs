@@ -523,6 +523,7 @@ mod tests {
                 owners: &fact,
                 tags: &fact,
                 roles: &fact,
+                taken_roles: &[],
                 ti_id: Some(odd),
                 triggering_user_name: Some(&long),
                 issuer: "airflow",

@@ -122,6 +122,8 @@ pub struct IdentityParts<'a> {
     pub tags: &'a Fact,
     /// Airflow RBAC roles that may act on the DAG.
     pub roles: &'a Fact,
+    /// Further ones that the catalog took away.
+    pub taken_roles: &'a [String],
     /// Airflow's id of the task instance.
     pub ti_id: Option<&'a str>,
     /// Who triggered the run.
@@ -266,6 +268,10 @@ fn identity_members(text: &mut Text, identity: &IdentityParts<'_>) {
     text.text(PARENT, "run_id", identity.run_id);
     one_or_list(text, PARENT, "run_type", identity.run_type);
     list(text, PARENT, "tags", identity.tags);
+    if !identity.taken_roles.is_empty() {
+        let taken = identity.taken_roles.iter().map(String::as_str);
+        text.texts(PARENT, "taken_roles", taken);
+    }
     text.text(PARENT, "task_id", identity.task_id);
     one_or_list(text, PARENT, "team", identity.team);
     text.text_if(PARENT, "ti_id", identity.ti_id);
@@ -403,6 +409,7 @@ mod tests {
                 owners: fact,
                 tags: fact,
                 roles: fact,
+                taken_roles: &[],
                 ti_id: None,
                 triggering_user_name: None,
                 issuer: "airflow",

@@ -62,6 +62,13 @@ pub enum Protocol {
         /// `X-Consul-Token`.
         token: Option<Secret>,
     },
+    /// A blocking query of Consul's catalog for the instances of one service.
+    ConsulCatalog {
+        /// How long Consul may hold its answer back.
+        wait: Span,
+        /// `X-Consul-Token`.
+        token: Option<Secret>,
+    },
     /// OpenID Connect Discovery 1.0 §4: a document that says where the keys are, then the keys.
     Discovery {
         /// The document's `issuer` must be this one (§4.3).
@@ -105,8 +112,23 @@ impl Protocol {
     /// How long the server may hold its answer back.
     pub(super) fn wait(&self) -> Option<Span> {
         match self {
-            Self::LongPoll { wait } | Self::ConsulKv { wait, .. } => Some(*wait),
+            Self::LongPoll { wait }
+            | Self::ConsulKv { wait, .. }
+            | Self::ConsulCatalog { wait, .. } => Some(*wait),
             Self::Poll | Self::Discovery { .. } => None,
+        }
+    }
+
+    /// Whether it is a blocking query of Consul.
+    pub(super) fn asks_consul(&self) -> bool {
+        matches!(self, Self::ConsulKv { .. } | Self::ConsulCatalog { .. })
+    }
+
+    /// What is sent as `X-Consul-Token`.
+    pub(super) fn token(&self) -> Option<&Secret> {
+        match self {
+            Self::ConsulKv { token, .. } | Self::ConsulCatalog { token, .. } => token.as_ref(),
+            Self::Poll | Self::LongPoll { .. } | Self::Discovery { .. } => None,
         }
     }
 
@@ -116,6 +138,7 @@ impl Protocol {
             Self::Poll => Origin::Http,
             Self::LongPoll { .. } => Origin::LongPoll,
             Self::ConsulKv { .. } => Origin::ConsulKv,
+            Self::ConsulCatalog { .. } => Origin::ConsulCatalog,
             Self::Discovery { .. } => Origin::Discovery,
         }
     }
@@ -143,7 +166,7 @@ impl Endpoint {
         // `Debug` shows everything but secrets, and is the same for all VMs of one build.
         let place = Sha256::digest(format!("{cluster} {uri:?}"));
         let mut whole = Sha256::new_with_prefix(format!("{salt}\n{self:?}"));
-        if let Protocol::ConsulKv { token: Some(Secret(token)), .. } = protocol {
+        if let Some(Secret(token)) = protocol.token() {
             whole.update(token);
         }
         let whole = whole.finalize();

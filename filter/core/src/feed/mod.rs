@@ -578,12 +578,14 @@ impl Remote {
                     held = Some(*wait);
                 }
             }
-            Protocol::ConsulKv { wait, token } => {
+            Protocol::ConsulKv { wait, .. } | Protocol::ConsulCatalog { wait, .. } => {
                 if let Some(index) = self.index {
-                    path = format!("{path}&index={index}&wait={}ms", wait.as_millis());
+                    let separator = if path.contains('?') { '&' } else { '?' };
+                    path = format!("{path}{separator}index={index}&wait={}ms", wait.as_millis());
                     held = Some(*wait);
                 }
-                more.extend(token.iter().map(|Secret(token)| ("x-consul-token", token.clone())));
+                let token = protocol.token();
+                more.extend(token.map(|Secret(token)| ("x-consul-token", token.clone())));
             }
             Protocol::Discovery { keys_cluster, .. } => {
                 let recent = |at: UnixTime| at <= now && now.since(at) <= REDISCOVERY;
@@ -602,8 +604,7 @@ impl Remote {
             (":authority", uri.authority.clone()),
         ];
         headers.extend(more);
-        let consul = matches!(protocol, Protocol::ConsulKv { .. });
-        let conditional = conditional.filter(|_| !discovery && !consul);
+        let conditional = conditional.filter(|_| !discovery && !protocol.asks_consul());
         let is_conditional = conditional.is_some();
         headers.extend(conditional.map(|etag| ("if-none-match", etag)));
         let timeout = self.endpoint.timeout_after(held.unwrap_or(Span::ZERO));
@@ -630,8 +631,8 @@ impl Remote {
             }
             Answer::Http(response) => response,
         };
-        if let Protocol::ConsulKv { .. } = self.endpoint.protocol
-            && matches!(response.status, 200 | 404)
+        let asks_consul = self.endpoint.protocol.asks_consul();
+        if asks_consul && matches!(response.status, 200 | 404)
         {
             self.index = next_index(self.index, response.index.as_deref());
             if response.status == 404 {
@@ -737,7 +738,7 @@ impl Remote {
         let wait = self.endpoint.protocol.wait()?;
         let was_held = asked.blocking && now.since(asked.at).twice() >= wait;
         let can_wait = match self.endpoint.protocol {
-            Protocol::ConsulKv { .. } => self.index.is_some(),
+            ref protocol if protocol.asks_consul() => self.index.is_some(),
             _ => tagged,
         };
         (can_wait && (changed || was_held || !asked.blocking))
@@ -757,7 +758,7 @@ impl Remote {
 
     /// A document came that is none. A server that waits for changes is asked for the next one.
     fn unfit(&mut self, reason: &str, asked: &Asked, now: UnixTime) -> bool {
-        let waits = matches!(self.endpoint.protocol, Protocol::ConsulKv { .. });
+        let waits = self.endpoint.protocol.asks_consul();
         let repeated = self.is_known(reason);
         let again = if waits { self.ask_again(asked, false, !repeated, now) } else { None };
         let Some(next_at) = again else { return self.failed(reason, now) };

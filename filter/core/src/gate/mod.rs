@@ -7,6 +7,7 @@
 
 mod credentials;
 mod grants;
+mod narrowing;
 mod permit;
 mod realm;
 mod session;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use self::credentials::{Cookies, Credentials, Look};
 use self::grants::Grants;
+use self::narrowing::Narrowing;
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
 use self::permit::{Onward, removals};
 use self::realm::{Realm, read_keys};
@@ -30,6 +32,7 @@ use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request
 use crate::audit::collector::{Attempt, Post, Step};
 use crate::audit::{Fragment, Trail};
 use crate::cache::Cache;
+use crate::catalog::ServiceRoles;
 use crate::configuration::{
     Configuration, Environment, Mode, Policies, PolicySource, Waiting, Ways,
 };
@@ -70,6 +73,8 @@ pub struct Gate {
     policy: PolicySet,
     /// What permits for a while what they say nothing about.
     grants: Option<Grants>,
+    /// What takes roles away from some.
+    narrowing: Option<Narrowing>,
     trust: Trust,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
@@ -289,6 +294,7 @@ impl Gate {
         });
         Ok(Self {
             grants: grants.map(|source| Grants::new(source, &policy, &site)),
+            narrowing: configuration.narrow.map(|narrow| Narrowing::new(narrow, &site)),
             verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
@@ -364,6 +370,7 @@ impl Gate {
             });
         }
         sources.extend(self.grants.iter().map(|grants| grants.status(now)));
+        sources.extend(self.narrowing.iter().flat_map(|narrowing| narrowing.status(now)));
         let audit = self.audit.as_ref().map(|audited| audited.trail.borrow().status(now));
         Status { worker: self.worker, mode: self.mode, sources, audit }
     }
@@ -473,7 +480,9 @@ impl Gate {
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
         let grants = self.grants.iter().map(|grants| ("policy", grants.feed.observe(now)));
-        let observed = observed.chain(grants);
+        let services = self.narrowing.iter().flat_map(|narrowing| &narrowing.services);
+        let services = services.map(|service| ("policy", service.feed.observe(now)));
+        let observed = observed.chain(grants).chain(services);
         for (what, observation) in observed {
             let Some(Observation { name, age, max_age, breaker }) = observation else { continue };
             effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
@@ -492,6 +501,7 @@ impl Gate {
             AnyFeed::Policy(feed) => feed.due(id, now),
             AnyFeed::Grants(feed) => feed.due(id, now),
             AnyFeed::Keys(feed) => feed.due(id, now),
+            AnyFeed::Catalog(_, feed) => feed.due(id, now),
             AnyFeed::None => None,
         };
         due.map(Effect::Fetch)
@@ -524,13 +534,23 @@ impl Gate {
                 let document = document.map_err(|faults| faults.to_string())?;
                 Ok(Read { document, notes: Vec::new(), mark: String::new() })
             }),
+            AnyFeed::Catalog(meta, feed) => event.put_to(feed, now, &|body, _| {
+                let document = ServiceRoles::read(body, meta, &limits)?;
+                Ok(Read { document, notes: Vec::new(), mark: String::new() })
+            }),
             AnyFeed::Policy(_) | AnyFeed::None => None,
         }
     }
 
     /// What the operator learns of an outcome, and what it means for what is remembered.
     fn tell(&mut self, id: FeedId, name: &str, outcome: FeedOutcome, effects: &mut Vec<Effect>) {
-        let what = if self.is_of_keys(id) { "keys" } else { "policy" };
+        let what = if self.is_of_keys(id) {
+            "keys"
+        } else if id.0 >= self.end_of_grants() {
+            "catalog"
+        } else {
+            "policy"
+        };
         let (severity, text) = match outcome {
             FeedOutcome::Unchanged
             | FeedOutcome::More
@@ -561,6 +581,7 @@ impl Gate {
                 AnyFeed::Policy(feed) => feed.leave(now),
                 AnyFeed::Grants(feed) => feed.leave(now),
                 AnyFeed::Keys(feed) => feed.leave(now),
+                AnyFeed::Catalog(_, feed) => feed.leave(now),
                 AnyFeed::None => {}
             }
         }
@@ -640,6 +661,12 @@ impl Gate {
             effects.push(Effect::Gauge(format!("policy.{name}.revision"), revision));
             return format!("loaded: revision {revision}, {rules} rules");
         }
+        if id.0 >= self.end_of_grants() {
+            self.forget_narrowed();
+            let AnyFeed::Catalog(_, feed) = self.feed_mut(id) else { return String::new() };
+            let count = feed.current().map_or(0, |roles| roles.roles().len());
+            return format!("loaded: {count} roles");
+        }
         if !self.is_of_keys(id) {
             let Some(grants) = &mut self.grants else { return String::new() };
             grants.renew();
@@ -660,10 +687,22 @@ impl Gate {
         format!("loaded: {keys} usable")
     }
 
-    /// The policies first, then the issuers of tokens, then those of identities, then the grants.
+    /// What callers of narrowed services were found to be is found out anew.
+    fn forget_narrowed(&mut self) {
+        if let Some(narrowing) = &self.narrowing {
+            self.sessions.retain(|session| !narrowing.is_about(&session.caller));
+        }
+    }
+
+    /// The policies first, then the issuers of tokens, then those of identities, then the grants, then the
+    /// services of the catalog.
     fn feed_ids(&self) -> impl Iterator<Item = FeedId> + use<> {
-        let grants = usize::from(self.grants.is_some());
-        (0..self.end_of_keys().saturating_add(grants)).map(FeedId)
+        let services = self.narrowing.as_ref().map_or(0, |narrowing| narrowing.services.len());
+        (0..self.end_of_grants().saturating_add(services)).map(FeedId)
+    }
+
+    fn end_of_grants(&self) -> usize {
+        self.end_of_keys().saturating_add(usize::from(self.grants.is_some()))
     }
 
     fn is_of_keys(&self, id: FeedId) -> bool {
@@ -676,6 +715,13 @@ impl Gate {
     }
 
     fn feed_mut(&mut self, id: FeedId) -> AnyFeed<'_> {
+        if let Some(index) = id.0.checked_sub(self.end_of_grants()) {
+            let Some(Narrowing { meta, services }) = &mut self.narrowing else {
+                return AnyFeed::None;
+            };
+            let service = services.get_mut(index);
+            return service.map_or(AnyFeed::None, |one| AnyFeed::Catalog(meta, &mut one.feed));
+        }
         if id.0 >= self.end_of_keys() {
             let grants = self.grants.as_mut();
             return grants.map_or(AnyFeed::None, |grants| AnyFeed::Grants(&mut grants.feed));
@@ -1082,6 +1128,8 @@ enum AnyFeed<'a> {
     Policy(&'a mut Feed<Policy>),
     Grants(&'a mut Feed<GrantDocument>),
     Keys(&'a mut Feed<KeySet>),
+    /// With the member of the metadata that is read.
+    Catalog(&'a str, &'a mut Feed<ServiceRoles>),
     None,
 }
 

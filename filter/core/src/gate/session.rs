@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::narrowing::Narrowing;
 use super::realm::{FromIssuer, Realm, TrustedIssuer};
 use crate::answer::Known;
 use crate::arrival::{PLAIN_HEADERS, Request};
@@ -233,6 +234,7 @@ fn record(
             owners: &caller.owners,
             tags: &caller.tags,
             roles: &caller.airflow_roles,
+            taken_roles: &caller.taken_roles,
             ti_id: text("ti_id"),
             triggering_user_name: text("triggering_user_name"),
             issuer: &identity.issuer_name,

@@ -109,7 +109,7 @@ impl Subject {
             Self::Fact(field) => match (field.read)(who.caller).values() {
                 Some(values) => {
                     values.iter().take(MOST_VALUES).for_each(|value| visit(value));
-                    values.len() <= MOST_VALUES
+                    values.len() <= MOST_VALUES && self.taken(who).is_empty()
                 }
                 None => false,
             },
@@ -128,15 +128,35 @@ impl Subject {
     }
 }
 
+impl Subject {
+    /// Values that were taken from the caller.
+    fn taken<'a>(&self, who: &Who<'a>) -> &'a [String] {
+        match self {
+            Self::Fact(field) if std::ptr::eq((field.read)(who.caller), &who.caller.airflow_roles) => {
+                &who.caller.taken_roles
+            }
+            _ => &[],
+        }
+    }
+}
+
 impl Condition {
     /// What can be said about it.
     pub(super) fn truth(&self, who: &Who<'_>) -> Truth {
         let mut held = false;
         let all_known =
             self.subject.visit_values(who, |value| held = held || self.values.matches(value));
-        let perhaps = match self.subject {
+        let perhaps = match &self.subject {
             Subject::Roles => who.perhaps_held.iter().any(|role| self.values.matches(role)),
-            _ => !all_known,
+            // Of what was taken it is known what it is: only that may be held.
+            Subject::Fact(field) if !all_known && !held => {
+                let values = (field.read)(who.caller).values();
+                let taken = self.subject.taken(who);
+                values.is_none_or(|values| values.len() > MOST_VALUES)
+                    || taken.len() > MOST_VALUES
+                    || taken.iter().any(|role| self.values.matches(role))
+            }
+            Subject::Fact(_) | Subject::Claim(_) => !all_known,
         };
         match (held, perhaps) {
             (true, _) => Truth::Yes,
@@ -155,6 +175,7 @@ impl Condition {
             }
             _ => Vec::new(),
         };
+        let taken = self.subject.taken(who);
         let has = match (&self.subject, given.len()) {
             (Subject::Roles, _) if !perhaps.is_empty() => {
                 let perhaps = few(perhaps, |role| quote(role));
@@ -164,12 +185,18 @@ impl Condition {
             (Subject::Roles, _) => {
                 format!("the caller holds {}", few(given, std::convert::identity))
             }
-            (_, 0) if all_known => "the caller has none".to_owned(),
+            (_, 0) if all_known || !taken.is_empty() => "the caller has none".to_owned(),
             (_, 0) => "nothing is known about the caller's".to_owned(),
             (_, 1) => format!("the caller's is {}", few(given, std::convert::identity)),
             (_, _) => format!("the caller's are {}", few(given, std::convert::identity)),
         };
-        format!("{}; {has}", self.wanted())
+        match taken {
+            [] => format!("{}; {has}", self.wanted()),
+            taken => {
+                let taken = few(taken, |role| quote(role));
+                format!("{}; {has}, and the catalog took {taken} from its service", self.wanted())
+            }
+        }
     }
 
     /// "dags `a`, `b`", or for a claim "claim `name` of `a`, `b`".
@@ -251,6 +278,43 @@ mod tests {
                 assert_eq!(condition.truth(&who), expected, "{length} {wanted}");
             }
         }
+    }
+
+    #[test]
+    fn a_role_that_was_taken_away_may_be_held_and_no_other_one() {
+        let known = |roles: &[&str]| Fact::Known(roles.iter().map(|role| role.to_string()).collect());
+        let many: Vec<String> = (0..=MOST_VALUES).map(|number| format!("v{number}")).collect();
+        let airflow_roles = FIELDS.iter().find(|field| field.name == "airflow_roles").unwrap();
+        for (roles, taken, wanted, expected) in [
+            (known(&["User"]), vec!["Op".to_owned()], "User", Truth::Yes),
+            (known(&["User"]), vec!["Op".to_owned()], "Op", Truth::Unknown),
+            (known(&["User"]), vec!["Op".to_owned()], "O*", Truth::Unknown),
+            (known(&["User"]), vec!["Op".to_owned()], "Admin", Truth::No),
+            (known(&[]), vec!["Op".to_owned()], "*", Truth::Unknown),
+            (known(&[]), many.clone(), "Admin", Truth::Unknown),
+            (Fact::Known(many), vec!["Op".to_owned()], "Admin", Truth::Unknown),
+        ] {
+            let caller = Caller { airflow_roles: roles, taken_roles: taken, ..Caller::default() };
+            let who = Who { caller: &caller, held: &[], perhaps_held: &[] };
+            let subject = Subject::Fact(airflow_roles);
+            let condition = Condition { subject, values: Values::new([wanted]) };
+            assert_eq!(condition.truth(&who), expected, "{wanted}");
+        }
+        let caller = Caller {
+            airflow_roles: known(&["User"]),
+            taken_roles: vec!["Op".to_owned()],
+            tags: Fact::Known(Vec::new()),
+            ..Caller::default()
+        };
+        let who = Who { caller: &caller, held: &[], perhaps_held: &[] };
+        let condition = |name: &str| {
+            let field = FIELDS.iter().find(|field| field.name == name).unwrap();
+            Condition { subject: Subject::Fact(field), values: Values::new(["Op"]) }
+        };
+        assert_eq!(condition("tags").truth(&who), Truth::No);
+        let told = condition("airflow_roles").explain(&who);
+        let expected = "airflow_roles `Op`; the caller's is `User`, and the catalog took `Op` from its service";
+        assert_eq!(told, expected);
     }
 
     #[test]
