@@ -41,6 +41,47 @@ pub struct Consul {
     master: Option<String>,
 }
 
+/// Asks a Consul that runs somewhere.
+#[derive(Clone)]
+pub struct Client {
+    address: SocketAddr,
+    token: Option<String>,
+}
+
+impl Client {
+    /// One of the Consul at `address`, with a token where there is access control.
+    pub fn new(address: SocketAddr, token: Option<String>) -> Self {
+        Self { address, token }
+    }
+
+    /// The same with another token.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { address: self.address, token: Some(token.to_owned()) }
+    }
+
+    /// What Consul answers, if that is 200; null if it is not JSON.
+    ///
+    /// # Errors
+    /// If Consul refuses.
+    pub async fn ask(&self, method: &str, path: &str, body: String) -> Result<Value> {
+        let answer = self.send(method, path, body).await?;
+        if answer.status == 200 { Ok(answer.json()) } else { Err(refusal(&answer)) }
+    }
+
+    /// What Consul answers.
+    ///
+    /// # Errors
+    /// If there is no whole answer.
+    pub async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer> {
+        let mut call = Call::new(method, HOST, path).body(body);
+        if let Some(token) = &self.token {
+            call = call.header(TOKEN, token);
+        }
+        call.send(self.address, None).await
+    }
+}
+
 /// The Consul to run; an error says why there is none.
 ///
 /// # Errors
@@ -181,17 +222,17 @@ impl Consul {
         Err(self.process.failed("does not get ready"))
     }
 
+    /// One that may do everything.
+    pub fn client(&self) -> Client {
+        Client::new(self.address, self.master.clone())
+    }
+
     async fn ask(&self, method: &str, path: &str, body: String) -> Result<Value> {
-        let answer = self.send(method, path, body).await?;
-        if answer.status == 200 { Ok(answer.json()) } else { Err(refusal(&answer)) }
+        self.client().ask(method, path, body).await
     }
 
     async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer> {
-        let mut call = Call::new(method, HOST, path).body(body);
-        if let Some(master) = &self.master {
-            call = call.header(TOKEN, master);
-        }
-        call.send(self.address, None).await
+        self.client().send(method, path, body).await
     }
 }
 
@@ -200,7 +241,7 @@ fn refusal(answer: &Answer) -> Error {
 }
 
 /// A random UUID (RFC 9562 §5.4), as Consul wants its tokens to look.
-fn uuid() -> String {
+pub(crate) fn uuid() -> String {
     let mut bytes = [0; 16];
     OsRng.fill_bytes(&mut bytes);
     let number = u128::from_be_bytes(bytes);

@@ -21,6 +21,7 @@ pub mod error;
 pub mod identity;
 pub mod ingress;
 pub mod load;
+pub mod mesh;
 pub mod oidc;
 pub mod postgres;
 pub mod process;

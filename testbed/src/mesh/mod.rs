@@ -1,0 +1,5 @@
+//! The mesh: services with certificates of Consul's, and who may call whom.
+
+pub mod client;
+pub mod intentions;
+pub mod services;
