@@ -54,10 +54,11 @@ impl Client {
         Self { address, token }
     }
 
-    /// The same with another token.
+    /// The same, but with a token that nobody had before if it has none: for what Consul keeps for each token.
     #[must_use]
-    pub fn with_token(&self, token: &str) -> Self {
-        Self { address: self.address, token: Some(token.to_owned()) }
+    pub fn fresh(&self) -> Self {
+        let token = self.token.clone().unwrap_or_else(uuid);
+        Self { address: self.address, token: Some(token) }
     }
 
     /// What Consul answers, if that is 200; null if it is not JSON.
@@ -241,7 +242,7 @@ fn refusal(answer: &Answer) -> Error {
 }
 
 /// A random UUID (RFC 9562 §5.4), as Consul wants its tokens to look.
-pub(crate) fn uuid() -> String {
+fn uuid() -> String {
     let mut bytes = [0; 16];
     OsRng.fill_bytes(&mut bytes);
     let number = u128::from_be_bytes(bytes);

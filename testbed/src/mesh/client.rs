@@ -22,7 +22,7 @@ use tokio_rustls::rustls::{
 };
 use webpki::EndEntityCert;
 
-use crate::consul::{Client, uuid};
+use crate::consul::Client;
 use crate::error::{Context as _, Error, Result};
 
 /// A leaf certificate and its key.
@@ -41,14 +41,14 @@ pub struct Leaf {
 impl Leaf {
     /// A new leaf of `service`, signed by the present root.
     ///
-    /// Consul keeps a leaf for each token that asks for one, and goes on showing it when its root is gone. Without access
-    /// control any token will do, so each question has one of its own.
+    /// Consul keeps a leaf for each token that asks for one, and may show it when its root is gone. Where no access control
+    /// cares for tokens, each question has one of its own.
     ///
     /// # Errors
     /// If Consul gives none.
     pub async fn issue(consul: &Client, service: &str) -> Result<Self> {
         let path = format!("/v1/agent/connect/ca/leaf/{service}");
-        let leaf = consul.with_token(&uuid()).ask("GET", &path, String::new()).await?;
+        let leaf = consul.fresh().ask("GET", &path, String::new()).await?;
         let text = |member: &str| {
             leaf.get(member).and_then(Value::as_str).map(str::to_owned).context(member)
         };

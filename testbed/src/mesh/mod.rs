@@ -2,4 +2,6 @@
 
 pub mod client;
 pub mod intentions;
+pub mod probe;
 pub mod services;
+pub mod worker;
