@@ -231,7 +231,7 @@ impl Connection {
 
     /// One to `address` as a service of the mesh, not made yet.
     pub fn of_mesh(address: SocketAddr, tls: TlsConnector) -> Self {
-        Self { tls: Some(tls), ..Self::new(address) }
+        Self { address, tls: Some(tls), open: None, reconnections: 0 }
     }
 
     /// Makes a call.

@@ -71,13 +71,14 @@ pub async fn roots(consul: &Client) -> Result<String> {
     Ok(roots.iter().filter_map(|root| root.get("RootCert")?.as_str()).collect())
 }
 
-/// The trust domain of Consul's certificates.
+/// The SPIFFE ID of `service`, in the form of Consul's.
 ///
 /// # Errors
-/// If Consul does not say.
-pub async fn trust_domain(consul: &Client) -> Result<String> {
+/// If Consul does not say what its trust domain is.
+pub async fn spiffe_id(consul: &Client, service: &str) -> Result<String> {
     let said = consul.ask("GET", "/v1/connect/ca/roots", String::new()).await?;
-    said.get("TrustDomain").and_then(Value::as_str).map(str::to_owned).context("a trust domain")
+    let domain = said.get("TrustDomain").and_then(Value::as_str).context("a trust domain")?;
+    Ok(format!("spiffe://{domain}/ns/default/dc/dc1/svc/{service}"))
 }
 
 /// What a caller needs that shows `leaf`, if any, and takes only `server`, a SPIFFE ID, for the server.

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod intentions;
+pub mod operate;
 pub mod probe;
 pub mod services;
 pub mod worker;
