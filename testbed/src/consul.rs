@@ -43,6 +43,48 @@ pub struct Consul {
     master: Option<String>,
 }
 
+/// Asks a Consul that runs somewhere.
+#[derive(Clone)]
+pub struct Client {
+    address: SocketAddr,
+    token: Option<String>,
+}
+
+impl Client {
+    /// One of the Consul at `address`, with a token where there is access control.
+    pub fn new(address: SocketAddr, token: Option<String>) -> Self {
+        Self { address, token }
+    }
+
+    /// The same, but with a token that nobody had before if it has none: for what Consul keeps for each token.
+    #[must_use]
+    pub fn fresh(&self) -> Self {
+        let token = self.token.clone().unwrap_or_else(uuid);
+        Self { address: self.address, token: Some(token) }
+    }
+
+    /// What Consul answers, if that is 200; null if it is not JSON.
+    ///
+    /// # Errors
+    /// If Consul refuses.
+    pub async fn ask(&self, method: &str, path: &str, body: String) -> Result<Value> {
+        let answer = self.send(method, path, body).await?;
+        if answer.status == 200 { Ok(answer.json()) } else { Err(refusal(&answer)) }
+    }
+
+    /// What Consul answers.
+    ///
+    /// # Errors
+    /// If there is no whole answer.
+    pub async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer> {
+        let mut call = Call::new(method, HOST, path).body(body);
+        if let Some(token) = &self.token {
+            call = call.header(TOKEN, token);
+        }
+        call.send(self.address, None).await
+    }
+}
+
 /// The Consul to run; an error says why there is none.
 ///
 /// # Errors
@@ -219,21 +261,17 @@ impl Consul {
         Err(self.process.failed("does not get ready"))
     }
 
-    /// What Consul answers to a request with every right.
-    ///
-    /// # Errors
-    /// If it refuses.
-    pub async fn ask(&self, method: &str, path: &str, body: String) -> Result<Value> {
-        let answer = self.send(method, path, body).await?;
-        if answer.status == 200 { Ok(answer.json()) } else { Err(refusal(&answer)) }
+    /// One that may do everything.
+    pub fn client(&self) -> Client {
+        Client::new(self.address, self.master.clone())
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: String) -> Result<Value> {
+        self.client().ask(method, path, body).await
     }
 
     async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer> {
-        let mut call = Call::new(method, HOST, path).body(body);
-        if let Some(master) = &self.master {
-            call = call.header(TOKEN, master);
-        }
-        call.send(self.address, None).await
+        self.client().send(method, path, body).await
     }
 }
 
@@ -247,7 +285,7 @@ fn refusal(answer: &Answer) -> Error {
 }
 
 /// A random UUID (RFC 9562 §5.4), as Consul wants its tokens to look.
-pub(crate) fn uuid() -> String {
+fn uuid() -> String {
     let mut bytes = [0; 16];
     OsRng.fill_bytes(&mut bytes);
     let number = u128::from_be_bytes(bytes);

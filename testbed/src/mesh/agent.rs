@@ -37,12 +37,13 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime as Now};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 
-use crate::client::{Answer, Call};
-use crate::consul::uuid;
+use crate::client::Answer;
+use crate::consul::Client;
 use crate::error::{Context as _, Error, Result};
+use crate::mesh::client::Leaf;
 use crate::write_private;
 
-/// The longest time that one question to Consul stays open: well below what [`Call`] waits for an answer.
+/// The longest time that one question to Consul stays open: well below what [`Client`] waits for an answer.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// The link to the generation in use.
 const LIVE: &str = "live";
@@ -164,6 +165,26 @@ impl Agent {
         self.published.borrow().clone()
     }
 
+    /// The certificate and the trusted roots (PEM) in its files: of one generation.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn files(&self) -> Result<(Leaf, String)> {
+        let live = fs::canonicalize(self.directory.join(LIVE)).context("the live generation")?;
+        let read = |name: &str| {
+            let place = live.join(name);
+            fs::read_to_string(&place).context(place.display())
+        };
+        let about: Value = serde_json::from_str(&read("about.json")?).context("about.json")?;
+        let leaf = Leaf {
+            certificate: read("cert.pem")?,
+            key: read("key.pem")?,
+            uri: text(&about, "spiffe_id")?,
+            valid_before: text(&about, "expires")?,
+        };
+        Ok((leaf, read("ca.pem")?))
+    }
+
     /// Where its files are.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -205,7 +226,7 @@ pub async fn run(options: Options, mut report: impl FnMut(String) + Send) -> Res
 }
 
 /// A certificate with its key, as Consul issued it.
-struct Leaf {
+struct Issued {
     chain: String,
     key: String,
     spiffe_id: String,
@@ -228,11 +249,12 @@ struct Listed {
 
 struct Keeper {
     options: Options,
+    consul: Client,
     // Held for as long as this lives: two agents in one folder would remove each other's files.
     _lock: fs::File,
     generation: u64,
     index: u64,
-    leaf: Option<Leaf>,
+    leaf: Option<Issued>,
     /// The roots of the last generation.
     trusted: Vec<String>,
 }
@@ -256,7 +278,12 @@ impl Keeper {
         let taken = |_| Error::new(format!("another agent keeps {}", directory.display()));
         lock.try_lock().map_err(taken)?;
         let generation = generations(&directory).into_iter().max().unwrap_or(0);
+        let token = match &options.token {
+            Token::Nobody => None,
+            Token::Secret(token) => Some(token.clone()),
+        };
         Ok(Self {
+            consul: Client::new(options.consul, token),
             options: Options { directory, ..options },
             _lock: lock,
             generation,
@@ -338,26 +365,26 @@ impl Keeper {
             let left = Duration::from_millis(u64::try_from(left).unwrap_or(0).max(1));
             path += &format!("?index={}&wait={}ms", self.index, left.min(LONGEST_WAIT).as_millis());
         }
-        let answer = self.ask(&path, None).await.context("Consul's roots")?;
+        let answer = self.ask(&self.consul, &path).await.context("Consul's roots")?;
         listed(&answer, self.options.trust).context("Consul's roots")
     }
 
     /// A certificate of the active root with most of its life before it.
-    async fn issue(&self, listed: &Listed) -> Result<Leaf> {
+    async fn issue(&self, listed: &Listed) -> Result<Issued> {
         let path = format!("/v1/agent/connect/ca/leaf/{}", self.options.service);
         let leaf = match &self.options.token {
             Token::Nobody => {
-                let answer = self.ask(&path, Some(&uuid())).await?;
+                let answer = self.ask(&self.consul.fresh(), &path).await?;
                 read_leaf(&answer, &self.options.service, listed)
             }
             Token::Secret(_) => {
-                let answer = self.ask(&path, None).await?;
+                let answer = self.ask(&self.consul, &path).await?;
                 match read_leaf(&answer, &self.options.service, listed) {
                     Ok(leaf) if leaf.renew_at > now() => Ok(leaf),
                     _ => {
                         let (index, wait) = (index(&answer), LONGEST_WAIT.as_secs());
                         let path = format!("{path}?index={index}&wait={wait}s");
-                        let answer = self.ask(&path, None).await?;
+                        let answer = self.ask(&self.consul, &path).await?;
                         read_leaf(&answer, &self.options.service, listed)
                     }
                 }
@@ -372,16 +399,8 @@ impl Keeper {
         }
     }
 
-    async fn ask(&self, path: &str, nonce: Option<&str>) -> Result<Answer> {
-        let mut call = Call::get("consul.internal", path);
-        let token = match &self.options.token {
-            Token::Nobody => nonce,
-            Token::Secret(token) => Some(&**token),
-        };
-        if let Some(token) = token {
-            call = call.header("x-consul-token", token);
-        }
-        let answer = call.send(self.options.consul, None).await?;
+    async fn ask(&self, consul: &Client, path: &str) -> Result<Answer> {
+        let answer = consul.send("GET", path, String::new()).await?;
         match answer.status {
             200 => Ok(answer),
             status => Err(Error::new(format!("Consul answers {status}: {}", answer.text().trim()))),
@@ -422,9 +441,9 @@ fn listed(answer: &Answer, trust: Trust) -> Result<Listed> {
 }
 
 /// The certificate in Consul's answer, if it is one of `service` that the active root signed and that is good now.
-fn read_leaf(answer: &Answer, service: &str, listed: &Listed) -> Result<Leaf> {
+fn read_leaf(answer: &Answer, service: &str, listed: &Listed) -> Result<Issued> {
     let body = answer.json();
-    let leaf = Leaf {
+    let leaf = Issued {
         chain: text(&body, "CertPEM")?.trim().to_owned() + "\n",
         key: text(&body, "PrivateKeyPEM")?.trim().to_owned() + "\n",
         spiffe_id: text(&body, "ServiceURI")?,
@@ -467,7 +486,7 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>> {
 }
 
 /// Writes a generation and lets `live` lead to it.
-fn publish(directory: &Path, news: &Published, leaf: &Leaf, trusted: &[String]) -> Result<()> {
+fn publish(directory: &Path, news: &Published, leaf: &Issued, trusted: &[String]) -> Result<()> {
     let name = format!("{GENERATION}{}", news.generation);
     let folder = directory.join(&name);
     fs::DirBuilder::new().mode(0o700).create(&folder).context(folder.display())?;

@@ -2,6 +2,12 @@
 //! sidecar of one of them, `orders`.
 
 pub mod agent;
+pub mod client;
+pub mod intentions;
+pub mod operate;
+pub mod probe;
+pub mod services;
+pub mod worker;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,16 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
+use tokio_rustls::TlsConnector;
 
 use crate::bootstrap::Bootstrap;
 use crate::consul::{Access, CLUSTER_ID, Consul};
 use crate::error::{Context as _, Error, Result};
 use crate::mesh::agent::{Agent, Token, Trust};
+use crate::mesh::services::{DESTINATION, WORKER};
 
-/// The service that the filter protects.
-pub const ORDERS: &str = "orders";
-/// The service whose tasks call it.
-pub const WORKER: &str = "airflow-worker";
 /// The listener of `envoy-mesh.yaml` that peers call, and the one that Consul's health check calls.
 pub const LISTENERS: [&str; 2] = ["mesh", "health"];
 /// The folder in which the services' certificates are.
@@ -27,7 +31,7 @@ const CERTIFICATES: &str = "certificates";
 /// What a mesh is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The services that have certificates, beside [`ORDERS`].
+    /// The services that have certificates, beside [`DESTINATION`].
     pub services: Vec<String>,
     /// Which roots peers are checked against.
     pub trust: Trust,
@@ -49,7 +53,7 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Starts the agents of [`ORDERS`] and of the services of `options`.
+    /// Starts the agents of [`DESTINATION`] and of the services of `options`.
     ///
     /// # Errors
     /// If there is no certificate for one of them.
@@ -66,7 +70,8 @@ impl Mesh {
             directory: directory.join(CERTIFICATES),
             agents: Mutex::default(),
         };
-        for service in [ORDERS].into_iter().chain(options.services.iter().map(String::as_str)) {
+        for service in [DESTINATION].into_iter().chain(options.services.iter().map(String::as_str))
+        {
             mesh.start_agent(service, consul).await?;
         }
         Ok(mesh)
@@ -103,6 +108,16 @@ impl Mesh {
         agents.get(service).cloned().context(format!("the certificate of `{service}`"))
     }
 
+    /// What a caller needs that shows the certificate of `service` as it is now, and takes only [`DESTINATION`] for the
+    /// server.
+    ///
+    /// # Errors
+    /// If the service has no agent, or a file of it cannot be used.
+    pub fn connector(&self, service: &str) -> Result<TlsConnector> {
+        let (leaf, roots) = self.agent(service)?.files()?;
+        client::connector(Some(&leaf), &roots, &spiffe_id(DESTINATION))
+    }
+
     /// All agents, by their service.
     pub fn agents(&self) -> BTreeMap<String, Arc<Agent>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -132,7 +147,8 @@ pub(crate) fn set_certificates(bootstrap: &mut Bootstrap, directory: &Path) -> R
         let place = format!("{context}{place}/path_config_source/path");
         let path = bootstrap.0.pointer_mut(&place);
         let path = path.ok_or_else(|| Error::new(format!("envoy-mesh.yaml has no `{place}`")))?;
-        *path = json!(directory.join(CERTIFICATES).join(ORDERS).join(name).display().to_string());
+        *path =
+            json!(directory.join(CERTIFICATES).join(DESTINATION).join(name).display().to_string());
     }
     let port = "/static_resources/listeners/1/address/socket_address/port_value";
     *bootstrap.0.pointer_mut(port).context("the listener for health checks")? = json!(0);
