@@ -7,7 +7,7 @@ use airflow_envoy_core::document::suggestion;
 use airflow_envoy_core::quote::{quote, quote_list};
 use airflow_envoy_core::time::{Span, UnixTime};
 
-use crate::model::{Model, Rule, Selector};
+use crate::model::{Agreement, Model, Rule, Selector, meet};
 use crate::source::Place;
 
 /// How bad a finding is.
@@ -53,8 +53,6 @@ pub enum Lint {
     Invalid,
     /// A rule that no call can match.
     NeverMatches,
-    /// A deny rule that asks for what is never known: whoever meets the rest is denied.
-    AlwaysDenies,
     /// An allow rule of which a deny rule leaves nothing.
     Shadowed,
     /// A rule that is over.
@@ -77,11 +75,10 @@ pub enum Lint {
 
 impl Lint {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::Syntax,
         Self::Invalid,
         Self::NeverMatches,
-        Self::AlwaysDenies,
         Self::Shadowed,
         Self::Expired,
         Self::ExpiresSoon,
@@ -99,7 +96,6 @@ impl Lint {
             Self::Syntax => "syntax",
             Self::Invalid => "invalid",
             Self::NeverMatches => "never-matches",
-            Self::AlwaysDenies => "always-denies",
             Self::Shadowed => "shadowed",
             Self::Expired => "expired",
             Self::ExpiresSoon => "expires-soon",
@@ -117,16 +113,15 @@ impl Lint {
         match self {
             Self::Syntax => "The text is not YAML or JSON",
             Self::Invalid => "The document is not a policy",
-            Self::NeverMatches => "No call can match the rule",
-            Self::AlwaysDenies => "The deny rule asks for what is never known, which denies",
+            Self::NeverMatches => "No call can match the rule or the agreement",
             Self::Shadowed => "A deny rule leaves nothing of the allow rule",
             Self::Expired => "The rule is over",
             Self::ExpiresSoon => "The rule is over soon",
             Self::UnusedRole => "No rule asks for the role",
             Self::UnusedDestination => "No rule is about the destination",
             Self::UnusedApprover => "Nothing is grantable by the approver",
-            Self::OverBroad => "The rule allows everybody everything",
-            Self::Duplicate => "Another rule says the same",
+            Self::OverBroad => "The rule allows everybody everything, or the agreement does",
+            Self::Duplicate => "Another rule says the same, or another agreement as much",
             Self::UnknownWord => "The word is probably misspelt",
         }
     }
@@ -176,9 +171,6 @@ pub struct Given {
     /// How long before its end a rule is over soon.
     pub expiring: Span,
 }
-
-/// Facts that the filter cannot know yet.
-const UNKNOWABLE: [&str; 2] = ["services", "spiffe_ids"];
 
 /// Registered methods (IANA) of which requests are made.
 const METHODS: [&str; 22] = [
@@ -239,6 +231,7 @@ pub fn lint(model: &Model, given: Given, path_of: &dyn Fn(usize) -> String) -> V
     findings.extend(duplicates(&alive, path_of));
     findings.extend(shadowed(model, &alive, path_of));
     findings.extend(unused(model));
+    findings.extend(agreement(model.agreement.as_deref().unwrap_or_default()));
     findings.sort_by(|one, other| one.place.cmp(&other.place).then(one.lint.cmp(&other.lint)));
     findings
 }
@@ -257,17 +250,14 @@ fn one_rule(model: &Model, rule: &Rule, given: Given, note: &mut dyn FnMut(Lint,
     }
     let mut alive = true;
     if rule.allows {
-        let why = asks_unknowable(model, &rule.from).or_else(|| keys_without_issuer(&rule.from));
-        if let Some(why) = why.or_else(|| model.contradiction(&rule.from)) {
+        if let Some(why) = unmet(&rule.from).or_else(|| model.contradiction(&rule.from)) {
             note(Lint::NeverMatches, format!("{name} can never match: {why}"));
             alive = false;
         }
     } else if let Some(why) = keys_without_issuer(&rule.from) {
+        // Of whom a peer is unknown a rule about peers denies.
         note(Lint::NeverMatches, format!("{name} can never match: {why}"));
         alive = false;
-    } else if let Some(why) = asks_unknowable(model, &rule.from) {
-        // A contradiction is none here: of whom both are unknown, both may be.
-        note(Lint::AlwaysDenies, format!("{name} denies without knowing: {why}"));
     }
     let words = |list: &[String],
                  known: &[&str],
@@ -308,10 +298,20 @@ fn one_rule(model: &Model, rule: &Rule, given: Given, note: &mut dyn FnMut(Lint,
     alive
 }
 
-/// What these conditions ask for that cannot be known.
-fn asks_unknowable(model: &Model, from: &Selector) -> Option<String> {
-    let field = unknowable(model, from)?;
-    Some(format!("it asks for `{field}`, and mesh peers are not verified yet"))
+/// Why nobody can meet these conditions, whoever calls, if nobody can.
+fn unmet(from: &Selector) -> Option<String> {
+    keys_without_issuer(from)
+        .or_else(|| {
+            let services = from.get("services")?;
+            services.iter().all(|service| service.contains("://")).then(|| {
+                "a service is a name in Consul; SPIFFE IDs are asked for by `spiffe_ids`".to_owned()
+            })
+        })
+        .or_else(|| {
+            let ids = from.get("spiffe_ids")?;
+            let possible = ids.iter().any(|id| meet(id, "spiffe://*"));
+            (!possible).then(|| "a SPIFFE ID begins with `spiffe://`".to_owned())
+        })
 }
 
 /// Why no key can meet these conditions, if none can.
@@ -322,22 +322,6 @@ fn keys_without_issuer(from: &Selector) -> Option<String> {
     }
     let keys = quote_list(keys.iter().map(String::as_str));
     Some(format!("a key id is `issuer/kid`, and none of {keys} has a `/`"))
-}
-
-/// The field that cannot be known and without which these conditions cannot be met.
-fn unknowable(model: &Model, from: &Selector) -> Option<&'static str> {
-    let direct =
-        |selector: &Selector| UNKNOWABLE.into_iter().find(|field| selector.contains_key(*field));
-    if let Some(field) = direct(from) {
-        return Some(field);
-    }
-    let mut found = None;
-    for role in from.get("roles")? {
-        for selector in &model.roles.get(role)?.any {
-            found = Some(direct(selector)?);
-        }
-    }
-    found
 }
 
 /// How sentences name it.
@@ -444,6 +428,49 @@ fn shadowed(
     findings
 }
 
+/// What is odd about who may assert what.
+fn agreement(entries: &[Agreement]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let name = format!("agreement {}", quote(&entry.id));
+        let mut note = |lint, message, related: Option<&Agreement>| {
+            let related = related
+                .map(|other| (other.place.clone(), format!("agreement {}", quote(&other.id))));
+            let (place, path) = (entry.place.clone(), format!("agreement[{index}]"));
+            findings.push(Finding { lint, place, path, message, related });
+        };
+        if let Some(why) = unmet(&entry.from).or_else(|| foreign_keys(&entry.from)) {
+            note(Lint::NeverMatches, format!("{name} can never hold: {why}"), None);
+            continue;
+        }
+        if entry.is_everything() {
+            let message = format!(
+                "{name} lets every peer assert everything: name peers in `from`, or leave `agreement` out"
+            );
+            note(Lint::OverBroad, message, None);
+        }
+        // Of two that say the same the second is told.
+        let covering = entries.iter().enumerate().find(|(other_index, other)| {
+            *other_index != index
+                && other.covers(entry)
+                && (*other_index < index || !entry.covers(other))
+        });
+        if let Some((_, other)) = covering {
+            let other_name = quote(&other.id);
+            let message = format!("{name} lets nobody assert what {other_name} does not");
+            note(Lint::Duplicate, message, Some(other));
+        }
+    }
+    findings
+}
+
+/// Why no key of these is one of these issuers.
+fn foreign_keys(from: &Selector) -> Option<String> {
+    let (keys, issuers) = (from.get("key_ids")?, from.get("issuers")?);
+    let own = |key: &String| issuers.iter().any(|issuer| meet(key, &format!("{issuer}/*")));
+    (!keys.iter().any(own)).then(|| "none of its `key_ids` is one of its `issuers`".to_owned())
+}
+
 fn unused(model: &Model) -> Vec<Finding> {
     let mut roles: BTreeSet<&str> = BTreeSet::new();
     let mut destinations: BTreeSet<&str> = BTreeSet::new();
@@ -527,19 +554,14 @@ mod tests {
     fn each_kind_of_finding_is_found_and_only_that() {
         for (rules, lint, told) in [
             (
-                &["{id: x, effect: allow, from: {services: [w]}, to: [orders]}"][..],
+                &["{id: x, effect: allow, from: {services: ['spiffe://td/ns/w']}, to: [orders]}"][..],
                 Lint::NeverMatches,
-                "mesh peers are not verified yet",
+                "a service is a name in Consul",
             ),
             (
-                &["{id: x, effect: allow, from: {roles: [mesh]}, to: [orders]}"],
+                &["{id: x, effect: allow, from: {spiffe_ids: [w, 'spif/*']}, to: [orders]}"],
                 Lint::NeverMatches,
-                "`services`",
-            ),
-            (
-                &["{id: x, effect: deny, from: {spiffe_ids: [w]}, to: [orders], paths: [/x]}"],
-                Lint::AlwaysDenies,
-                "denies without knowing",
+                "a SPIFFE ID begins with `spiffe://`",
             ),
             (
                 &["{id: x, effect: allow, from: {key_ids: [kid]}, to: [orders]}"],
@@ -649,6 +671,54 @@ mod tests {
     }
 
     #[test]
+    fn each_oddity_of_an_agreement_is_told() {
+        let found = |entries: &[&str]| {
+            let entries: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
+            let text = format!("version: 1\nagreement:\n{entries}rules: []\n");
+            let source = merge(vec![read_bytes("p.yaml", text.as_bytes()).unwrap()]);
+            source.policy().unwrap();
+            let given = Given { now: UnixTime::default(), expiring: Span::ZERO };
+            let findings = lint(&Model::new(&source.node), given, &|_| String::new());
+            let told = |one: Finding| (one.lint, one.place.line, one.message);
+            findings.into_iter().map(told).collect::<Vec<_>>()
+        };
+        let worker = "{id: a, from: {services: [airflow-*], issuers: [airflow]}}";
+        assert_eq!(found(&[worker]), []);
+        assert_eq!(
+            found(&[worker, "{id: b, from: {services: [etl]}, may_assert: {dags: [e]}}"]),
+            []
+        );
+        for (entry, lint, told) in [
+            ("{id: b, from: {key_ids: [k]}}", Lint::NeverMatches, "can never hold: a key id is"),
+            ("{id: b, from: {services: ['spiffe://x']}}", Lint::NeverMatches, "by `spiffe_ids`"),
+            (
+                "{id: b, from: {issuers: [airflow], key_ids: [idp/1]}}",
+                Lint::NeverMatches,
+                "none of its `key_ids` is one of its `issuers`",
+            ),
+            ("{id: b, from: {issuers: ['*']}}", Lint::OverBroad, "every peer assert everything"),
+            (
+                "{id: b, from: {services: [airflow-worker], issuers: [airflow]}, may_assert: {dags: [d]}}",
+                Lint::Duplicate,
+                "agreement `b` lets nobody assert what `a` does not",
+            ),
+            (worker, Lint::Duplicate, "lets nobody assert"),
+        ] {
+            // Two of one name are a fault, which is not of interest here.
+            let entry = entry.replace("{id: a,", "{id: c,");
+            let found = found(&[worker, &entry]);
+            let it = found.iter().find(|(kind, line, _)| (*kind, *line) == (lint, 4));
+            assert!(it.is_some_and(|(.., message)| message.contains(told)), "{entry}: {found:?}");
+            let others = found.iter().filter(|(kind, line, _)| (*kind, *line) != (lint, 4));
+            assert!(lint == Lint::OverBroad || others.count() == 0, "{entry}: {found:?}");
+        }
+        // The narrower one is told, wherever it stands.
+        let narrow = "{id: b, from: {services: [airflow-worker], issuers: [airflow]}}";
+        assert_eq!(found(&[narrow, worker]).len(), 1);
+        assert_eq!(found(&[narrow, worker])[0].1, 3);
+    }
+
+    #[test]
     fn a_deny_rule_that_leaves_something_shadows_nothing() {
         for deny in [
             "{id: y, effect: deny, from: {teams: [ds], dags: [ds_b]}, to: ['*'], paths: ['/a/**']}",
@@ -725,9 +795,9 @@ mod tests {
                 "grantable `g`: `DELTE` is no method that is known, did you mean `DELETE`?",
             ),
             (
-                "from: {services: [w], roles: [ds]}, to: [orders], paths: [/a]",
+                "from: {spiffe_ids: [w], roles: [ds]}, to: [orders], paths: [/a]",
                 Some(Lint::NeverMatches),
-                "grantable `g` can never match: it asks for `services`, and mesh peers are not verified yet",
+                "grantable `g` can never match: a SPIFFE ID begins with `spiffe://`",
             ),
         ] {
             let mut found = found(grantable);

@@ -31,6 +31,55 @@ pub struct Model {
     pub grantable: Vec<Grantable>,
     /// Who may grant something, by name, and where that stands.
     pub approvers: BTreeMap<String, Place>,
+    /// Who may assert what, in the order of the document; `None` if the policy does not say.
+    pub agreement: Option<Vec<Agreement>>,
+}
+
+/// Who may present identities, and which: an entry of `agreement`.
+#[derive(Debug, Clone)]
+pub struct Agreement {
+    /// Where it begins.
+    pub place: Place,
+    /// Its name.
+    pub id: String,
+    /// Who presents an identity and who signed it.
+    pub from: Selector,
+    /// What it may say; empty for anything.
+    pub may_assert: Selector,
+}
+
+impl Agreement {
+    fn new(node: &Node) -> Self {
+        let part = |name: &str| node.member(name).map(selector).unwrap_or_default();
+        let id = node.member("id").and_then(Node::text).unwrap_or_default().to_owned();
+        Self { place: node.place.clone(), id, from: part("from"), may_assert: part("may_assert") }
+    }
+
+    /// Whether it lets everybody assert whatever `narrow` lets somebody assert. It may say no too often.
+    pub fn covers(&self, narrow: &Self) -> bool {
+        let implied = |wide: &Selector, narrow: &Selector| {
+            wide.iter().all(|(field, values)| {
+                narrow.get(field).is_some_and(|narrow| covers_all(values, narrow))
+            })
+        };
+        implied(&self.from, &narrow.from) && implied(&self.may_assert, &narrow.may_assert)
+    }
+
+    /// Whether it lets everybody assert everything.
+    pub fn is_everything(&self) -> bool {
+        let any = |values: &Vec<String>| values.iter().any(|value| value == "*");
+        // What is unknown does not match even a `*`: whoever names the peer demands one.
+        self.from.iter().all(|(field, values)| is_of_every_identity(field) && any(values))
+            && self
+                .may_assert
+                .iter()
+                .all(|(field, values)| is_of_every_identity(field) && any(values))
+    }
+}
+
+/// Whether every identity has it, so that `*` matches whoever has one.
+fn is_of_every_identity(field: &str) -> bool {
+    ["issuers", "dags", "tasks"].contains(&field)
 }
 
 /// Something that may be granted.
@@ -112,7 +161,9 @@ impl Model {
             approvers: texts(node, "approvers").unwrap_or_default(),
         });
         let approvers = document.member("approvers").map(Node::members).unwrap_or_default().iter();
+        let agreement = document.member("agreement").map(Node::elements);
         Self {
+            agreement: agreement.map(|entries| entries.iter().map(Agreement::new).collect()),
             roles: roles.collect(),
             destinations: destinations.collect(),
             rules: rules.iter().map(Rule::new).collect(),

@@ -2,8 +2,8 @@
 //!
 //! It is a search, not a proof, and this is what it searches:
 //! - **callers**: every identity and every case's caller of the test file; for each rule, and for each way
-//!   in which its roles can be held, one caller with just what the rule asks for; one stranger of whom
-//!   nothing is known that a rule could ask for. A `*` becomes `x`.
+//!   in which its roles can be held, one caller with just what the rule asks for, and with each entry of the
+//!   agreement if there is one; one stranger of whom nothing is known that a rule could ask for. A `*` becomes `x`.
 //! - **requests**: for each of the destinations each host of theirs; the methods and paths of the
 //!   assertion, or all that the policy and the cases name; of a pattern one path that it matches, and
 //!   every path of the policy's rules and of the cases that lies within it. A `{sub}` is the caller's own
@@ -233,7 +233,7 @@ fn callers(suite: &Suite, model: &Model) -> Vec<(String, Caller)> {
     }
     callers.push(("a stranger".to_owned(), stranger()));
     for rule in model.rules.iter().filter(|rule| rule.allows && !rule.shadow) {
-        for way in model.ways(&rule.from) {
+        for way in model.ways(&rule.from).iter().flat_map(|way| agreed(model, way)) {
             if known.insert(format!("{way:?}"))
                 && let Some(caller) = example(&way)
             {
@@ -243,6 +243,25 @@ fn callers(suite: &Suite, model: &Model) -> Vec<(String, Caller)> {
         }
     }
     callers
+}
+
+/// The way with what each entry of the agreement asks for besides.
+fn agreed(model: &Model, way: &Selector) -> Vec<Selector> {
+    let Some(entries) = &model.agreement else { return vec![way.clone()] };
+    let mut ways = Vec::new();
+    for entry in entries {
+        let mut both = way.clone();
+        for (field, values) in entry.from.iter().chain(&entry.may_assert) {
+            let name = match both.contains_key(field) {
+                // Both must hold, as of what a role asks for.
+                true => format!("{field} of role agreement {}", entry.id),
+                false => field.clone(),
+            };
+            both.insert(name, values.clone());
+        }
+        ways.push(both);
+    }
+    ways
 }
 
 fn stranger() -> Caller {
@@ -256,6 +275,7 @@ fn stranger() -> Caller {
         tags: none(),
         teams: none(),
         airflow_roles: none(),
+        taken_roles: Vec::new(),
         queues: none(),
         services: none(),
         spiffe_ids: none(),

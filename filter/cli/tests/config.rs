@@ -9,6 +9,7 @@ use airflow_envoy_cli::source::Found;
 use airflow_envoy_cli::source::load::read_envoy;
 
 const ENVOY: &str = include_str!("../../../envoy.yaml");
+const MESH: &str = include_str!("../../../envoy-mesh.yaml");
 const AIRFLOW_API: &str = include_str!("../../../envoy-airflow-api.yaml");
 
 fn checked(text: &str) -> Vec<Finding<Setting>> {
@@ -38,6 +39,7 @@ fn as_one_line(text: &str) -> String {
 fn the_repository_s_own_bootstraps_are_clean() {
     assert_eq!(checked(ENVOY), []);
     assert_eq!(checked(&as_one_line(ENVOY)), []);
+    assert_eq!(checked(MESH), []);
     let findings = checked(AIRFLOW_API);
     assert!(
         findings.iter().all(|finding| finding.lint == Setting::FilterOffForRoute),
@@ -45,6 +47,135 @@ fn the_repository_s_own_bootstraps_are_clean() {
     );
     // Health twice, the version, logging in, and the pages of the UI.
     assert_eq!(findings.len(), 5);
+}
+
+/// The gate of a mesh, in which the filter asks for the peer.
+fn mesh() -> String {
+    let manager = "      filters:\n      - name: envoy.filters.network.http_connection_manager\n        typed_config:\n          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n          stat_prefix: mesh";
+    let evidence = r#"      filters:
+      - name: envoy.filters.network.set_filter_state
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config
+          on_downstream_tls_handshake:
+          - object_key: airflow_envoy.peer
+            factory_key: envoy.string
+            format_string:
+              text_format_source:
+                inline_string: "%CEL(connection.peer_certificate_valid)% %DOWNSTREAM_PEER_FINGERPRINT_256% %DOWNSTREAM_PEER_CERT_V_END(%s)% %DOWNSTREAM_PEER_URI_SAN%"
+"#;
+    let peer =
+        "\"peer\": { \"trust_domains\": [\"a1f10e00-0000-4000-8000-00000000c0de.consul\"] },";
+    assert!(MESH.contains(manager));
+    let text = MESH.replace(manager, &manager.replace("      filters:\n", evidence));
+    text.replace(
+        "\"forward_token\": false,",
+        &format!("{peer}\n                      \"forward_token\": false,"),
+    )
+}
+
+/// As [`SPOILT`], of the gate of a mesh.
+const SPOILT_MESH: &[(&str, &str, Setting, &str)] = &[
+    ("object_key: airflow_envoy.peer", "object_key: other", Setting::PeerEvidence, "\"@type\""),
+    ("on_downstream_tls_handshake:", "on_new_connection:", Setting::PeerEvidence, "object_key"),
+    ("%CEL(connection.peer_certificate_valid)%", "true", Setting::PeerEvidence, "format_string"),
+    ("factory_key: envoy.string", "factory_key: envoy.hashable_string", Setting::PeerEvidence, ""),
+    (
+        "forward_client_cert_details: SANITIZE_SET",
+        "forward_client_cert_details: APPEND_FORWARD",
+        Setting::CertificateOfCaller,
+        "APPEND_FORWARD",
+    ),
+    (
+        "00000000c0de.consul\"] },",
+        "00000000c0de.consul\"], \"source\": { \"xfcc\": { \"hops\": [\"spiffe://a1f10e00-0000-4000-8000-00000000c0de.consul/ns/default/dc/dc1/svc/ingress\"] } } },",
+        Setting::PeerEvidence,
+        "SANITIZE_SET",
+    ),
+    ("          require_client_certificate: true\n", "", Setting::CertificateOptional, "\"@type\""),
+    (
+        "                match_typed_subject_alt_names:\n",
+        "                trust_chain_verification: ACCEPT_UNTRUSTED\n                match_typed_subject_alt_names:\n",
+        Setting::CertificateUnverified,
+        "ACCEPT_UNTRUSTED",
+    ),
+    ("prefix: \"spiffe://a1f10e00-", "prefix: \"spiffe://\" # ", Setting::TrustDomain, "san_type"),
+    (
+        "prefix: \"spiffe://a1f10e00-0000-4000-8000-00000000c0de.consul/\"",
+        "prefix: \"spiffe://a1f10e00-0000-4000-8000-00000000c0de.consul\"",
+        Setting::TrustDomain,
+        "san_type",
+    ),
+    (
+        "san_type: URI, matcher: { prefix",
+        "san_type: DNS, matcher: { prefix",
+        Setting::TrustDomain,
+        "DNS",
+    ),
+    (
+        "                match_typed_subject_alt_names:\n                - { san_type: URI,",
+        "                allow_expired_certificate: false\n              unused:\n                - { san_type: URI,",
+        Setting::TrustDomain,
+        "allow_expired",
+    ),
+    ("            max_connection_duration: 240s\n", "", Setting::ConnectionAge, "headers_with"),
+    (
+        "          disable_stateful_session_resumption: true\n",
+        "",
+        Setting::SessionResumption,
+        "\"@type\"",
+    ),
+    (
+        "\"sources\": [\n",
+        "\"sources\": [\n                          { \"name\": \"kv\", \"consul_kv\": { \"cluster\": \"consul-agent\", \"key\": \"a\" } },\n",
+        Setting::ClusterUnknown,
+        "consul-agent",
+    ),
+];
+
+#[test]
+fn each_way_to_spoil_the_gate_of_a_mesh_is_told_where_it_is() {
+    let mesh = mesh();
+    assert_eq!(checked(&mesh), []);
+    for (from, to, expected, on_line) in SPOILT_MESH {
+        assert_eq!(mesh.matches(from).count(), 1, "{from}");
+        let text = mesh.replace(from, to);
+        let findings = checked(&text);
+        let is_it = |finding: &Finding<Setting>| {
+            let line = text.lines().nth(finding.place.line - 1).unwrap();
+            finding.lint == *expected && line.contains(on_line)
+        };
+        assert!(findings.iter().any(is_it), "{from} → {to}: {findings:?}");
+        let others: Vec<_> = findings.iter().filter(|finding| finding.lint != *expected).collect();
+        assert!(others.is_empty(), "{to}: {others:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_tls_cannot_tell_of_is_told() {
+    let peer = "\"peer\": { \"trust_domains\": [\"td\"] }, \"forward_token\"";
+    let findings = checked(&ENVOY.replace("\"forward_token\"", peer));
+    let kinds: Vec<Setting> = findings.iter().map(|finding| finding.lint).collect();
+    assert_eq!(kinds, [Setting::PeerEvidence], "{findings:?}");
+    assert!(findings[0].message.contains("speaks no TLS"), "{findings:?}");
+
+    // Nobody vouches for the certificates at all.
+    let mesh = mesh();
+    let (before, rest) = mesh.split_once("            combined_validation_context:\n").unwrap();
+    let (_, after) = rest.split_once("      filters:\n").unwrap();
+    let findings = checked(&format!("{before}      filters:\n{after}"));
+    let kinds: Vec<Setting> = findings.iter().map(|finding| finding.lint).collect();
+    assert_eq!(kinds, [Setting::CertificateUnverified], "{findings:?}");
+
+    // Whom TLS believes is in another file.
+    let sds = "validation_context_sds_secret_config: { name: roots, sds_config: { path_config_source: { path: r.json } } }";
+    let findings = checked(&format!("{before}            {sds}\n      filters:\n{after}"));
+    let kinds: Vec<Setting> = findings.iter().map(|finding| finding.lint).collect();
+    assert_eq!(kinds, [Setting::NotInFile], "{findings:?}");
+
+    // A header that is believed has to come through.
+    let hop = "\"source\": { \"xfcc\": { \"hops\": [\"spiffe://a1f10e00-0000-4000-8000-00000000c0de.consul/ns/default/dc/dc1/svc/ingress\"] } }";
+    let text = mesh.replace("c0de.consul\"] },", &format!("c0de.consul\"], {hop} }},"));
+    assert_eq!(checked(&text.replace("SANITIZE_SET", "FORWARD_ONLY")), []);
 }
 
 /// What is replaced by what, the finding, and what stands on its line.
@@ -289,6 +420,7 @@ fn each_way_to_spoil_a_bootstrap_is_told_where_it_is() {
         };
         assert!(others.iter().all(|finding| brought.contains(&finding.lint)), "{to}: {others:?}");
     }
+    seen.extend(SPOILT_MESH.iter().map(|(_, _, expected, _)| *expected));
     let quiet = [Setting::Syntax, Setting::FilterOffForRoute];
     for kind in Setting::KINDS.iter().filter(|kind| !quiet.contains(kind)) {
         assert!(seen.contains(kind), "no bootstrap is spoilt by {}", kind.name());

@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn metadata_takes_roles_and_gives_none() {
-        let known = |roles: &[&str]| Fact::Known(roles.iter().map(|role| role.to_string()).collect());
+        let known =
+            |roles: &[&str]| Fact::Known(roles.iter().map(|role| role.to_string()).collect());
         for (has, meta, kept, taken) in [
             (&["User", "Op"][..], "User", &["User"][..], &["Op"][..]),
             (&["User"], "User,Admin", &["User"], &[]),

@@ -65,7 +65,7 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
 
 /// Puts the rules in the order of their ids, in which they mean the same.
 fn sort(document: &mut Value) {
-    for member in ["rules", "grantable"] {
+    for member in ["rules", "grantable", "agreement"] {
         if let Some(Value::Array(rules)) = document.get_mut(member) {
             let id = |rule: &Value| rule.get("id").and_then(Value::as_str).map(str::to_owned);
             rules.sort_by_cached_key(id);

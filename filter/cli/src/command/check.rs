@@ -20,7 +20,7 @@ Examples:
 
 Findings:
   errors    syntax, invalid
-  warnings  never-matches, always-denies, shadowed, expired, expires-soon, unused-role,
+  warnings  never-matches, shadowed, expired, expires-soon, unused-role,
             unused-destination, unused-approver, over-broad, duplicate, unknown-word";
 
 /// Says what is wrong with a policy, and where.
@@ -72,7 +72,7 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
             Err(problems) => invalid(problems),
             Ok(_) => {
                 let model = Model::new(&source.node);
-                let Model { rules, roles, destinations, grantable, .. } = &model;
+                let Model { rules, roles, destinations, grantable, agreement, .. } = &model;
                 summary = format!(
                     "{}, {}, {}",
                     plural(rules.len(), "rule"),
@@ -82,10 +82,16 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
                 if !grantable.is_empty() {
                     summary.push_str(&format!(", {} grantable", grantable.len()));
                 }
+                if let Some(agreement) = agreement {
+                    summary.push_str(&format!(", {}", plural(agreement.len(), "agreement")));
+                }
                 let path = |index| source.own_path(&format!("rules[{index}]"));
                 let mut findings = lint(&model, given, &path);
                 for finding in &mut findings {
-                    if finding.path.starts_with("grantable[") {
+                    if ["grantable[", "agreement["]
+                        .iter()
+                        .any(|list| finding.path.starts_with(list))
+                    {
                         finding.path = source.own_path(&finding.path);
                     }
                 }

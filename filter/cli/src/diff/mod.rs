@@ -23,7 +23,7 @@ use airflow_envoy_core::time::{Span, UnixTime};
 use self::resolve::Resolved;
 use self::witness::Search;
 use crate::evaluate::{Answer, Request, Said};
-use crate::model::{Model, Rule};
+use crate::model::{Agreement, Model, Rule};
 use crate::run::UnderTest;
 
 /// Paths that are told of one difference.
@@ -105,10 +105,12 @@ pub fn compare(old: &UnderTest, new: &UnderTest, now: UnixTime, most: usize) -> 
     };
     let (gone, come) = (unlike(&before, &after), unlike(&after, &before));
     let (gone_rules, come_rules) = (pick(&before, &gone), pick(&after, &come));
-    let no_gain =
-        hosts.lose_only() && resolve::nobody_gains(&gone_rules, &before, &come_rules, &after);
-    let no_loss =
-        hosts.gain_only() && resolve::nobody_gains(&come_rules, &after, &gone_rules, &before);
+    let no_gain = hosts.lose_only()
+        && resolve::agrees_no_more(&old.model, &new.model)
+        && resolve::nobody_gains(&gone_rules, &before, &come_rules, &after);
+    let no_loss = hosts.gain_only()
+        && resolve::agrees_no_more(&new.model, &old.model)
+        && resolve::nobody_gains(&come_rules, &after, &gone_rules, &before);
 
     let mut found: BTreeMap<(bool, String, String), Difference> = BTreeMap::new();
     let mut search = Search::new(old, new, &before, &after, &hosts, now);
@@ -121,10 +123,37 @@ pub fn compare(old: &UnderTest, new: &UnderTest, now: UnixTime, most: usize) -> 
     differences.sort_by(|one, other| {
         other.is_gain.cmp(&one.is_gain).then_with(|| one.rule.cmp(&other.rule))
     });
-    let textual = textual(old, new, &before, &after, &gone_rules, &come_rules, &differences);
+    let mut textual = textual(old, new, &before, &after, &gone_rules, &come_rules, &differences);
+    textual.extend(agreement(old, new));
     let witness::Tried { calls, cut } = outcome;
     let grantable = grantable(old, new);
     Comparison { differences, grantable, no_gain, no_loss, calls, cut, textual }
+}
+
+/// Who may assert what in only one of the policies, or otherwise, by the names of the entries.
+fn agreement(old: &UnderTest, new: &UnderTest) -> Vec<String> {
+    let (before, after) = match (&old.model.agreement, &new.model.agreement) {
+        (None, None) => return Vec::new(),
+        (None, Some(_)) => return vec!["the old policy has no agreement".to_owned()],
+        (Some(_), None) => return vec!["the new policy has no agreement".to_owned()],
+        (Some(before), Some(after)) => (before, after),
+    };
+    let find =
+        |entries: &'_ [Agreement], id: &str| entries.iter().find(|entry| entry.id == id).cloned();
+    let gone = before.iter().filter(|entry| find(after, &entry.id).is_none());
+    let mut told: Vec<String> =
+        gone.map(|entry| format!("agreement {} is gone", quote(&entry.id))).collect();
+    for entry in after {
+        let shown = quote(&entry.id);
+        match find(before, &entry.id) {
+            None => told.push(format!("agreement {shown} is new")),
+            Some(old) if !(old.covers(entry) && entry.covers(&old)) => {
+                told.push(format!("agreement {shown} is another one"));
+            }
+            Some(_) => {}
+        }
+    }
+    told
 }
 
 /// What may be granted in only one of the policies, or otherwise.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::time::UnixTime;
 
-use crate::model::{Model, Pattern, Rule, Selector, covers_all};
+use crate::model::{Agreement, Model, Pattern, Rule, Selector, covers_all};
 
 /// A rule and what it means.
 #[derive(Debug, Clone)]
@@ -48,6 +48,17 @@ pub fn rules(model: &Model, now: UnixTime) -> Vec<Resolved<'_>> {
         Resolved { rule, model, meaning }
     })
     .collect()
+}
+
+/// Whether it is certain that no identity counts under `new` that does not count under `old`.
+pub fn agrees_no_more(old: &Model, new: &Model) -> bool {
+    match (&old.agreement, &new.agreement) {
+        (None, _) => true,
+        (Some(old), None) => old.iter().any(Agreement::is_everything),
+        (Some(old), Some(new)) => {
+            new.iter().all(|narrow| old.iter().any(|wide| wide.covers(narrow)))
+        }
+    }
 }
 
 /// What a rule of `model` means.

@@ -9,7 +9,10 @@
 //!   it has in common with each other pattern, and one of no pattern; a tunnel.
 //! - **times**: the given one, and those at which a rule begins or ends, and just before.
 //!
-//! If the hosts changed, every rule is tried on the changed ones. Peers are unknown, as they are to the filter.
+//! - **peers**: where a policy has an agreement, each caller also as one who meets each of its entries, of both
+//!   policies; otherwise a peer is unknown unless a rule asks for it.
+//!
+//! If the hosts changed, every rule is tried on the changed ones; if the agreement did, every rule that allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,9 +21,9 @@ use airflow_envoy_core::time::{Span, UnixTime};
 use serde_json::{Map, Value, json};
 
 use super::Witness;
-use super::resolve::{Hosts, Resolved};
-use crate::evaluate::{Request, Said, Token};
-use crate::model::{Pattern, Selector, common_text, subject_segment};
+use super::resolve::{Hosts, Resolved, agrees_no_more};
+use crate::evaluate::{Peer, Request, Said, Token};
+use crate::model::{Agreement, Model, Pattern, Selector, common_text, subject_segment};
 use crate::only::put_claim;
 use crate::run::UnderTest;
 
@@ -34,11 +37,24 @@ const MOST_VALUES: usize = 24;
 const MOST_TIMES: usize = 16;
 
 /// Facts of which a caller has one at most.
-const SINGLE: [&str; 8] =
-    ["dags", "tasks", "runs", "run_types", "teams", "queues", "subjects", "issuers"];
+const SINGLE: [&str; 12] = [
+    "dags",
+    "tasks",
+    "runs",
+    "run_types",
+    "teams",
+    "queues",
+    "subjects",
+    "issuers",
+    "services",
+    "spiffe_ids",
+    "identity issuers",
+    "identity key_ids",
+];
 
-/// What the filter does not know of a caller yet.
-const NEVER_KNOWN: [&str; 2] = ["services", "spiffe_ids"];
+/// Fields of an agreement that are about the identity alone, and what they are called here.
+const OF_IDENTITY: [(&str, &str); 2] =
+    [("issuers", "identity issuers"), ("key_ids", "identity key_ids")];
 
 /// How much was tried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,9 +83,11 @@ pub struct Search<'s> {
     rules: [&'s [Resolved<'s>]; 2],
     hosts: &'s Hosts,
     now: UnixTime,
-    /// Fields that a rule of either policy asks for.
+    /// Fields that a rule or an agreement of either policy asks for.
     asked: BTreeSet<String>,
     names_subject: bool,
+    /// What the entries of the agreements ask for; if a policy has none, also nothing.
+    agreements: Vec<Conditions>,
 }
 
 impl<'s> Search<'s> {
@@ -83,11 +101,13 @@ impl<'s> Search<'s> {
         now: UnixTime,
     ) -> Self {
         let all = || before.iter().chain(after);
+        let agreements = agreements(&old.model, &new.model);
         let asked = all().flat_map(|one| conditions(one)).flat_map(|way| way.into_keys());
+        let asked = asked.chain(agreements.iter().flat_map(|entry| entry.keys().cloned()));
         let mut patterns = all().flat_map(|one| one.rule.patterns());
         let names_subject = patterns.any(Pattern::names_subject);
         let (asked, sides, rules) = (asked.collect(), [old, new], [before, after]);
-        Self { sides, rules, hosts, now, asked, names_subject }
+        Self { sides, rules, hosts, now, asked, names_subject, agreements }
     }
 
     /// Tries the changed rules, told by their places, with about `most` calls at most.
@@ -99,13 +119,15 @@ impl<'s> Search<'s> {
         found: &mut dyn FnMut(Witness),
     ) -> Tried {
         let changed_hosts: BTreeSet<String> = self.hosts.changed().cloned().collect();
+        let [old, new] = self.sides.map(|side| &side.model);
+        let agreed = agrees_no_more(old, new) && agrees_no_more(new, old);
         let mut regions: Vec<(&Resolved<'s>, BTreeSet<String>)> = Vec::new();
         for (rules, changed) in self.rules.iter().zip([gone, come]) {
             for (index, rule) in rules.iter().enumerate() {
                 // A host that came or went may be one that a wildcard of this rule matched.
                 let mut hosts: BTreeSet<String> =
                     changed_hosts.iter().filter(|host| rule.may_be_for(host)).cloned().collect();
-                if changed.contains(&index) {
+                if changed.contains(&index) || !agreed && rule.meaning.allows {
                     hosts.extend(rule.meaning.hosts.iter().cloned());
                 }
                 if !hosts.is_empty() {
@@ -191,6 +213,10 @@ impl<'s> Search<'s> {
     fn callers(&self, rule: &Resolved<'s>, others: &[&Resolved<'s>]) -> (Vec<Facts>, bool) {
         let mut collected = Collected::default();
         let ways = conditions(rule);
+        let ways: Vec<Conditions> = ways
+            .iter()
+            .flat_map(|way| self.agreements.iter().map(|entry| together(way, entry)))
+            .collect();
         let other_ways: Vec<(bool, Conditions)> = others
             .iter()
             .flat_map(|other| conditions(other).into_iter().map(|way| (other.meaning.allows, way)))
@@ -297,8 +323,17 @@ impl<'s> Search<'s> {
             }
         }
         let stranger = |usual: &str| if facts.stranger { "some-issuer" } else { usual }.to_owned();
-        let issuer = one("issuers").unwrap_or_else(|| stranger("airflow"));
+        let by_agreement = one("identity issuers").is_some() || one("identity key_ids").is_some();
+        let own_key = one("identity key_ids");
+        let own_key = own_key.as_deref().and_then(|key| key.split_once('/'));
+        let issuer = one("identity issuers")
+            .or_else(|| own_key.map(|(issuer, _)| issuer.to_owned()))
+            .or_else(|| one("issuers"))
+            .unwrap_or_else(|| stranger("airflow"));
         identity.insert("issuer".to_owned(), issuer.into());
+        if let Some((_, key)) = own_key {
+            identity.insert("key_id".to_owned(), key.into());
+        }
         let mut claims = Map::new();
         if (is_asked("subjects") || self.names_subject) && !is_unknown("subjects") {
             claims.insert("sub".to_owned(), text("subjects", "some-subject"));
@@ -318,13 +353,17 @@ impl<'s> Search<'s> {
             put_claim(&mut claims, name, value);
         }
         let key = one("key_ids").filter(|key| key.contains('/'));
-        let needs_token = !claims.is_empty() || key.is_some();
+        // An issuer that the rule asks for beside that of the agreement is the token's.
+        let asked_issuer = one("issuers").filter(|_| by_agreement);
+        let needs_token = !claims.is_empty() || key.is_some() || asked_issuer.is_some();
         let (issuer, key_id) = match key.as_deref().and_then(|key| key.split_once('/')) {
             Some((issuer, key_id)) => (issuer.to_owned(), Some(key_id.to_owned())),
-            None => (stranger("idp"), None),
+            None => (asked_issuer.unwrap_or_else(|| stranger("idp")), None),
         };
         let token = needs_token.then_some(Token { issuer, key_id, claims });
-        Said { identity: Some(identity), token, peer: None }
+        let (service, spiffe_id) = (one("services"), one("spiffe_ids"));
+        let peer = (service.is_some() || spiffe_id.is_some()).then(|| Peer { service, spiffe_id });
+        Said { identity: Some(identity), token, peer }
     }
 }
 
@@ -358,6 +397,32 @@ fn conditions(rule: &Resolved<'_>) -> Vec<Conditions> {
     roles.flat_map(|role| &role.any).map(|selector| together(&own, &plain(selector))).collect()
 }
 
+/// What the entries of both agreements ask for, each once.
+fn agreements(old: &Model, new: &Model) -> Vec<Conditions> {
+    let mut all: Vec<Conditions> = Vec::new();
+    for model in [old, new] {
+        let entries: Vec<Conditions> = match &model.agreement {
+            None => vec![Conditions::new()],
+            Some(entries) => entries.iter().map(agreement).collect(),
+        };
+        for entry in entries {
+            if !all.contains(&entry) {
+                all.push(entry);
+            }
+        }
+    }
+    all
+}
+
+fn agreement(entry: &Agreement) -> Conditions {
+    let mut asked = Conditions::new();
+    for (field, values) in entry.from.iter().chain(&entry.may_assert) {
+        let own = OF_IDENTITY.iter().find(|(name, _)| name == field).map(|(_, own)| *own);
+        asked.entry(own.unwrap_or(field).to_owned()).or_default().push(values.clone());
+    }
+    asked
+}
+
 fn together(one: &Conditions, other: &Conditions) -> Conditions {
     let mut both = one.clone();
     for (field, lists) in other {
@@ -375,10 +440,6 @@ fn together(one: &Conditions, other: &Conditions) -> Conditions {
 fn solve(conditions: &Conditions) -> Option<Facts> {
     let mut facts = Facts::default();
     for (field, lists) in conditions {
-        if NEVER_KNOWN.contains(&field.as_str()) {
-            facts.unknown.insert(field.clone());
-            continue;
-        }
         facts.known.insert(field.clone(), solutions(field, lists).into_iter().next()?);
     }
     Some(facts)

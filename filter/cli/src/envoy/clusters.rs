@@ -2,7 +2,7 @@
 
 use airflow_envoy_core::quote::quote;
 
-use super::{Report, Setting, at, place_of, text, typed, walk};
+use super::{Report, Setting, at, place_of, text, trusts, typed, walk};
 use crate::source::{Node, Place};
 
 /// Checks every cluster that the filter's configuration names: with `cluster` or `keys_cluster`, beside a `uri` or
@@ -83,18 +83,7 @@ fn check_cluster(cluster: &Node, shown: &str, is_https: bool, report: &mut Repor
             context(&["combined_validation_context", "validation_context_sds_secret_config"])
         })
         .or_else(|| context(&["custom_validator_config"]));
-    let trusts = plain.is_some_and(|context| {
-        let names = [
-            "trusted_ca",
-            "system_root_certs",
-            "ca_certificate_provider_instance",
-            "verify_certificate_hash",
-            "verify_certificate_spki",
-            "custom_validator_config",
-        ];
-        names.iter().any(|name| context.member(name).is_some())
-    });
-    if !trusts && by_name.is_none() {
+    if !plain.is_some_and(trusts) && by_name.is_none() {
         let message = format!(
             "cluster {shown} takes any certificate: say in `validation_context` which authority is trusted (`trusted_ca`)"
         );

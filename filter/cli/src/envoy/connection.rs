@@ -4,7 +4,10 @@
 use airflow_envoy_core::quote::quote;
 use serde_json::Value;
 
-use super::{Report, Setting, at, is_local, is_our_filter, is_true, place_of, text, typed, walk};
+use super::{
+    Report, Setting, at, is_local, is_our_filter, is_true, own_configuration, peer, place_of, text,
+    typed, walk,
+};
 use crate::source::Node;
 
 /// Filters that answer by themselves what another caller was allowed to see.
@@ -26,13 +29,42 @@ const CHANGING: [&str; 8] = [
 pub(super) fn check(manager: &Node, trail: &[&Node], report: &mut Report<'_>) {
     let filters = manager.member("http_filters").map(Node::elements).unwrap_or_default();
     let Some(place) = filters.iter().position(is_our_filter) else { return };
+    let own = filters.get(place).and_then(own_configuration).unwrap_or_default();
     check_order(filters, place, report);
     check_reading(manager, report);
-    check_caller(manager, report);
-    check_upgrades(manager, filters.get(place), report);
-    check_listener(manager, trail, report);
+    check_caller(manager, &own, report);
+    check_upgrades(manager, &own, report);
+    let downstream = Downstream::of(trail);
+    check_listener(manager, &downstream, report);
+    peer::check(&own, manager, &downstream, report);
     let name = filters.get(place).and_then(|filter| text(filter, &["name"])).unwrap_or_default();
     check_routes(manager, name, report);
+}
+
+/// What stands around a connection manager.
+pub(super) struct Downstream<'d> {
+    /// The filter chain.
+    pub(super) chain: Option<&'d Node>,
+    listener: Option<&'d Node>,
+    /// Its DownstreamTlsContext.
+    pub(super) tls: Option<&'d Node>,
+}
+
+impl<'d> Downstream<'d> {
+    fn of(trail: &[&'d Node]) -> Self {
+        let is_chain = |node: &&Node| {
+            node.member("filters").is_some() && node.member("filter_chains").is_none()
+        };
+        let chain = trail.iter().rev().copied().find(is_chain);
+        let listener = trail.iter().rev().find(|node| node.member("filter_chains").is_some());
+        let socket = chain.and_then(|chain| chain.member("transport_socket"));
+        let tls = socket.and_then(|socket| socket.member("typed_config")).map(typed);
+        let tls = tls.map(|(kind, value)| match value.member("downstream_tls_context") {
+            Some(inner) if kind.ends_with("QuicDownstreamTransport") => inner,
+            _ => value,
+        });
+        Self { chain, listener: listener.copied(), tls }
+    }
 }
 
 fn kind_of(filter: &Node) -> &str {
@@ -94,15 +126,18 @@ fn check_reading(manager: &Node, report: &mut Report<'_>) {
 }
 
 /// What the caller says of itself must not be believed.
-fn check_caller(manager: &Node, report: &mut Report<'_>) {
+fn check_caller(manager: &Node, own: &Value, report: &mut Report<'_>) {
     if !is_true(manager.member("use_remote_address")) {
         let message = "the caller writes its address (`x-forwarded-for`), and may send `x-envoy-…` headers: set \
                        `use_remote_address: true`";
         report.add(Setting::AddressOfCaller, &place_of(manager, "use_remote_address"), message);
     }
     let name = "forward_client_cert_details";
+    // The filter believes it from whom it may, and refuses everybody else.
+    let is_judged = peer::is_by_header(own);
     if let Some(how @ ("FORWARD_ONLY" | "APPEND_FORWARD" | "ALWAYS_FORWARD_ONLY")) =
         text(manager, &[name])
+        && !is_judged
     {
         let message = format!(
             "`{how}` lets the caller write `x-forwarded-client-cert`: set `{name}: SANITIZE_SET`"
@@ -111,7 +146,7 @@ fn check_caller(manager: &Node, report: &mut Report<'_>) {
     }
 }
 
-fn check_upgrades(manager: &Node, ours: Option<&Node>, report: &mut Report<'_>) {
+fn check_upgrades(manager: &Node, own: &Value, report: &mut Report<'_>) {
     let upgrades = manager.member("upgrade_configs").map(Node::elements).unwrap_or_default();
     for upgrade in upgrades {
         let kind = text(upgrade, &["upgrade_type"]).unwrap_or_default();
@@ -124,13 +159,7 @@ fn check_upgrades(manager: &Node, ours: Option<&Node>, report: &mut Report<'_>) 
             );
             report.add(Setting::FilterOff, &place_of(upgrade, "filters"), message);
         }
-        let typed_config = ours.and_then(|filter| filter.member("typed_config"));
-        let value =
-            typed_config.and_then(|any| at(typed(any).1, &["config", "configuration", "value"]));
-        let own: Option<Value> =
-            value.and_then(Node::text).and_then(|text| serde_json::from_str(text).ok());
-        let is_proxy =
-            own.is_some_and(|own| own.get("proxy_authorization") == Some(&Value::Bool(true)));
+        let is_proxy = own.get("proxy_authorization") == Some(&Value::Bool(true));
         if kind.eq_ignore_ascii_case("CONNECT") && !is_proxy {
             let message = "tunnels hide method and path, and are judged by host only; without `proxy_authorization` \
                            few clients can open one";
@@ -139,18 +168,8 @@ fn check_upgrades(manager: &Node, ours: Option<&Node>, report: &mut Report<'_>) 
     }
 }
 
-fn check_listener(manager: &Node, trail: &[&Node], report: &mut Report<'_>) {
-    let chain = trail
-        .iter()
-        .rev()
-        .find(|node| node.member("filters").is_some() && node.member("filter_chains").is_none());
-    let listener = trail.iter().rev().find(|node| node.member("filter_chains").is_some());
-    let socket = chain.and_then(|chain| chain.member("transport_socket"));
-    let tls = socket.and_then(|socket| socket.member("typed_config")).map(typed);
-    let tls = tls.map(|(kind, value)| match value.member("downstream_tls_context") {
-        Some(inner) if kind.ends_with("QuicDownstreamTransport") => inner,
-        _ => value,
-    });
+fn check_listener(manager: &Node, downstream: &Downstream<'_>, report: &mut Report<'_>) {
+    let Downstream { listener, tls, .. } = *downstream;
     if let (Some(listener), None) = (listener, tls)
         && listener.member("address").is_some()
         && !is_local(listener.member("address"))

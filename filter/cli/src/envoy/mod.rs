@@ -7,6 +7,7 @@
 mod clusters;
 mod connection;
 mod embedded;
+mod peer;
 mod plugin;
 mod setting;
 
@@ -125,6 +126,26 @@ fn is_our_plugin(node: &Node, trail: &[&Node]) -> bool {
         None => trail.get(trail.len().checked_sub(2)?).and_then(|typed| plugin_of(typed)),
     });
     parent.is_some_and(|plugin| std::ptr::eq(plugin, node)) && is_ours(node)
+}
+
+/// The configuration of an entry of `http_filters` that is this filter, if it is JSON.
+fn own_configuration(filter: &Node) -> Option<serde_json::Value> {
+    let any = filter.member("typed_config")?;
+    let value = at(typed(any).1, &["config", "configuration", "value"])?;
+    serde_json::from_str(value.text()?).ok()
+}
+
+/// Whether a validation context says whom it believes.
+fn trusts(context: &Node) -> bool {
+    let names = [
+        "trusted_ca",
+        "system_root_certs",
+        "ca_certificate_provider_instance",
+        "verify_certificate_hash",
+        "verify_certificate_spki",
+        "custom_validator_config",
+    ];
+    names.iter().any(|name| context.member(name).is_some())
 }
 
 /// Whether an entry of `http_filters` is this filter.

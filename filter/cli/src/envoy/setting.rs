@@ -43,6 +43,16 @@ pub enum Setting {
     CertificateOfCaller,
     /// A certificate is not asked for again.
     SessionResumption,
+    /// Nobody tells the filter of it.
+    PeerEvidence,
+    /// None is needed.
+    CertificateOptional,
+    /// Any counts.
+    CertificateUnverified,
+    /// Those of strangers count for TLS.
+    TrustDomain,
+    /// A connection has no end.
+    ConnectionAge,
     /// Tokens in the clear.
     Plain,
     /// Tunnels that nobody judges as such.
@@ -126,6 +136,25 @@ impl Setting {
                 Warning,
                 "A resumed session is not asked for its certificate again",
             ),
+            Self::PeerEvidence => {
+                ("peer-evidence", Error, "The filter does not learn whose certificate a caller has")
+            }
+            Self::CertificateOptional => {
+                ("certificate-optional", Warning, "TLS lets callers in without a certificate")
+            }
+            Self::CertificateUnverified => {
+                ("certificate-unverified", Error, "TLS takes certificates that nobody vouches for")
+            }
+            Self::TrustDomain => (
+                "trust-domain",
+                Warning,
+                "TLS takes certificates of other trust domains than the filter",
+            ),
+            Self::ConnectionAge => (
+                "connection-age",
+                Warning,
+                "A connection outlives the certificate that it began with",
+            ),
             Self::Plain => ("plain", Warning, "Tokens cross the network in the clear"),
             Self::Tunnels => ("tunnels", Note, "Tunnels may be asked for"),
             Self::Vm => ("vm", Warning, "The VM is not the one that is tested, or shares its data"),
@@ -181,6 +210,11 @@ impl Kind for Setting {
         Self::CatchAll,
         Self::CertificateOfCaller,
         Self::SessionResumption,
+        Self::PeerEvidence,
+        Self::CertificateOptional,
+        Self::CertificateUnverified,
+        Self::TrustDomain,
+        Self::ConnectionAge,
         Self::Plain,
         Self::Tunnels,
         Self::Vm,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{Edge, Effect, Graph, State};
+use super::{Agreement, Edge, Effect, Graph, State};
 use crate::output::html::{short, visible};
 
 /// Characters of a line of a label.
@@ -96,6 +96,10 @@ impl Graph {
                 label([destination.name().to_owned(), destination.note()], "<br/>", mermaid);
             let _ = writeln!(text, "  d{at}([\"{label}\"])");
         }
+        if let Some(agreement) = &self.agreement {
+            let label = label(agreement.iter().map(Agreement::told), "<br/>", mermaid);
+            let _ = writeln!(text, "  agreement{{{{\"{label}\"}}}}");
+        }
         let mut styles = String::new();
         for (number, ((caller, destination, look), edges)) in self.lines().iter().enumerate() {
             let label = label(edges.iter().map(|edge| edge.told()), "<br/>", mermaid);
@@ -124,6 +128,10 @@ impl Graph {
         for (at, destination) in self.destinations.iter().enumerate() {
             let label = label([destination.name().to_owned(), destination.note()], "\\n", dot);
             let _ = writeln!(text, "  d{at} [label=\"{label}\", shape=component];");
+        }
+        if let Some(agreement) = &self.agreement {
+            let label = label(agreement.iter().map(Agreement::told), "\\l", dot);
+            let _ = writeln!(text, "  agreement [label=\"{label}\\l\", shape=note];");
         }
         for ((caller, destination, look), edges) in self.lines() {
             let label = label(edges.iter().map(|edge| edge.told()), "\\l", dot);

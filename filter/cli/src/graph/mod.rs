@@ -9,7 +9,7 @@ use airflow_envoy_core::policy::explain::glob;
 use airflow_envoy_core::time::{Span, UnixTime};
 use serde_json::{Map, Value, json};
 
-use crate::model::{Model, Selector, meet, selector};
+use crate::model::{Agreement, Model, Selector, meet, selector};
 use crate::source::{Node, Place};
 
 /// A policy as a graph.
@@ -23,6 +23,8 @@ pub struct Graph {
     pub destinations: Vec<Destination>,
     /// What stands between them, deny rules first.
     pub edges: Vec<Edge>,
+    /// Who may present identities, and which; `None` if the policy does not say.
+    pub agreement: Option<Vec<Agreement>>,
 }
 
 /// Whom a rule is about.
@@ -188,6 +190,18 @@ impl Destination {
     }
 }
 
+impl Agreement {
+    /// What it says: `services airflow-worker may assert dags ds_*`.
+    pub fn told(&self) -> String {
+        let who = if self.from.is_empty() { "anybody".to_owned() } else { told(&self.from) };
+        let what = match self.may_assert.is_empty() {
+            true => "anything".to_owned(),
+            false => told(&self.may_assert),
+        };
+        format!("{who} may assert {what}")
+    }
+}
+
 /// A selector in words: `dags ds_*; teams a or b`.
 pub fn told(selector: &Selector) -> String {
     let field = |(name, values): (&String, &Vec<String>)| format!("{name} {}", values.join(" or "));
@@ -205,6 +219,7 @@ impl Graph {
     ) -> Self {
         let mut graph = Self {
             revision: document.value().get("revision").and_then(Value::as_u64),
+            agreement: model.agreement.clone(),
             ..Self::default()
         };
         for rule in &model.rules {
@@ -384,8 +399,18 @@ impl Graph {
             }
             value
         };
+        let agreement = self.agreement.as_ref().map(|entries| {
+            let entry = |entry: &Agreement| {
+                json!({
+                    "id": entry.id, "from": claims(&entry.from), "may_assert": claims(&entry.may_assert),
+                    "file": &*entry.place.file, "line": entry.place.line,
+                })
+            };
+            entries.iter().map(entry).collect::<Vec<_>>()
+        });
         json!({
             "revision": self.revision,
+            "agreement": agreement,
             "callers": self.callers.iter().map(caller).collect::<Vec<_>>(),
             "destinations": self.destinations.iter().map(destination).collect::<Vec<_>>(),
             "rules": self.edges.iter().map(edge).collect::<Vec<_>>(),

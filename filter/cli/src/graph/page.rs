@@ -57,6 +57,29 @@ pub fn policy_page(graph: &Graph, sources: &str, now: UnixTime) -> String {
         let caption = "What an approver may grant for a while; deny rules win over grants too";
         add("grantable", "What may be granted", caption, &grantable);
     }
+    if let Some(agreement) = &graph.agreement {
+        let rows = agreement.iter().map(|entry| {
+            let some = |selector: &Selector, none: &'static str| html! {
+                @if selector.is_empty() { span.faint { (none) } } @else { (conditions(selector)) }
+            };
+            html! { tr id={"agreement-" (entry.id)} {
+                td.wide {
+                    code { (visible(&entry.id)) }
+                    div.small.faint { (visible(&entry.place.to_string())) }
+                }
+                td.wide { (some(&entry.from, "anybody")) }
+                td.wide { (some(&entry.may_assert, "anything")) }
+            } }
+        });
+        let heads = [
+            Column::words("Agreement"),
+            Column::words("Who presents it"),
+            Column::words("May assert"),
+        ];
+        let caption = "An Airflow identity counts only if one of these holds";
+        let body = table(caption, &heads, &rows.collect::<Vec<_>>());
+        sections.push(Section { id: "agreement", title: "Who may present identities", body });
+    }
     let open = graph.edges.len() <= OPEN;
     let roles = graph.callers.iter().enumerate().map(|(at, caller)| {
         let edges = graph.edges.iter().enumerate().filter(|(_, edge)| edge.callers.contains(&at));

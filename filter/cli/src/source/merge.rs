@@ -1,4 +1,4 @@
-//! One policy out of several files: all their roles, destinations, approvers, grantables and rules.
+//! One policy out of several files: all their roles, destinations, approvers, agreements, grantables and rules.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ pub struct Source {
 }
 
 /// Lists of a policy of which each file may have a part.
-const LISTS: [&str; 2] = ["rules", "grantable"];
+const LISTS: [&str; 3] = ["rules", "grantable", "agreement"];
 
 /// Something that is wrong with a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]

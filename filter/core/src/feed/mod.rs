@@ -632,8 +632,7 @@ impl Remote {
             Answer::Http(response) => response,
         };
         let asks_consul = self.endpoint.protocol.asks_consul();
-        if asks_consul && matches!(response.status, 200 | 404)
-        {
+        if asks_consul && matches!(response.status, 200 | 404) {
             self.index = next_index(self.index, response.index.as_deref());
             if response.status == 404 {
                 return Received::Absent("the key does not exist".to_owned());

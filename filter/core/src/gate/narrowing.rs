@@ -2,7 +2,6 @@
 //!
 //! No request waits for it. What is not known, or not any more, is that a service may use no role.
 
-
 use crate::catalog::{Narrow, ServiceRoles};
 use crate::facts::Caller;
 use crate::feed::{Feed, Site};

@@ -132,7 +132,9 @@ impl Subject {
     /// Values that were taken from the caller.
     fn taken<'a>(&self, who: &Who<'a>) -> &'a [String] {
         match self {
-            Self::Fact(field) if std::ptr::eq((field.read)(who.caller), &who.caller.airflow_roles) => {
+            Self::Fact(field)
+                if std::ptr::eq((field.read)(who.caller), &who.caller.airflow_roles) =>
+            {
                 &who.caller.taken_roles
             }
             _ => &[],
@@ -282,7 +284,8 @@ mod tests {
 
     #[test]
     fn a_role_that_was_taken_away_may_be_held_and_no_other_one() {
-        let known = |roles: &[&str]| Fact::Known(roles.iter().map(|role| role.to_string()).collect());
+        let known =
+            |roles: &[&str]| Fact::Known(roles.iter().map(|role| role.to_string()).collect());
         let many: Vec<String> = (0..=MOST_VALUES).map(|number| format!("v{number}")).collect();
         let airflow_roles = FIELDS.iter().find(|field| field.name == "airflow_roles").unwrap();
         for (roles, taken, wanted, expected) in [
