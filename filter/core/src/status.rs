@@ -16,7 +16,7 @@ pub struct Status {
     pub worker: u64,
     /// Whether decisions are carried out.
     pub mode: Mode,
-    /// Every source of keys, policy and grants.
+    /// Every source of keys, policy, intentions and grants.
     pub sources: Vec<Source>,
     /// The audit trail, if there is one.
     pub audit: Option<Audit>,
@@ -50,11 +50,11 @@ pub struct Source {
     pub ready: bool,
     /// Counts the documents that were taken into use; 0 before the first.
     pub version: u64,
-    /// The `revision` of a policy that has one.
+    /// The `revision` of a policy that has one; Consul's index of intentions.
     pub revision: Option<u64>,
     /// Names the document's bytes, in hexadecimal digits.
     pub digest: Option<String>,
-    /// Usable keys, rules, grants that are in effect, or roles.
+    /// Usable keys, rules, intentions, grants that are in effect, or roles.
     pub count: usize,
     /// Time since the document was last confirmed; `None` for one that has no age.
     pub age: Option<Span>,
@@ -82,6 +82,8 @@ pub enum Kind {
     Policy,
     /// Temporary grants.
     Grants,
+    /// Consul intentions.
+    Intentions,
     /// The roles that a service may use.
     Catalog,
 }
@@ -98,6 +100,8 @@ pub enum Origin {
     LongPoll,
     /// By a blocking query from Consul's key-value store.
     ConsulKv,
+    /// By blocking queries for Consul's intentions.
+    ConsulIntentions,
     /// By a blocking query from Consul's catalog.
     ConsulCatalog,
     /// From where the issuer's discovery document says.
@@ -209,6 +213,7 @@ impl Kind {
             Self::Keys => "keys",
             Self::Policy => "policy",
             Self::Grants => "grants",
+            Self::Intentions => "intentions",
             Self::Catalog => "catalog",
         }
     }
@@ -222,6 +227,7 @@ impl Origin {
             Self::Http => "http",
             Self::LongPoll => "long_poll",
             Self::ConsulKv => "consul_kv",
+            Self::ConsulIntentions => "consul_intentions",
             Self::ConsulCatalog => "consul_catalog",
             Self::Discovery => "discovery",
         }
