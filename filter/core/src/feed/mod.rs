@@ -653,8 +653,9 @@ impl Remote {
             }
             Answer::Http(response) => response,
         };
-        let asks_consul = self.endpoint.protocol.consul().is_some();
-        if asks_consul && matches!(response.status, 200 | 404) {
+        if let Protocol::ConsulKv { .. } | Protocol::ConsulCatalog { .. } = self.endpoint.protocol
+            && matches!(response.status, 200 | 404)
+        {
             self.index = next_index(self.index, response.index.as_deref());
             if response.status == 404 {
                 return Received::Absent("the key does not exist".to_owned());
