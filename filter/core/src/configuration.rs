@@ -16,6 +16,7 @@ use crate::intentions::{self, Surroundings};
 use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
+use crate::peer;
 use crate::policy::{GrantDocument, Policy, Trust};
 use crate::quote::quote;
 use crate::time::Span;
@@ -31,6 +32,8 @@ pub struct Configuration {
     pub identity: Requirement,
     /// Issuers of Airflow identities.
     pub airflow_issuers: Vec<Issuer>,
+    /// Which mesh peers are believed; `None`: nobody looks at client certificates.
+    pub peer: Option<peer::Settings>,
     /// The policies.
     pub policy: Policies,
     /// From which services roles are taken away, if from any.
@@ -246,6 +249,11 @@ fn read(
         report.fault("token", "is `off` as `airflow.identity` is: nobody would be identified");
     }
 
+    let peer = match root.optional("peer") {
+        Some(node) => peer::Settings::read(&node, report),
+        None => Some(None),
+    };
+
     for token_issuer in issuers.iter().flatten() {
         let mut identities = airflow_issuers.iter().flatten();
         if identities.any(|issuer| issuer.rules.overlaps(&token_issuer.rules)) {
@@ -288,6 +296,7 @@ fn read(
         issuers: issuers?,
         identity,
         airflow_issuers: airflow_issuers?,
+        peer: peer?,
         policy: policy?,
         narrow: None,
         ways: ways?,
@@ -322,7 +331,12 @@ fn read_ways(root: &mut Object<'_>, report: &mut Report, token: Requirement) -> 
     proxy.map(|_| Ways::Cookie(name.into()))
 }
 
-fn requirement(object: &mut Object<'_>, report: &mut Report, name: &'static str) -> Requirement {
+/// Whether something is needed; it is if nobody says otherwise.
+pub(crate) fn requirement(
+    object: &mut Object<'_>,
+    report: &mut Report,
+    name: &'static str,
+) -> Requirement {
     object
         .optional(name)
         .and_then(|node| node.choice(report, &REQUIREMENTS))
