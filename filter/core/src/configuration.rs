@@ -249,8 +249,13 @@ fn read(
         report.fault("token", "is `off` as `airflow.identity` is: nobody would be identified");
     }
 
+    let mut narrow = None;
     let peer = match root.optional("peer") {
-        Some(node) => peer::Settings::read(&node, report),
+        Some(node) => peer::Settings::read(&node, report, &mut narrow),
+        None => Some(None),
+    };
+    let narrow = match narrow {
+        Some(node) => read_narrow(&node, report, environment, &mut names).map(Some),
         None => Some(None),
     };
 
@@ -298,7 +303,7 @@ fn read(
         airflow_issuers: airflow_issuers?,
         peer: peer?,
         policy: policy?,
-        narrow: None,
+        narrow: narrow?,
         ways: ways?,
         forward_token: forward_token?,
         waiting: waiting?,

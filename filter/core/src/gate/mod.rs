@@ -1086,6 +1086,9 @@ impl Gate {
         let Credentials { token, identity } = credentials;
         let (token, identity) = (token.as_deref(), identity.as_deref());
         let primary = identity.or(token);
+        if self.narrowing.as_mut().is_some_and(|narrowing| narrowing.is_outdated(now)) {
+            self.forget_narrowed();
+        }
         let presented = match &self.peers {
             Some(peers) => peers.presented(arrival.peer, arrival.headers),
             None => Presented::default(),
@@ -1138,6 +1141,11 @@ impl Gate {
             (&self.tokens, token, from_token.as_deref()),
             (&self.identities, identity, from_identity.as_deref()),
             (&presented, peer),
+            |caller| {
+                if let Some(narrowing) = &self.narrowing {
+                    narrowing.narrow(caller, now);
+                }
+            },
             self.audit.as_ref().map(|audited| &*audited.claims),
         )?;
         let session = Rc::new(session);

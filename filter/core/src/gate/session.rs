@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::narrowing::Narrowing;
 use super::realm::{FromIssuer, Realm, TrustedIssuer};
 use crate::answer::Known;
 use crate::arrival::{PLAIN_HEADERS, Request};
@@ -48,12 +47,14 @@ pub(super) struct Session {
 type Presenting<'a> = (&'a Realm, Option<&'a [u8]>, Option<&'a FromIssuer>);
 
 impl Session {
-    /// Puts the verified credentials together, if they agree. `recorded` are the claims that audit records
+    /// Puts the verified credentials together, if they agree. `narrow` takes from what is known of a caller with
+    /// a peer what its service may not use. `recorded` are the claims that audit records
     /// have, if there are any records.
     pub(super) fn open(
         (tokens, token, from_token): Presenting<'_>,
         (identities, identity, from_identity): Presenting<'_>,
         (presented, peer): (&Presented<'_>, Option<Peer>),
+        narrow: impl FnOnce(&mut Caller),
         recorded: Option<&[String]>,
     ) -> Result<Self, Reject> {
         for (from, code) in
@@ -91,6 +92,7 @@ impl Session {
         let mut caller = caller(token_facts, identity_facts, task);
         if let Some(peer) = &peer {
             peer.id.describe(&mut caller);
+            narrow(&mut caller);
         }
         let record = recorded.map(|recorded| {
             Rc::new(record(&caller, numbers, token_facts, identity_facts, recorded))

@@ -83,11 +83,16 @@ pub struct Peer {
 impl Settings {
     /// Reads the configuration's `peer`; `None` inside if it is off.
     #[expect(clippy::option_option, reason = "the outer one is a fault, the inner one is `off`")]
-    pub(crate) fn read(node: &Node<'_>, report: &mut Report) -> Option<Option<Self>> {
+    /// Its `narrow`, which is the catalog's to read, is handed out.
+    pub(crate) fn read<'a>(
+        node: &Node<'a>,
+        report: &mut Report,
+        narrow: &mut Option<Node<'a>>,
+    ) -> Option<Option<Self>> {
         let mut object = node.object(report)?;
         let identity = crate::configuration::requirement(&mut object, report, "identity");
         if identity == Requirement::Off {
-            for unused in ["trust_domains", "source"] {
+            for unused in ["trust_domains", "source", "narrow"] {
                 if let Some(node) = object.optional(unused) {
                     node.fault(report, "is not used, because `identity` is `off`");
                 }
@@ -99,6 +104,7 @@ impl Settings {
             object.required(report, "trust_domains").and_then(|node| trust_domains(&node, report));
         let source =
             object.optional("source").map_or(Some(Source::Tls), |node| source(&node, report));
+        *narrow = object.optional("narrow");
         object.finish(report);
         Some(Some(Self { identity, trust_domains: trust_domains?, source: source? }))
     }

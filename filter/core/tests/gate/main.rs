@@ -9,6 +9,7 @@
 )]
 
 mod granting;
+mod narrowing;
 mod process;
 mod remembering;
 mod worker;

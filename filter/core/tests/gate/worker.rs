@@ -64,6 +64,19 @@ pub fn credential(value: Value) -> Credential {
 
 /// An access token and an identity bound to it, both signed by keys of these names.
 pub fn credentials(token_key: &str, identity_key: &str, dag: &str) -> (String, String) {
+    credentials_with(token_key, identity_key, dag, &json!({}))
+}
+
+/// The same with further claims of the task.
+pub fn credentials_with(
+    token_key: &str,
+    identity_key: &str,
+    dag: &str,
+    more: &Value,
+) -> (String, String) {
+    let mut airflow =
+        json!({ "dag_id": dag, "task_id": "load", "run_id": "r", "try_number": 1 });
+    airflow.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let token = credential(json!({
         "algorithm": "ES256", "key": token_key, "header": { "typ": "at+jwt" },
         "claims": { "iss": "https://idp.example", "aud": "orders", "sub": "airflow", "exp": "+300" }
@@ -74,7 +87,7 @@ pub fn credentials(token_key: &str, identity_key: &str, dag: &str) -> (String, S
         "claims": {
             "iss": "https://airflow.example", "aud": "orders", "sub": format!("airflow:{dag}/load"),
             "iat": "+0", "exp": "+60", "ath": "$ath",
-            "airflow": { "dag_id": dag, "task_id": "load", "run_id": "r", "try_number": 1 }
+            "airflow": airflow
         }
     }));
     let identity = mint(&identity, NOW, Some(&token)).unwrap();
@@ -87,6 +100,8 @@ pub struct Worker {
     pub fetches: Vec<Fetch>,
     /// Verdicts on requests that waited: stream and code, or `permit`.
     pub decided: Vec<(u32, String)>,
+    /// What Envoy tells of the certificate of whoever asks.
+    pub peer: Option<String>,
 }
 
 impl Worker {
@@ -94,7 +109,7 @@ impl Worker {
         let gate =
             Gate::new(configuration.to_string().as_bytes(), Host::alone(Box::new(RustCrypto)))
                 .unwrap();
-        Self { gate, asked: 0, fetches: Vec::new(), decided: Vec::new() }
+        Self { gate, asked: 0, fetches: Vec::new(), decided: Vec::new(), peer: None }
     }
 
     /// With keys `t1`, `a1` and a policy for the DAG `etl`.
@@ -176,7 +191,7 @@ impl Worker {
         self.gate.request(&Arrival {
             stream: StreamId(self.asked),
             headers: &headers,
-            peer: None,
+            peer: self.peer.as_deref().map(str::as_bytes),
             now: at(seconds),
             decision_id: DecisionId::new(1, self.asked.into()),
         })
