@@ -2,7 +2,7 @@
 //!
 //! [`Testbed::start`] brings up Envoy with the repository's `envoy.yaml`, a real OIDC provider, a policy
 //! server, two destinations, the testbed identity issuer, which stands in for Airflow's API server, and, if
-//! asked for, a real Airflow and a real Consul.
+//! asked for, a real Airflow and a real Consul. In a mesh, Envoy is the sidecar of a destination and has `envoy-mesh.yaml`.
 //! Everything listens on free loopback ports, every key and secret is made for the run, and nothing
 //! outlives the [`Testbed`], not even when its process is killed.
 //!
@@ -50,6 +50,7 @@ use crate::document::{Document, Source};
 use crate::envoy::Launch;
 use crate::error::{Context as _, Error, Result};
 use crate::identity::{IdentityIssuer, secret};
+use crate::mesh::Mesh;
 use crate::process::{Process, Restartable, find};
 use crate::upstream::Upstream;
 
@@ -103,6 +104,8 @@ pub struct Options {
     pub airflow: Option<airflow::Options>,
     /// Starts Consul, too. With access control, Envoy's environment has a token that reads policies.
     pub consul: Option<Access>,
+    /// Makes Envoy the sidecar of `orders` in a mesh, by `envoy-mesh.yaml` instead of `envoy.yaml`; starts Consul, too.
+    pub mesh: Option<mesh::Options>,
     /// The token for Consul in Envoy's environment, instead of one that reads policies.
     pub consul_token: Option<String>,
     /// Takes Envoy's listeners from a file, so that [`Testbed::reload`] can change them.
@@ -134,6 +137,7 @@ impl Default for Options {
             airflow_keys_fault: None,
             airflow: None,
             consul: None,
+            mesh: None,
             consul_token: None,
             reloadable: false,
             log_level: "warning",
@@ -169,9 +173,11 @@ pub struct Testbed {
     pub provider: Restartable,
     /// Consul, if it was asked for.
     pub consul: Option<Consul>,
-    /// Where Envoy listens.
+    /// The certificates of the mesh, if it was asked for.
+    pub mesh: Option<Mesh>,
+    /// Where Envoy listens; in a mesh, for peers with a certificate.
     pub listener: SocketAddr,
-    /// Where the second listener does, if it was asked for.
+    /// Where the second listener does, if it was asked for; in a mesh, the listener for health checks.
     pub second: Option<SocketAddr>,
     /// Envoy's admin interface.
     pub admin: SocketAddr,
@@ -420,6 +426,7 @@ impl Testbed {
 impl Drop for Testbed {
     fn drop(&mut self) {
         drop(self.real_airflow.take());
+        drop(self.mesh.take());
         self.envoy.end(Duration::ZERO);
         self.provider.end(Duration::from_millis(200));
         if let Some(consul) = &self.consul {
@@ -595,15 +602,22 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let orders = Arc::new(Upstream::new("orders"));
     let partner = Arc::new(Upstream::new("partner"));
     let tls = |host| authority.issue(host)?.acceptor().map(Some);
-    let consul = match options.consul {
+    let consul_access = options.consul.or(options.mesh.as_ref().map(|_| Access::Open));
+    let consul = match consul_access {
         None => None,
         Some(access) => {
             Some(Consul::start(&directory, log("consul"), access, threads.clone()).await?)
         }
     };
-    let consul_token = match (&consul, options.consul) {
+    let consul_token = match (&consul, consul_access) {
         _ if options.consul_token.is_some() => options.consul_token,
         (Some(consul), Some(Access::ByToken)) => Some(consul.reader().await?),
+        _ => None,
+    };
+    let mesh = match (&options.mesh, &consul, consul_access) {
+        (Some(options), Some(consul), Some(access)) => {
+            Some(Mesh::start(options, consul, access, &directory).await?)
+        }
         _ => None,
     };
     let (mut real_airflow, mut worker_ring) = (None, None);
@@ -634,7 +648,11 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     addresses.extend(consul.as_ref().map(|consul| ("consul", consul.address)));
     addresses.extend(real_airflow.as_ref().map(|airflow| ("airflow-jwks", airflow.keys.address)));
 
-    let mut bootstrap = Bootstrap::read(&repository().join("envoy.yaml"))?;
+    let (file, listeners) = match &mesh {
+        None => ("envoy.yaml", LISTENERS),
+        Some(_) => ("envoy-mesh.yaml", mesh::LISTENERS),
+    };
+    let mut bootstrap = Bootstrap::read(&repository().join(file))?;
     bootstrap.set_admin_port(options.admin_port)?;
     bootstrap.set_listener_port(options.listener_port)?;
     // Where nobody listens, unless there is a Consul, or a test has a collector of audit records.
@@ -647,17 +665,23 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         trust_besides_airflow(&mut bootstrap, keys)?;
     }
     for (cluster, address) in &addresses {
-        bootstrap.set_endpoint(cluster, *address)?;
+        // In the mesh Envoy stands before one destination.
+        if mesh.is_none() || *cluster != "partner" {
+            bootstrap.set_endpoint(cluster, *address)?;
+        }
     }
     bootstrap.set_trusted_authority(&authority_file)?;
-    bootstrap.set_partner_credential(&credential_file)?;
+    match &mesh {
+        None => bootstrap.set_partner_credential(&credential_file)?,
+        Some(_) => mesh::set_certificates(&mut bootstrap, &directory)?,
+    }
     bootstrap.set_filter(&filter)?;
     bootstrap.configure_filter(options.configure)?;
     if consul_token.is_some() {
         bootstrap.expose_variable(CONSUL_TOKEN)?;
     }
     if let Some(change) = options.second {
-        bootstrap.add_listener(LISTENERS[1], change)?;
+        bootstrap.add_listener(listeners[1], change)?;
     }
     (options.bootstrap)(&mut bootstrap);
     let mut told = bootstrap.clone();
@@ -677,7 +701,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         concurrency: options.concurrency,
         log_level: options.log_level,
         wasm_log_level: options.wasm_log_level,
-        listeners: &LISTENERS,
+        listeners: &listeners,
         environment: &environment,
     };
     let (envoy, listening) = launch.run(&told).await?;
@@ -701,6 +725,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         audit_key,
         provider,
         consul,
+        mesh,
         listener,
         second,
         admin,

@@ -445,8 +445,7 @@ async fn show(directory: &Path) -> Result<String> {
     let mut text = format!("{}{allowed}\n{}{denied}", rule("allowed"), rule("denied"));
     if Running::find(directory)?.mesh().is_ok() {
         let service = Some("airflow-scheduler".to_owned());
-        let other =
-            call(directory, CallArguments { service, ..CallArguments::example() }).await?;
+        let other = call(directory, CallArguments { service, ..CallArguments::example() }).await?;
         text += &format!("\n{}{other}", rule("the same call from another service"));
     }
     Ok(text)
@@ -469,8 +468,7 @@ async fn intention(directory: &Path, verb: IntentionVerb) -> Result<String> {
     let token = running.oidc()?.token(&TokenRequest::default()).await?;
     let identity = running.identity(&Task::new(&dag, &task).team(&team), Some(&token)).await?;
     let credentials = Credentials::new(&token, &identity)?;
-    let (mut text, caller) =
-        mesh.change(change, &source, &destination, &path, credentials).await?;
+    let (mut text, caller) = mesh.change(change, &source, &destination, &path, credentials).await?;
     if let Some(service) = caller {
         let next = CallArguments { service: Some(service), ..CallArguments::example() };
         text += &format!("\n{}{}", rule("the next call"), call(directory, next).await?);

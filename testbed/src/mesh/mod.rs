@@ -1,8 +1,156 @@
-//! The mesh: services with certificates of Consul's, and who may call whom.
+//! A Consul mesh: services that know each other by certificates which Consul issues, and Envoy with the filter as the
+//! sidecar of one of them, `orders`.
 
+pub mod agent;
 pub mod client;
 pub mod intentions;
 pub mod operate;
 pub mod probe;
 pub mod services;
 pub mod worker;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::json;
+use tokio_rustls::TlsConnector;
+
+use crate::bootstrap::Bootstrap;
+use crate::consul::{Access, CLUSTER_ID, Consul};
+use crate::error::{Context as _, Error, Result};
+use crate::mesh::agent::{Agent, Token, Trust};
+use crate::mesh::services::{DESTINATION, WORKER};
+
+/// The listener of `envoy-mesh.yaml` that peers call, and the one that Consul's health check calls.
+pub const LISTENERS: [&str; 2] = ["mesh", "health"];
+/// The folder in which the services' certificates are.
+const CERTIFICATES: &str = "certificates";
+
+/// What a mesh is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The services that have certificates, beside [`DESTINATION`].
+    pub services: Vec<String>,
+    /// Which roots peers are checked against.
+    pub trust: Trust,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { services: vec![WORKER.to_owned()], trust: Trust::Listed }
+    }
+}
+
+/// The certificates of a mesh.
+pub struct Mesh {
+    consul: SocketAddr,
+    access: Access,
+    trust: Trust,
+    directory: PathBuf,
+    agents: Mutex<BTreeMap<String, Arc<Agent>>>,
+}
+
+impl Mesh {
+    /// Starts the agents of [`DESTINATION`] and of the services of `options`.
+    ///
+    /// # Errors
+    /// If there is no certificate for one of them.
+    pub(crate) async fn start(
+        options: &Options,
+        consul: &Consul,
+        access: Access,
+        directory: &Path,
+    ) -> Result<Self> {
+        let mesh = Self {
+            consul: consul.address,
+            access,
+            trust: options.trust,
+            directory: directory.join(CERTIFICATES),
+            agents: Mutex::default(),
+        };
+        for service in [DESTINATION].into_iter().chain(options.services.iter().map(String::as_str))
+        {
+            mesh.start_agent(service, consul).await?;
+        }
+        Ok(mesh)
+    }
+
+    /// Starts the agent of one more service on the current runtime.
+    ///
+    /// # Errors
+    /// If it gets no certificate.
+    pub async fn start_agent(&self, service: &str, consul: &Consul) -> Result<Arc<Agent>> {
+        let token = match self.access {
+            Access::Open => Token::Nobody,
+            Access::ByToken => Token::Secret(consul.service_token(service).await?),
+        };
+        let options = agent::Options {
+            consul: self.consul,
+            service: service.to_owned(),
+            directory: self.directory.join(service),
+            token,
+            trust: self.trust,
+        };
+        let agent = Arc::new(Agent::start(options).await.context(service)?);
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        agents.insert(service.to_owned(), Arc::clone(&agent));
+        Ok(agent)
+    }
+
+    /// The agent of `service`.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn agent(&self, service: &str) -> Result<Arc<Agent>> {
+        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        agents.get(service).cloned().context(format!("the certificate of `{service}`"))
+    }
+
+    /// What a caller needs that shows the certificate of `service` as it is now, and takes only [`DESTINATION`] for the
+    /// server.
+    ///
+    /// # Errors
+    /// If the service has no agent, or a file of it cannot be used.
+    pub fn connector(&self, service: &str) -> Result<TlsConnector> {
+        let (leaf, roots) = self.agent(service)?.files()?;
+        client::connector(Some(&leaf), &roots, &spiffe_id(DESTINATION))
+    }
+
+    /// All agents, by their service.
+    pub fn agents(&self) -> BTreeMap<String, Arc<Agent>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The SPIFFE ID of `service` in the testbed's mesh.
+pub fn spiffe_id(service: &str) -> String {
+    format!("spiffe://{CLUSTER_ID}.consul/ns/default/dc/dc1/svc/{service}")
+}
+
+/// `envoy-mesh.yaml` on this machine: its certificates are in `directory`. Its endpoints and the rest are set as those of
+/// `envoy.yaml` are.
+///
+/// # Errors
+/// If it has no such listeners.
+pub(crate) fn set_certificates(bootstrap: &mut Bootstrap, directory: &Path) -> Result<()> {
+    let context = "/static_resources/listeners/0/filter_chains/0/transport_socket/typed_config/common_tls_context";
+    let places = [
+        ("/tls_certificate_sds_secret_configs/0/sds_config", "certificate.json"),
+        (
+            "/combined_validation_context/validation_context_sds_secret_config/sds_config",
+            "roots.json",
+        ),
+    ];
+    for (place, name) in places {
+        let place = format!("{context}{place}/path_config_source/path");
+        let path = bootstrap.0.pointer_mut(&place);
+        let path = path.ok_or_else(|| Error::new(format!("envoy-mesh.yaml has no `{place}`")))?;
+        *path =
+            json!(directory.join(CERTIFICATES).join(DESTINATION).join(name).display().to_string());
+    }
+    let port = "/static_resources/listeners/1/address/socket_address/port_value";
+    *bootstrap.0.pointer_mut(port).context("the listener for health checks")? = json!(0);
+    Ok(())
+}

@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tokio_rustls::TlsConnector;
 
+use crate::ORDERS;
 use crate::client::{Answer, Call};
 use crate::consul::Client;
 use crate::error::Result;
@@ -17,7 +18,6 @@ use crate::mesh::client::{Leaf, connector, roots, spiffe_id};
 use crate::mesh::intentions::{self, Action};
 use crate::mesh::probe::Probe;
 use crate::mesh::services::{self, DESTINATION};
-use crate::ORDERS;
 
 /// A service that no intention names: one of `*`.
 const ANYBODY: &str = "some-service";
@@ -119,7 +119,9 @@ impl Mesh {
         } else if before == after {
             format!("{title}: intentions have `{caller}` {what}, as before\n")
         } else {
-            format!("{title}: {millis:.1} ms after this was begun, `{caller}` is {what} by all {workers} workers of the gate\n")
+            format!(
+                "{title}: {millis:.1} ms after this was begun, `{caller}` is {what} by all {workers} workers of the gate\n"
+            )
         };
         Ok((text, Some(caller.to_owned())))
     }
@@ -180,7 +182,9 @@ impl Mesh {
             };
             lines.push(format!(
                 "  {name:24} good until {}, serial number {}, generation {}\n",
-                text("expires"), text("serial"), text("generation"),
+                text("expires"),
+                text("serial"),
+                text("generation"),
             ));
         }
         lines.sort_unstable();
