@@ -678,7 +678,8 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     bootstrap.set_admin_port(options.admin_port)?;
     bootstrap.set_listener_port(options.listener_port)?;
     // Where nobody listens, unless there is a Consul, or a test has a collector of audit records.
-    for cluster in ["consul", "audit"] {
+    let absent: &[&str] = if mesh.is_none() { &["consul", "audit"] } else { &[] };
+    for cluster in absent {
         bootstrap.set_endpoint(cluster, SocketAddr::from(([127, 0, 0, 1], 1)))?;
     }
     if let Some(ring) = &worker_ring {
