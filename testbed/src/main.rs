@@ -304,6 +304,10 @@ async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<
         }
     };
     let _: Result<(), _> = fs::remove_file(&state);
+    // Nobody is to call a gate that is about to end.
+    if let Some(services) = testbed.mesh.as_ref().and_then(|mesh| mesh.services.as_ref()) {
+        let _: Result<()> = services.deregister().await;
+    }
     // By a signal, so that its audit trail has an end.
     let _: Result<()> = testbed.quit_envoy().await;
     ended

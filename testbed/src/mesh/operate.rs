@@ -181,10 +181,9 @@ impl Operator {
                 None => "?".to_owned(),
             };
             lines.push(format!(
-                "  {name:24} good until {}, serial number {}, generation {}\n",
+                "  {name:24} good until {}, serial number {}\n",
                 text("expires"),
                 text("serial"),
-                text("generation"),
             ));
         }
         lines.sort_unstable();
