@@ -1,4 +1,4 @@
-//! Consul: a real one, as a child process, for policies in its key-value store.
+//! Consul: a real one, as a child process, for policies in its key-value store and as the authority of a mesh.
 //!
 //! Its agent keeps everything in memory: stopped and started again it is empty, and its indexes start low.
 
@@ -22,6 +22,8 @@ const READER: &str = r#"key_prefix "airflow-envoy/policy/" { policy = "read" }"#
 const HOST: &str = "consul.internal";
 /// The header that carries a token.
 const TOKEN: &str = "x-consul-token";
+/// The name of the cluster: what comes before `.consul` in its trust domain.
+pub const CLUSTER_ID: &str = "a1f10e00-0000-4000-8000-00000000c0de";
 
 /// Who may read and write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,48 @@ pub struct Consul {
     /// Its process.
     pub process: Restartable,
     master: Option<String>,
+}
+
+/// Asks a Consul that runs somewhere.
+#[derive(Clone)]
+pub struct Client {
+    address: SocketAddr,
+    token: Option<String>,
+}
+
+impl Client {
+    /// One of the Consul at `address`, with a token where there is access control.
+    pub fn new(address: SocketAddr, token: Option<String>) -> Self {
+        Self { address, token }
+    }
+
+    /// The same, but with a token that nobody had before if it has none: for what Consul keeps for each token.
+    #[must_use]
+    pub fn fresh(&self) -> Self {
+        let token = self.token.clone().unwrap_or_else(uuid);
+        Self { address: self.address, token: Some(token) }
+    }
+
+    /// What Consul answers, if that is 200; null if it is not JSON.
+    ///
+    /// # Errors
+    /// If Consul refuses.
+    pub async fn ask(&self, method: &str, path: &str, body: String) -> Result<Value> {
+        let answer = self.send(method, path, body).await?;
+        if answer.status == 200 { Ok(answer.json()) } else { Err(refusal(&answer)) }
+    }
+
+    /// What Consul answers.
+    ///
+    /// # Errors
+    /// If there is no whole answer.
+    pub async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer> {
+        let mut call = Call::new(method, HOST, path).body(body);
+        if let Some(token) = &self.token {
+            call = call.header(TOKEN, token);
+        }
+        call.send(self.address, None).await
+    }
 }
 
 /// The Consul to run; an error says why there is none.
@@ -74,6 +118,12 @@ impl Consul {
             "client_addr": "127.0.0.1",
             "datacenter": "dc1",
             "node_name": "testbed",
+            // The name of the mesh's trust domain, which stands in configurations.
+            "connect": {
+                "enabled": true,
+                "ca_provider": "consul",
+                "ca_config": { "cluster_id": CLUSTER_ID, "leaf_cert_ttl": "1h" },
+            },
             "disable_update_check": true,
             "disable_anonymous_signature": true,
             "ports": {
@@ -164,15 +214,45 @@ impl Consul {
         made.get("SecretID").and_then(Value::as_str).map(str::to_owned).context("a new token")
     }
 
-    /// Waits until it has elected itself, and reads and, with access control, knows its master token.
+    /// A new token of `service`: it may register the service and have its certificates.
+    ///
+    /// # Errors
+    /// If Consul has no access control, or refuses.
+    pub async fn service_token(&self, service: &str) -> Result<String> {
+        let token = json!({ "ServiceIdentities": [{ "ServiceName": service }] }).to_string();
+        let made = self.ask("PUT", "/v1/acl/token", token).await?;
+        made.get("SecretID").and_then(Value::as_str).map(str::to_owned).context("a new token")
+    }
+
+    /// Changes the mesh's certificate authority: how long its certificates live from now on (at least an hour, unless
+    /// Consul is told to accept anything, which this does; it dates them back by a minute), and its key, if there is one.
+    ///
+    /// # Errors
+    /// If Consul refuses.
+    pub async fn set_authority(&self, lifetime: Duration, key: Option<&str>) -> Result<()> {
+        let mut wanted = json!({
+            "LeafCertTTL": format!("{}s", lifetime.as_secs().saturating_add(60)),
+            "SkipValidate": true,
+            "cluster_id": CLUSTER_ID,
+        });
+        if let (Some(key), Some(members)) = (key, wanted.as_object_mut()) {
+            members.insert("PrivateKey".to_owned(), key.into());
+        }
+        let wanted = json!({ "Provider": "consul", "Config": wanted }).to_string();
+        self.ask("PUT", "/v1/connect/ca/configuration", wanted).await.map(|_| ())
+    }
+
+    /// Waits until it has elected itself, and reads and has an authority for the mesh and, with access control, knows its master token.
     async fn ready(&self) -> Result<()> {
         let path = if self.master.is_some() { "/v1/acl/token/self" } else { "/v1/kv/?keys" };
         let deadline = Instant::now() + Duration::from_secs(15);
         while Instant::now() < deadline && self.process.is_running() {
             let leader = self.send("GET", "/v1/status/leader", String::new()).await;
             let answer = self.send("GET", path, String::new()).await;
+            let roots = self.send("GET", "/v1/connect/ca/roots", String::new()).await;
             if leader.is_ok_and(|leader| leader.text().len() > 2)
                 && answer.is_ok_and(|answer| matches!(answer.status, 200 | 404))
+                && roots.is_ok_and(|roots| has_root(&roots.json()))
             {
                 return Ok(());
             }
@@ -181,18 +261,23 @@ impl Consul {
         Err(self.process.failed("does not get ready"))
     }
 
+    /// One that may do everything.
+    pub fn client(&self) -> Client {
+        Client::new(self.address, self.master.clone())
+    }
+
     async fn ask(&self, method: &str, path: &str, body: String) -> Result<Value> {
-        let answer = self.send(method, path, body).await?;
-        if answer.status == 200 { Ok(answer.json()) } else { Err(refusal(&answer)) }
+        self.client().ask(method, path, body).await
     }
 
     async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer> {
-        let mut call = Call::new(method, HOST, path).body(body);
-        if let Some(master) = &self.master {
-            call = call.header(TOKEN, master);
-        }
-        call.send(self.address, None).await
+        self.client().send(method, path, body).await
     }
+}
+
+/// Whether a list of roots has an active one.
+fn has_root(roots: &Value) -> bool {
+    roots.get("ActiveRootID").and_then(Value::as_str).is_some_and(|id| !id.is_empty())
 }
 
 fn refusal(answer: &Answer) -> Error {

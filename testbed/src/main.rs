@@ -9,13 +9,18 @@ use std::time::Duration;
 
 use airflow_envoy_testbed::airflow::{self, Api, Run};
 use airflow_envoy_testbed::certificates::connector;
+use airflow_envoy_testbed::consul::Client;
 use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
+use airflow_envoy_testbed::load::Credentials;
+use airflow_envoy_testbed::mesh::intentions::Action;
+use airflow_envoy_testbed::mesh::operate::{Change, Operator};
+use airflow_envoy_testbed::mesh::services::WORKER;
 use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
 use airflow_envoy_testbed::{
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, repository,
-    write_private,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, mesh,
+    repository, write_private,
 };
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -41,6 +46,9 @@ enum Verb {
         /// A real Airflow, too.
         #[arg(long)]
         airflow: bool,
+        /// In a mesh, with a real Consul.
+        #[arg(long)]
+        consul: bool,
     },
     /// Call through Envoy as an Airflow task, and show the whole answer.
     Call(Box<CallArguments>),
@@ -59,6 +67,11 @@ enum Verb {
     },
     /// Show processes, ports, health and decisions.
     Status,
+    /// Let one service of the mesh call another, or not; `*` is every service.
+    Intention {
+        #[command(subcommand)]
+        verb: IntentionVerb,
+    },
     /// Make the OIDC provider sign with new keys.
     Rotate {
         /// Drop the old keys at once, as after a leak.
@@ -101,7 +114,30 @@ enum Verb {
         /// And has Airflow.
         #[arg(long)]
         airflow: bool,
+        /// And is in a mesh.
+        #[arg(long)]
+        consul: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum IntentionVerb {
+    /// Allow it, and wait until the gate acts by it.
+    Allow(Pair),
+    /// Deny it, and wait until the gate acts by it.
+    Deny(Pair),
+    /// Forget what was said of the two, and wait until the gate acts by it.
+    Delete(Pair),
+    /// Show all, those that count more first.
+    List,
+}
+
+#[derive(Args)]
+struct Pair {
+    /// The service that calls, as `airflow-worker`.
+    source: String,
+    /// The service that is called, as `orders`.
+    destination: String,
 }
 
 #[derive(Args)]
@@ -151,6 +187,9 @@ struct CallArguments {
     /// By HTTP/2.
     #[arg(long)]
     http2: bool,
+    /// In the mesh: call the gate as this service, with a certificate of its own, instead of through the worker's Envoy.
+    #[arg(long = "as", value_name = "SERVICE")]
+    service: Option<String>,
 }
 
 #[tokio::main]
@@ -158,20 +197,31 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let directory = cli.directory.unwrap_or_else(|| repository().join(".testbed/run"));
     let done = match cli.command {
-        Verb::Run { airflow } => run(&directory, airflow).await.map(|()| String::new()),
+        Verb::Run { airflow, consul } => {
+            run(&directory, airflow, consul).await.map(|()| String::new())
+        }
         Verb::Call(arguments) => call(&directory, *arguments).await,
         Verb::Show => show(&directory).await,
         Verb::ShowAirflow => show_airflow(&directory).await,
         Verb::Trigger { dag, conf } => trigger(&directory, &dag, &conf).await,
         Verb::Status => status(&directory).await,
+        Verb::Intention { verb } => intention(&directory, verb).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
         Verb::AuditCost { rounds } => audit_cost(rounds).await,
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
-        Verb::Running { airflow } => Running::find(&directory).and_then(|running| {
-            if airflow { running.airflow_home().map(|_| String::new()) } else { Ok(String::new()) }
+        Verb::Running { airflow, consul } => Running::find(&directory).and_then(|running| {
+            if airflow {
+                running.airflow_home()?;
+            }
+            // The two differ in where calls go: one that is up is not the other.
+            match (consul, running.mesh()) {
+                (true, Err(error)) => Err(error),
+                (false, Ok(_)) => Err(Error::new("a testbed in a mesh is running")),
+                _ => Ok(String::new()),
+            }
         }),
     };
     match done {
@@ -188,7 +238,7 @@ async fn main() -> ExitCode {
 }
 
 /// Runs a testbed in `directory`, which `state.json` describes as long as it is ready.
-async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
+async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<()> {
     // Signals first: one that arrives while we start must end us, too.
     let mut interrupted = signal(SignalKind::interrupt()).context("listening for signals")?;
     let mut terminated = signal(SignalKind::terminate()).context("listening for signals")?;
@@ -215,6 +265,7 @@ async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
         admin_port: preferred(9901),
         directory: Some(directory.to_owned()),
         policy: Source::File(policy),
+        mesh: with_consul.then(|| mesh::Options::whole(preferred(10001))),
         airflow: with_airflow.then(|| airflow::Options {
             triggerer: true,
             port: preferred(8080),
@@ -253,6 +304,10 @@ async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
         }
     };
     let _: Result<(), _> = fs::remove_file(&state);
+    // Nobody is to call a gate that is about to end.
+    if let Some(services) = testbed.mesh.as_ref().and_then(|mesh| mesh.services.as_ref()) {
+        let _: Result<()> = services.deregister().await;
+    }
     // By a signal, so that its audit trail has an end.
     let _: Result<()> = testbed.quit_envoy().await;
     ended
@@ -301,6 +356,17 @@ impl Running {
     fn airflow_home(&self) -> Result<PathBuf> {
         let home = self.state.pointer("/airflow/home").and_then(Value::as_str).map(PathBuf::from);
         home.ok_or_else(|| Error::new("no Airflow is running: `scripts/testbed up --airflow`"))
+    }
+
+    /// The mesh.
+    fn mesh(&self) -> Result<Operator> {
+        let folder = self.state.pointer("/mesh/certificates").and_then(Value::as_str);
+        let none = || Error::new("no mesh is running: `scripts/testbed up --consul`");
+        Ok(Operator {
+            certificates: folder.map(PathBuf::from).ok_or_else(none)?,
+            consul: Client::new(self.address("consul")?, None),
+            gate: self.address("listener")?,
+        })
     }
 
     /// The API of Airflow.
@@ -359,10 +425,19 @@ async fn call(directory: &Path, arguments: CallArguments) -> Result<String> {
     if arguments.http2 {
         call = call.http2();
     }
-    let answer = call.send(running.address("listener")?, None).await?;
-    let CallArguments { method, host, path, dag, task, team, .. } = arguments;
+    let CallArguments { method, host, path, dag, task, team, service, .. } = arguments;
+    let (answer, from) = match (service, running.mesh()) {
+        (Some(service), mesh) => {
+            (mesh?.call_as(&service, call).await?, format!(", from service `{service}`"))
+        }
+        (None, Ok(_)) => {
+            let answer = call.send(running.address("worker")?, None).await?;
+            (answer, format!(", from service `{WORKER}`"))
+        }
+        (None, Err(_)) => (call.send(running.address("listener")?, None).await?, String::new()),
+    };
     Ok(format!(
-        "{method} http://{host}{path}\nas task `{task}` of DAG `{dag}`, team `{team}`\n\n{}",
+        "{method} http://{host}{path}\nas task `{task}` of DAG `{dag}`, team `{team}`{from}\n\n{}",
         shown(&answer)
     ))
 }
@@ -372,19 +447,48 @@ async fn show(directory: &Path) -> Result<String> {
     let allowed = call(directory, CallArguments::example()).await?;
     let another = CallArguments { team: "sales".to_owned(), ..CallArguments::example() };
     let denied = call(directory, another).await?;
-    let rule = |title: &str| format!("── {title} {}\n", "─".repeat(70 - title.len()));
-    Ok(format!("{}{allowed}\n{}{denied}", rule("allowed"), rule("denied")))
+    let mut text = format!("{}{allowed}\n{}{denied}", rule("allowed"), rule("denied"));
+    if Running::find(directory)?.mesh().is_ok() {
+        let service = Some("airflow-scheduler".to_owned());
+        let other = call(directory, CallArguments { service, ..CallArguments::example() }).await?;
+        text += &format!("\n{}{other}", rule("the same call from another service"));
+    }
+    Ok(text)
+}
+
+fn rule(title: &str) -> String {
+    format!("── {title} {}\n", "─".repeat(70_usize.saturating_sub(title.len())))
+}
+
+async fn intention(directory: &Path, verb: IntentionVerb) -> Result<String> {
+    let mesh = Running::find(directory)?.mesh()?;
+    let (change, Pair { source, destination }) = match verb {
+        IntentionVerb::List => return mesh.intentions().await,
+        IntentionVerb::Allow(pair) => (Change::Put(Action::Allow), pair),
+        IntentionVerb::Deny(pair) => (Change::Put(Action::Deny), pair),
+        IntentionVerb::Delete(pair) => (Change::Delete, pair),
+    };
+    let running = Running::find(directory)?;
+    let CallArguments { dag, task, team, path, .. } = CallArguments::example();
+    let token = running.oidc()?.token(&TokenRequest::default()).await?;
+    let identity = running.identity(&Task::new(&dag, &task).team(&team), Some(&token)).await?;
+    let credentials = Credentials::new(&token, &identity)?;
+    let (mut text, caller) = mesh.change(change, &source, &destination, &path, credentials).await?;
+    if let Some(service) = caller {
+        let next = CallArguments { service: Some(service), ..CallArguments::example() };
+        text += &format!("\n{}{}", rule("the next call"), call(directory, next).await?);
+    }
+    Ok(text)
 }
 
 /// A DAG that the policy allows and one that it denies: what their tasks did, and what the denied one's log says.
 async fn show_airflow(directory: &Path) -> Result<String> {
     let api = Running::find(directory)?.airflow().await?;
-    let rule = |title: &str| format!("\n── {title} {}\n", "─".repeat(70 - title.len()));
     // Both at once.
     let allowed = api.trigger("ds_orders", json!({})).await?;
     let denied = api.trigger("etl_orders", json!({})).await?;
-    let mut text = rule("Airflow: allowed") + &ran(&api, &allowed, false).await?;
-    text += &rule("Airflow: denied");
+    let mut text = format!("\n{}", rule("Airflow: allowed")) + &ran(&api, &allowed, false).await?;
+    text += &format!("\n{}", rule("Airflow: denied"));
     text += &ran(&api, &denied, true).await?;
     Ok(text)
 }
@@ -433,8 +537,7 @@ impl CallArguments {
 
 async fn status(directory: &Path) -> Result<String> {
     let running = Running::find(directory)?;
-    let number =
-        |pointer: &str| running.state.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let number = |pointer: &str| running.state.pointer(pointer).and_then(Value::as_u64);
     let clusters = running.admin("/clusters").await?.text();
     let health = |cluster: &str| {
         let flags = clusters
@@ -444,9 +547,12 @@ async fn status(directory: &Path) -> Result<String> {
         flags.map_or_else(String::new, |(_, flags)| flags.trim_matches('/').replace('/', ", "))
     };
     let mut text = String::from("processes\n");
-    for name in ["supervisor", "processes/envoy", "processes/oidc"] {
-        let short = name.trim_start_matches("processes/");
-        text += &format!("  {short:12} {}\n", number(&format!("/{name}")));
+    for name in
+        ["supervisor", "processes/envoy", "processes/worker", "processes/oidc", "processes/consul"]
+    {
+        if let Some(id) = number(&format!("/{name}")) {
+            text += &format!("  {:12} {id}\n", name.trim_start_matches("processes/"));
+        }
     }
     let components = running.state.pointer("/airflow/processes").and_then(Value::as_array);
     for (name, id) in
@@ -472,6 +578,9 @@ async fn status(directory: &Path) -> Result<String> {
             cluster => health(cluster),
         };
         text += &format!("  {name:12} {:16} {health}\n", address.as_str().unwrap_or_default());
+    }
+    if let Ok(mesh) = running.mesh() {
+        text += &mesh.status().await?;
     }
     text += "decisions\n";
     let stats = running.admin("/stats?filter=airflow_envoy&usedonly").await?.text();
