@@ -43,8 +43,12 @@ fn all(intentions: &[Value]) -> Intentions {
     parse(&json!({ "orders": intentions }), &settings()).unwrap()
 }
 
-fn id(service: &str) -> String {
-    format!("spiffe://{DOMAIN}/ns/default/dc/dc1/svc/{service}")
+fn id(service: &str) -> SpiffeId {
+    peer(&format!("spiffe://{DOMAIN}/ns/default/dc/dc1/svc/{service}"))
+}
+
+fn peer(text: &str) -> SpiffeId {
+    SpiffeId::parse(text.as_bytes()).unwrap()
 }
 
 fn ask<'i>(intentions: &'i Intentions, service: &str) -> Result<Matched<'i>, Reject> {
@@ -60,13 +64,7 @@ fn judge<'i>(
 ) -> Result<Matched<'i>, Reject> {
     let token = claims.map(|claims| Token { issuer: "idp", claims });
     let id = id(service);
-    intentions.judge(&Question {
-        spiffe_id: Some(&id),
-        method: "GET",
-        path: Some(path),
-        headers,
-        token,
-    })
+    intentions.judge(&Question { peer: Some(&id), method: "GET", path: Some(path), headers, token })
 }
 
 /// With permissions for `web`.
@@ -84,19 +82,13 @@ fn the_most_exact_destination_then_the_most_exact_source_decides_and_is_final() 
         one("api", "orders", &allow),
     ]);
     let order: Vec<_> = set.order().collect();
-    assert_eq!(
-        order,
-        [("api => orders", 9), ("* => orders", 8), ("web => *", 6), ("* => *", 5)]
-    );
+    assert_eq!(order, [("api => orders", 9), ("* => orders", 8), ("web => *", 6), ("* => *", 5)]);
     assert_eq!(ask(&set, "api").unwrap().intention, Some("api => orders"));
     // An exact source with any destination loses.
     let reject = ask(&set, "web").unwrap_err();
     assert_eq!(reject.code, Code::IntentionDenied);
     assert_eq!(reject.rule.as_deref(), Some("mesh/* => orders"));
-    assert_eq!(
-        reject.detail,
-        "Consul intentions `mesh`: `* => orders` (precedence 8) denies"
-    );
+    assert_eq!(reject.detail, "Consul intentions `mesh`: `* => orders` (precedence 8) denies");
 }
 
 #[test]
@@ -107,10 +99,7 @@ fn without_an_intention_the_default_decides() {
         let reject = ask(&set, "web").unwrap_err();
         assert_eq!(
             (reject.rule, reject.detail.as_str()),
-            (
-                None,
-                "Consul intentions `mesh`: none is about `web`, and the default denies"
-            )
+            (None, "Consul intentions `mesh`: none is about `web`, and the default denies")
         );
     }
     settings.default = DefaultAction::Allow;
@@ -125,14 +114,20 @@ fn who_is_no_service_of_this_mesh_is_denied_whatever_the_default() {
     let set = parse(&json!({"orders": [one("*", "*", &allow)]}), &settings).unwrap();
     let foreign = "spiffe://other.consul/ns/default/dc/dc1/svc/web";
     let plain = format!("spiffe://{DOMAIN}/web");
-    for spiffe_id in [None, Some(foreign), Some(&plain)] {
-        let question =
-            Question { spiffe_id, method: "GET", path: Some("/"), headers: &[], token: None };
-        assert_eq!(set.judge(&question).unwrap_err().code, Code::IntentionDenied, "{spiffe_id:?}");
+    for id in [None, Some(foreign), Some(&plain)] {
+        let id = id.map(peer);
+        let question = Question {
+            peer: id.as_ref(),
+            method: "GET",
+            path: Some("/"),
+            headers: &[],
+            token: None,
+        };
+        assert_eq!(set.judge(&question).unwrap_err().code, Code::IntentionDenied, "{id:?}");
     }
-    let elsewhere = format!("spiffe://{DOMAIN}/ap/edge/ns/default/dc/dc1/svc/web");
+    let elsewhere = peer(&format!("spiffe://{DOMAIN}/ap/edge/ns/default/dc/dc1/svc/web"));
     let question = Question {
-        spiffe_id: Some(&elsewhere),
+        peer: Some(&elsewhere),
         method: "GET",
         path: Some("/"),
         headers: &[],
@@ -150,22 +145,14 @@ fn namespaces_partitions_and_peers_are_told_apart() {
         one("api", "orders", &json!({"Action": "allow", "SourcePeer": "other"})),
     ]);
     let ask = |path: &str| {
-        let id = format!("spiffe://{DOMAIN}{path}");
-        let question = Question {
-            spiffe_id: Some(&id),
-            method: "GET",
-            path: Some("/"),
-            headers: &[],
-            token: None,
-        };
+        let id = peer(&format!("spiffe://{DOMAIN}{path}"));
+        let question =
+            Question { peer: Some(&id), method: "GET", path: Some("/"), headers: &[], token: None };
         set.judge(&question).map(|matched| matched.intention.map(str::to_owned))
     };
     assert_eq!(ask("/ns/team/dc/dc9/svc/web").unwrap().as_deref(), Some("team/web => orders"));
     assert!(ask("/ns/default/dc/dc1/svc/web").is_err());
-    assert_eq!(
-        ask("/ap/edge/ns/any/dc/dc1/svc/x").unwrap().as_deref(),
-        Some("edge/*/* => orders")
-    );
+    assert_eq!(ask("/ap/edge/ns/any/dc/dc1/svc/x").unwrap().as_deref(), Some("edge/*/* => orders"));
     assert!(ask("/ns/default/dc/dc1/svc/api").is_err());
 }
 
@@ -176,16 +163,18 @@ fn the_first_permission_that_matches_decides_and_none_is_the_default_not_the_nex
         {"Action": "allow", "HTTP": {"PathPrefix": "/v1/", "Methods": ["GET", "POST"]}},
     ]);
     let allow = json!({"Action": "allow"});
-    let set = all(&[
-        one("web", "orders", &json!({ "Permissions": permissions })),
-        one("*", "*", &allow),
-    ]);
+    let set =
+        all(&[one("web", "orders", &json!({ "Permissions": permissions })), one("*", "*", &allow)]);
     let ask = |path| judge(&set, "web", path, &[], None);
     assert_eq!(ask("/v1/a").unwrap().permission, Some(1));
     let reject = ask("/v1/administrator").unwrap_err();
     assert!(reject.detail.ends_with("`web => orders` (precedence 9) denies by its permission 1"));
     let reject = ask("/v2").unwrap_err();
-    assert!(reject.detail.contains("has no permission that this request meets"), "{}", reject.detail);
+    assert!(
+        reject.detail.contains("has no permission that this request meets"),
+        "{}",
+        reject.detail
+    );
     assert!(judge(&set, "api", "/v2", &[], None).is_ok());
     let settings = Settings { default: DefaultAction::Allow, ..settings() };
     let set = one("web", "orders", &json!({ "Permissions": permissions }));
@@ -266,7 +255,7 @@ fn a_token_is_asked_for_by_the_whole_and_by_a_permission() {
     let id = id("web");
     let token = Some(Token { issuer: "other", claims: &foreign });
     let question =
-        Question { spiffe_id: Some(&id), method: "GET", path: Some("/"), headers: &[], token };
+        Question { peer: Some(&id), method: "GET", path: Some("/"), headers: &[], token };
     assert!(whole.judge(&question).is_err());
 }
 
@@ -303,10 +292,19 @@ fn what_is_not_understood_denies_and_says_why() {
         (header(json!({"Name": ":path", "Exact": "a"})), "asks for the header `:path`"),
         (header(json!({"Name": "Host", "Exact": "a"})), "asks for the header `host`"),
         (header(json!({"Exact": 7})), "has a `Exact` that is not a string"),
-        (json!({"Action": "allow", "JWT": {"Providers": [{"Name": "auth0"}]}}), "`auth0`, which `jwt_providers`"),
+        (
+            json!({"Action": "allow", "JWT": {"Providers": [{"Name": "auth0"}]}}),
+            "`auth0`, which `jwt_providers`",
+        ),
         (json!({"Action": "allow", "JWT": {"Providers": []}}), "a `JWT` without providers"),
-        (json!({"Action": "allow", "JWT": {"Providers": [{"Name": "okta", "VerifyClaims": [{"Value": "x"}]}]}}), "whose `Path` is none"),
-        (json!({"Action": "allow", "JWT": {"Providers": [{"Name": "okta", "Scopes": ["x"]}]}}), "has `Scopes`"),
+        (
+            json!({"Action": "allow", "JWT": {"Providers": [{"Name": "okta", "VerifyClaims": [{"Value": "x"}]}]}}),
+            "whose `Path` is none",
+        ),
+        (
+            json!({"Action": "allow", "JWT": {"Providers": [{"Name": "okta", "Scopes": ["x"]}]}}),
+            "has `Scopes`",
+        ),
     ] {
         let allow = json!({"Action": "allow"});
         let set = all(&[one("web", "orders", &more), one("*", "*", &allow)]);
@@ -319,7 +317,8 @@ fn what_is_not_understood_denies_and_says_why() {
         assert_eq!(set.unfit().count(), 1);
     }
     // Consul leaves such members out: they say nothing.
-    let harmless = json!({"Action": "allow", "New": "", "More": null, "List": [], "Flag": false, "Count": 0});
+    let harmless =
+        json!({"Action": "allow", "New": "", "More": null, "List": [], "Flag": false, "Count": 0});
     assert!(ask(&all(&[one("web", "orders", &harmless)]), "web").is_ok());
 }
 
@@ -336,7 +335,10 @@ fn a_document_about_something_else_or_without_names_is_none() {
         (json!({"orders": "x"}), "of the destination and of no other"),
         (listed(json!(7)), "intention 0 is not an object"),
         (listed(one("web", "billing", &allow)), "is about `billing`"),
-        (listed(one("web", "orders", &json!({"DestinationNS": "team"}))), "not about the destination"),
+        (
+            listed(one("web", "orders", &json!({"DestinationNS": "team"}))),
+            "not about the destination",
+        ),
         (listed(one("", "orders", &allow)), "has no `SourceName`"),
         (listed(one("airflow-*", "orders", &allow)), "which is no name"),
         (listed(one("web", "orders", &json!({"SourceName": 7}))), "not a string"),
@@ -345,7 +347,10 @@ fn a_document_about_something_else_or_without_names_is_none() {
         assert!(error.contains(words), "{answer}: {error}");
     }
     for text in ["", "<html>", "7", "12\n", "x\n{}", "{\"orders\":[],\"orders\":[]}"] {
-        assert!(Intentions::parse(text.as_bytes(), &settings(), &Limits::DEFAULT).is_err(), "{text}");
+        assert!(
+            Intentions::parse(text.as_bytes(), &settings(), &Limits::DEFAULT).is_err(),
+            "{text}"
+        );
     }
     let few = Limits { intentions: 1, ..Limits::DEFAULT };
     let two = json!({"orders": [one("a", "orders", &allow), one("b", "orders", &allow)]});
@@ -364,11 +369,14 @@ fn entry(name: &str, sources: &Value) -> Value {
 #[test]
 fn configuration_entries_say_the_same_as_answers_to_match() {
     let settings = Settings { entries: true, ..settings() };
-    let mut own = entry("orders", &json!([
-        {"Name": "web", "Type": "consul", "Precedence": 9, "Description": "x", "Permissions": [
-            {"Action": "allow", "HTTP": {"PathPrefix": "/v1/"}}]},
-        {"Name": "*", "Type": "consul", "Action": "deny", "LegacyID": "x", "Precedence": 8},
-    ]));
+    let mut own = entry(
+        "orders",
+        &json!([
+            {"Name": "web", "Type": "consul", "Precedence": 9, "Description": "x", "Permissions": [
+                {"Action": "allow", "HTTP": {"PathPrefix": "/v1/"}}]},
+            {"Name": "*", "Type": "consul", "Action": "deny", "LegacyID": "x", "Precedence": 8},
+        ]),
+    );
     let any = entry("*", &json!([{"Name": "api", "Action": "allow", "Precedence": 6}]));
     let set = parse(&json!([own, any]), &settings).unwrap();
     let order: Vec<_> = set.order().map(|(name, _)| name).collect();
