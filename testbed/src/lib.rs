@@ -51,6 +51,9 @@ use crate::envoy::Launch;
 use crate::error::{Context as _, Error, Result};
 use crate::identity::{IdentityIssuer, secret};
 use crate::mesh::Mesh;
+use crate::mesh::operate::Operator;
+use crate::mesh::services::Places;
+use crate::mesh::worker::Worker;
 use crate::process::{Process, Restartable, find};
 use crate::upstream::Upstream;
 
@@ -397,8 +400,14 @@ impl Testbed {
             .collect();
         json!({
             "supervisor": std::process::id(),
-            "processes": { "envoy": self.envoy.id(), "oidc": self.provider.id() },
+            "processes": {
+                "envoy": self.envoy.id(),
+                "oidc": self.provider.id(),
+                "consul": self.consul.as_ref().map(|consul| consul.process.id()),
+                "worker": self.worker().map(Worker::process),
+            },
             "addresses": addresses,
+            "mesh": self.mesh.as_ref().map(|mesh| json!({ "certificates": mesh.certificates() })),
             "airflow": self.real_airflow.as_ref().map(|airflow| json!({
                 "processes": airflow.processes(),
                 "address": airflow.address.to_string(),
@@ -419,7 +428,20 @@ impl Testbed {
         if !self.provider.is_running() {
             return Err(self.provider.failed("ended"));
         }
+        self.worker().map_or(Ok(()), Worker::check)?;
         self.real_airflow.as_ref().map_or(Ok(()), Airflow::check)
+    }
+
+    /// The Envoy beside the worker, if there is one.
+    pub fn worker(&self) -> Option<&Worker> {
+        self.mesh.as_ref()?.worker.as_ref()
+    }
+
+    /// The mesh as an operator sees it, if there is one.
+    pub fn operator(&self) -> Option<Operator> {
+        let (mesh, consul) = (self.mesh.as_ref()?, self.consul.as_ref()?);
+        let certificates = mesh.certificates().to_owned();
+        Some(Operator { consul: consul.client(), gate: self.listener, certificates })
     }
 }
 
@@ -614,7 +636,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         (Some(consul), Some(Access::ByToken)) => Some(consul.reader().await?),
         _ => None,
     };
-    let mesh = match (&options.mesh, &consul, consul_access) {
+    let mut mesh = match (&options.mesh, &consul, consul_access) {
         (Some(options), Some(consul), Some(access)) => {
             Some(Mesh::start(options, consul, access, &directory).await?)
         }
@@ -634,7 +656,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
             authority_file: &authority_file,
             idp,
             client_secret: &oidc.secret,
-            threads,
+            threads: threads.clone(),
         };
         real_airflow = Some(Airflow::start(options, around).await?);
     }
@@ -656,7 +678,8 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     bootstrap.set_admin_port(options.admin_port)?;
     bootstrap.set_listener_port(options.listener_port)?;
     // Where nobody listens, unless there is a Consul, or a test has a collector of audit records.
-    for cluster in ["consul", "audit"] {
+    let absent: &[&str] = if mesh.is_none() { &["consul", "audit"] } else { &[] };
+    for cluster in absent {
         bootstrap.set_endpoint(cluster, SocketAddr::from(([127, 0, 0, 1], 1)))?;
     }
     if let Some(ring) = &worker_ring {
@@ -707,8 +730,20 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let (envoy, listening) = launch.run(&told).await?;
     let (admin, listener) = (listening.admin, listening.first()?);
     let second = listening.listeners.get(1).copied().flatten();
+    let mut worker = None;
+    if let (Some(mesh), Some(consul), Some(options)) = (&mut mesh, &consul, &options.mesh) {
+        let destination = addresses.iter().find(|(name, _)| *name == "orders");
+        let places = Places {
+            destination: destination.context("the destination")?.1,
+            gate: listener,
+            health: second.context("the listener for health checks")?,
+        };
+        mesh.settle(options, consul, places, &threads).await?;
+        worker = mesh.worker.as_ref().map(|worker| worker.address);
+    }
+    addresses.extend(worker.map(|address| ("worker", address)));
     if let Some(airflow) = &real_airflow {
-        airflow.egress.lead_to(Some(listener));
+        airflow.egress.lead_to(Some(worker.unwrap_or(listener)));
     }
 
     let addresses =

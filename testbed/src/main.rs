@@ -15,12 +15,12 @@ use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
 use airflow_envoy_testbed::load::Credentials;
 use airflow_envoy_testbed::mesh::intentions::Action;
-use airflow_envoy_testbed::mesh::operate::{Change, Mesh};
+use airflow_envoy_testbed::mesh::operate::{Change, Operator};
 use airflow_envoy_testbed::mesh::services::WORKER;
 use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
 use airflow_envoy_testbed::{
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, repository,
-    write_private,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, mesh,
+    repository, write_private,
 };
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -265,6 +265,7 @@ async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<
         admin_port: preferred(9901),
         directory: Some(directory.to_owned()),
         policy: Source::File(policy),
+        mesh: with_consul.then(|| mesh::Options::whole(preferred(10001))),
         airflow: with_airflow.then(|| airflow::Options {
             triggerer: true,
             port: preferred(8080),
@@ -303,6 +304,10 @@ async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<
         }
     };
     let _: Result<(), _> = fs::remove_file(&state);
+    // Nobody is to call a gate that is about to end.
+    if let Some(services) = testbed.mesh.as_ref().and_then(|mesh| mesh.services.as_ref()) {
+        let _: Result<()> = services.deregister().await;
+    }
     // By a signal, so that its audit trail has an end.
     let _: Result<()> = testbed.quit_envoy().await;
     ended
@@ -354,10 +359,10 @@ impl Running {
     }
 
     /// The mesh.
-    fn mesh(&self) -> Result<Mesh> {
+    fn mesh(&self) -> Result<Operator> {
         let folder = self.state.pointer("/mesh/certificates").and_then(Value::as_str);
         let none = || Error::new("no mesh is running: `scripts/testbed up --consul`");
-        Ok(Mesh {
+        Ok(Operator {
             certificates: folder.map(PathBuf::from).ok_or_else(none)?,
             consul: Client::new(self.address("consul")?, None),
             gate: self.address("listener")?,
@@ -532,8 +537,7 @@ impl CallArguments {
 
 async fn status(directory: &Path) -> Result<String> {
     let running = Running::find(directory)?;
-    let number =
-        |pointer: &str| running.state.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let number = |pointer: &str| running.state.pointer(pointer).and_then(Value::as_u64);
     let clusters = running.admin("/clusters").await?.text();
     let health = |cluster: &str| {
         let flags = clusters
@@ -543,9 +547,12 @@ async fn status(directory: &Path) -> Result<String> {
         flags.map_or_else(String::new, |(_, flags)| flags.trim_matches('/').replace('/', ", "))
     };
     let mut text = String::from("processes\n");
-    for name in ["supervisor", "processes/envoy", "processes/oidc"] {
-        let short = name.trim_start_matches("processes/");
-        text += &format!("  {short:12} {}\n", number(&format!("/{name}")));
+    for name in
+        ["supervisor", "processes/envoy", "processes/worker", "processes/oidc", "processes/consul"]
+    {
+        if let Some(id) = number(&format!("/{name}")) {
+            text += &format!("  {:12} {id}\n", name.trim_start_matches("processes/"));
+        }
     }
     let components = running.state.pointer("/airflow/processes").and_then(Value::as_array);
     for (name, id) in

@@ -276,7 +276,9 @@ fn read(
     let token_issuers = issuers.as_deref().map(names_of).unwrap_or_default();
     let surroundings = Surroundings {
         issuers: token_issuers.iter().map(String::as_str).collect(),
-        trust_domains: None,
+        trust_domains: peer.as_ref().and_then(Option::as_ref).map(|peer: &peer::Settings| {
+            peer.trust_domains.iter().map(|domain| &**domain).collect()
+        }),
         environment,
         max_age: None,
     };

@@ -134,9 +134,9 @@ codes! {
         "call from the service that Airflow runs the task in, or ask who keeps the policy about its `agreement`";
     AssertionNotAllowed "assertion_not_allowed" 403 "This Airflow identity may not be asserted by its issuer or from this peer"
         "ask who keeps the policy whether its `agreement` should let this issuer or peer speak for the task";
+
     IntentionDenied "intention_denied" 403 "Consul's intentions do not allow this call"
         "ask who runs the mesh for an intention that allows this service to call, as `detail` says";
-
     DestinationUnknown "destination_unknown" 403 "No policy for this destination"
         "correct the host, or ask who keeps the policy to add it as a destination";
     PolicyNoMatch "policy_no_match" 403 "No rule allows this call"

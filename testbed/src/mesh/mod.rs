@@ -15,13 +15,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
+use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 
 use crate::bootstrap::Bootstrap;
 use crate::consul::{Access, CLUSTER_ID, Consul};
 use crate::error::{Context as _, Error, Result};
 use crate::mesh::agent::{Agent, Token, Trust};
-use crate::mesh::services::{DESTINATION, WORKER};
+use crate::mesh::intentions::Action;
+use crate::mesh::services::{DESTINATION, Places, Services, TRIGGERER, WORKER};
+use crate::mesh::worker::Worker;
 
 /// The listener of `envoy-mesh.yaml` that peers call, and the one that Consul's health check calls.
 pub const LISTENERS: [&str; 2] = ["mesh", "health"];
@@ -35,16 +38,50 @@ pub struct Options {
     pub services: Vec<String>,
     /// Which roots peers are checked against.
     pub trust: Trust,
+    /// The intentions that there are before anybody calls: what, who calls, who is called.
+    pub intentions: Vec<(Action, &'static str, &'static str)>,
+    /// Registers the services in Consul's catalog.
+    pub catalog: bool,
+    /// Starts the Envoy beside the worker, at this port; 0 for any.
+    pub worker: Option<u16>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { services: vec![WORKER.to_owned()], trust: Trust::Listed }
+        Self {
+            services: vec![WORKER.to_owned()],
+            trust: Trust::Listed,
+            intentions: Vec::new(),
+            catalog: false,
+            worker: None,
+        }
     }
 }
 
-/// The certificates of a mesh.
+impl Options {
+    /// A mesh with everything: all of Airflow's services in the catalog, the Envoy beside the worker at `port` (0 for any),
+    /// and intentions by which tasks, deferred or not, may call the destination and nobody else may.
+    pub fn whole(port: u16) -> Self {
+        Self {
+            services: services::AIRFLOW.map(|(name, _, _)| name.to_owned()).to_vec(),
+            intentions: vec![
+                (Action::Allow, WORKER, DESTINATION),
+                (Action::Allow, TRIGGERER, DESTINATION),
+                (Action::Deny, "*", DESTINATION),
+            ],
+            catalog: true,
+            worker: Some(port),
+            ..Self::default()
+        }
+    }
+}
+
+/// A running mesh.
 pub struct Mesh {
+    /// The services in the catalog, if that was asked for.
+    pub services: Option<Services>,
+    /// The Envoy beside the worker, if it was asked for.
+    pub worker: Option<Worker>,
     consul: SocketAddr,
     access: Access,
     trust: Trust,
@@ -64,6 +101,8 @@ impl Mesh {
         directory: &Path,
     ) -> Result<Self> {
         let mesh = Self {
+            services: None,
+            worker: None,
             consul: consul.address,
             access,
             trust: options.trust,
@@ -74,7 +113,41 @@ impl Mesh {
         {
             mesh.start_agent(service, consul).await?;
         }
+        for (action, source, destination) in &options.intentions {
+            intentions::put(&consul.client(), *action, source, destination).await?;
+        }
         Ok(mesh)
+    }
+
+    /// Starts what needs the gate, which is at `places`.
+    ///
+    /// # Errors
+    /// If Consul refuses a service, or the Envoy beside the worker does not start.
+    pub(crate) async fn settle(
+        &mut self,
+        options: &Options,
+        consul: &Consul,
+        places: Places,
+        threads: &Handle,
+    ) -> Result<()> {
+        if options.catalog {
+            self.services = Some(Services::register(consul.client(), places, threads).await?);
+        }
+        if let Some(port) = options.worker {
+            let around = worker::Surroundings {
+                directory: self.directory.parent().context("a folder")?,
+                certificates: &self.directory.join(WORKER),
+                gate: places.gate,
+                port,
+            };
+            self.worker = Some(Worker::start(around).await?);
+        }
+        Ok(())
+    }
+
+    /// The folder with a folder of certificates for each service.
+    pub fn certificates(&self) -> &Path {
+        &self.directory
     }
 
     /// Starts the agent of one more service on the current runtime.

@@ -22,9 +22,9 @@ use crate::mesh::services::{self, DESTINATION};
 /// A service that no intention names: one of `*`.
 const ANYBODY: &str = "some-service";
 
-/// A mesh, and the gate of its destination.
+/// Who operates a mesh.
 #[derive(Clone)]
-pub struct Mesh {
+pub struct Operator {
     /// Its Consul.
     pub consul: Client,
     /// Where the gate takes calls of the mesh.
@@ -42,7 +42,7 @@ pub enum Change {
     Delete,
 }
 
-impl Mesh {
+impl Operator {
     /// What a caller needs to call the gate as `service`, with a leaf that Consul issues for it now.
     ///
     /// # Errors
@@ -181,10 +181,9 @@ impl Mesh {
                 None => "?".to_owned(),
             };
             lines.push(format!(
-                "  {name:24} good until {}, serial number {}, generation {}\n",
+                "  {name:24} good until {}, serial number {}\n",
                 text("expires"),
                 text("serial"),
-                text("generation"),
             ));
         }
         lines.sort_unstable();

@@ -40,8 +40,8 @@ pub struct Places {
     pub destination: SocketAddr,
     /// Where its gate takes calls of the mesh.
     pub gate: SocketAddr,
-    /// Where the gate says that it is ready.
-    pub admin: SocketAddr,
+    /// Where it says, to Consul, that it takes calls and its destination is healthy.
+    pub health: SocketAddr,
 }
 
 /// The services, as long as this lives.
@@ -147,7 +147,7 @@ fn heartbeat(service: &str) -> String {
 
 /// What Consul is told of each.
 fn definitions(places: Places) -> Vec<Value> {
-    let Places { destination, gate, admin } = places;
+    let Places { destination, gate, health } = places;
     let mut all: Vec<_> = AIRFLOW
         .iter()
         .map(|(name, component, roles)| {
@@ -177,7 +177,7 @@ fn definitions(places: Places) -> Vec<Value> {
         },
         "Checks": [
             {
-                "Name": "gate ready", "HTTP": format!("http://{admin}/ready"),
+                "Name": "gate ready", "HTTP": format!("http://{health}/ready"),
                 "Interval": "1s", "Timeout": "500ms", "DeregisterCriticalServiceAfter": "1m",
             },
             { "Name": "gate listens", "TCP": gate.to_string(), "Interval": "1s", "Timeout": "500ms" },

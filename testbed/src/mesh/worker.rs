@@ -9,6 +9,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -48,10 +49,10 @@ pub(crate) struct Surroundings<'s> {
 }
 
 impl Worker {
-    /// Starts it.
+    /// Starts it and returns when it has found the gate healthy.
     ///
     /// # Errors
-    /// If Envoy does not start.
+    /// If Envoy does not start, or the gate is not healthy within ten seconds.
     pub(crate) async fn start(around: Surroundings<'_>) -> Result<Self> {
         let mut bootstrap = Bootstrap::read(&repository().join("envoy-worker.yaml"))?;
         bootstrap.set_admin_port(0)?;
@@ -77,12 +78,20 @@ impl Worker {
             environment: &[],
         };
         let (process, addresses) = launch.run(&bootstrap).await?;
-        Ok(Self {
+        let worker = Self {
             address: addresses.first()?,
             admin: addresses.admin,
             access: around.directory.join(format!("{ACCESS}.log")),
             process: Mutex::new(process),
-        })
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !worker.gate_is_healthy().await? {
+            if Instant::now() > deadline {
+                return Err(worker.running().failed("does not find the gate healthy"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(worker)
     }
 
     /// The lines of its access log.

@@ -1020,12 +1020,7 @@ impl Gate {
         }
         let issuer = session.token_issuer.and_then(|index| self.tokens.issuers.get(index));
         let caller = intentions::Caller {
-            spiffe_id: session
-                .caller
-                .spiffe_ids
-                .values()
-                .and_then(|ids| ids.first())
-                .map(String::as_str),
+            peer: session.peer.as_ref(),
             token: issuer
                 .map(|issuer| Token { issuer: &issuer.rules.name, claims: &session.caller.claims }),
         };

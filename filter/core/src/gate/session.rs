@@ -15,7 +15,7 @@ use crate::credential::Verified;
 use crate::facts::{Caller, Fact};
 use crate::identity::{TaskIdentity, access_token_hash};
 use crate::jose::base64url;
-use crate::peer::{Kept, Peer, Presented};
+use crate::peer::{Kept, Peer, Presented, SpiffeId};
 use crate::policy::{PolicySet, ShadowVerdict, Standing};
 use crate::quote::quote;
 use crate::reject::{Code, Reject};
@@ -28,6 +28,8 @@ pub(super) struct Session {
     pub(super) identity: Option<Box<[u8]>>,
     /// What came with them about the peer, byte for byte.
     pub(super) presented: Kept,
+    /// Whose certificate it was, if there was one.
+    pub(super) peer: Option<SpiffeId>,
     /// Indices of their issuers.
     pub(super) token_issuer: Option<usize>,
     pub(super) identity_issuer: Option<usize>,
@@ -102,6 +104,7 @@ impl Session {
             token: token.map(Into::into),
             identity: identity.map(Into::into),
             presented: presented.keep(),
+            peer: peer.map(|peer| peer.id),
             token_issuer: from_token.map(|from| from.issuer),
             identity_issuer: from_identity.map(|from| from.issuer),
             valid_from: valid.0,
