@@ -39,7 +39,14 @@ impl Coverage {
     ) {
         self.rules.extend(answer.decider().map(str::to_owned));
         self.rules.extend(answer.shadow.iter().map(|verdict| verdict.rule.to_string()));
-        let Some(inquiry) = policy.evaluator.inquire(caller, request, at) else { return };
+        // Where no rule was asked none was tried.
+        let is_before_rules = answer.outcome.as_ref().is_err_and(|reject| {
+            use airflow_envoy_core::reject::Code;
+            let codes = [Code::PeerNotAllowed, Code::AssertionNotAllowed, Code::IntentionDenied];
+            codes.contains(&reject.code)
+        });
+        let inquiry = policy.evaluator.inquire(caller, request, at);
+        let Some(inquiry) = inquiry.filter(|_| !is_before_rules) else { return };
         let conditions = &mut self.conditions;
         let untried = self.untried.get_or_insert_with(|| {
             let rules = inquiry.rules().map(|rule| {

@@ -13,12 +13,15 @@ use airflow_envoy_core::gate;
 use airflow_envoy_core::identity::TaskIdentity;
 use airflow_envoy_core::jose::{Algorithm, RustCrypto};
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::peer::SpiffeId;
 use airflow_envoy_core::policy::explain::Inquiry;
 use airflow_envoy_core::policy::{GrantDocument, Outcome, Policy, PolicySet, ShadowVerdict, Unfit};
 use airflow_envoy_core::quote::quote;
 use airflow_envoy_core::reject::{Credential, Reject};
 use airflow_envoy_core::time::UnixTime;
 use serde_json::{Map, Value};
+
+use crate::intentions::Mesh;
 
 /// Claims of an identity's `airflow` object, and what else is said about an identity.
 pub const IDENTITY: [&str; 18] = [
@@ -161,6 +164,36 @@ pub struct Peer {
     pub spiffe_id: Option<String>,
 }
 
+impl Peer {
+    /// The facts that the policy sees. A SPIFFE ID says which service it is, as in the filter. Of a service
+    /// alone the SPIFFE ID is unknown.
+    fn describe(&self, caller: &mut Caller) -> Result<(), String> {
+        let Self { service, spiffe_id } = self;
+        let Some(id) = spiffe_id else {
+            caller.services = service.clone().map_or(Fact::Unknown, Fact::one);
+            return Ok(());
+        };
+        let shown = quote(id);
+        let parsed = SpiffeId::parse(id.as_bytes());
+        let parsed =
+            parsed.map_err(|problem| format!("the peer's `spiffe_id` {shown} {problem}"))?;
+        parsed.describe(caller);
+        let known = caller.services.values().and_then(|services| services.first());
+        match service {
+            Some(service) if known != Some(service) => Err(format!(
+                "the peer's `spiffe_id` {shown} is not that of the service {}",
+                quote(service)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// For people: its service, or else its SPIFFE ID.
+    pub fn name(&self) -> &str {
+        self.service.as_deref().or(self.spiffe_id.as_deref()).unwrap_or("?")
+    }
+}
+
 impl Said {
     /// The facts that the policy sees.
     ///
@@ -179,9 +212,8 @@ impl Said {
             verified(Credential::Token, issuer.clone(), key_id.clone(), claims.clone())
         });
         let mut caller = gate::caller(token.as_ref(), identity.as_ref(), task);
-        if let Some(Peer { service, spiffe_id }) = &self.peer {
-            caller.services = service.clone().map_or(Fact::Unknown, Fact::one);
-            caller.spiffe_ids = spiffe_id.clone().map_or(Fact::Unknown, Fact::one);
+        if let Some(peer) = &self.peer {
+            peer.describe(&mut caller)?;
         }
         Ok(caller)
     }
@@ -210,6 +242,9 @@ impl Said {
                 _ => continue,
             };
             told.push_str(&format!(", {name} {shown}"));
+        }
+        if let Some(peer) = &self.peer {
+            told.push_str(&format!(", from {}", quote(peer.name())));
         }
         told
     }
@@ -327,6 +362,7 @@ impl std::fmt::Display for Answer {
 pub struct Evaluator {
     policy: Rc<Policy>,
     set: PolicySet,
+    mesh: Option<Mesh>,
 }
 
 impl Evaluator {
@@ -335,14 +371,19 @@ impl Evaluator {
         let policy = Rc::new(policy);
         // Without a name: of a grant that is for the policy of some source, this is the one.
         let set = PolicySet::new(vec![("".into(), Rc::clone(&policy))]);
-        Self { policy, set }
+        Self { policy, set, mesh: None }
+    }
+
+    /// The same behind these intentions.
+    pub fn behind(self, mesh: Option<Mesh>) -> Self {
+        Self { mesh, ..self }
     }
 
     /// The same with those of these grants that an approver of the policy signed, as they are at `now`, and
     /// why others are left out.
     pub fn with_grants(&self, grants: &GrantDocument, now: UnixTime) -> (Self, Vec<Unfit>) {
         let (set, unfit) = self.set.with_grants(grants, now, &Limits::DEFAULT, &RustCrypto);
-        (Self { policy: Rc::clone(&self.policy), set }, unfit)
+        (Self { policy: Rc::clone(&self.policy), set, mesh: self.mesh.clone() }, unfit)
     }
 
     /// The policy.
@@ -352,7 +393,12 @@ impl Evaluator {
 
     /// Decides a request of `caller` at `now`.
     pub fn decide(&self, caller: &Caller, request: &Request, now: UnixTime) -> Answer {
-        let call = match request.call() {
+        // The mesh would refuse first.
+        let judged = request.call().and_then(|call| match &self.mesh {
+            Some(mesh) => mesh.judge(caller, request).map(|()| call),
+            None => Ok(call),
+        });
+        let call = match judged {
             Ok(call) => call,
             Err(reject) => {
                 return Answer {

@@ -5,12 +5,13 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
-use airflow_envoy_core::facts::Caller;
+use airflow_envoy_core::facts::{Caller, Fact};
 use airflow_envoy_core::intentions::{DefaultAction, Intentions, Question, Settings, Token};
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::peer::SpiffeId;
 use airflow_envoy_core::policy::path;
 use airflow_envoy_core::quote::quote;
 use airflow_envoy_core::reject::{Code, Reject};
@@ -72,10 +73,9 @@ impl Mesh {
             Default::Deny => DefaultAction::Deny,
             Default::Allow => DefaultAction::Allow,
         };
-        let document = std::fs::read(file)
-            .map_err(|error| format!("{}: {error}", file.display()))
-            .and_then(|bytes| Self::new(&bytes, default, options.jwt_provider.clone()).map_err(at(file)))?;
-        Ok(Some(document))
+        let told = |problem: String| format!("{}: {problem}", file.display());
+        let document = std::fs::read(file).map_err(|error| told(error.to_string()))?;
+        Self::new(&document, default, options.jwt_provider.clone()).map(Some).map_err(told)
     }
 
     /// Those of this document.
@@ -120,39 +120,35 @@ impl Mesh {
     ///
     /// # Errors
     /// Why not.
-    pub fn judge(
-        &self,
-        caller: &Caller,
-        token_issuer: Option<&str>,
-        request: &Request,
-    ) -> Result<(), Reject> {
-        let id = caller.spiffe_ids.values().and_then(|ids| ids.first());
-        let trust_domain = id.and_then(|id| id.strip_prefix("spiffe://")?.split('/').next());
+    pub fn judge(&self, caller: &Caller, request: &Request) -> Result<(), Reject> {
+        let first = |fact: &Fact| fact.values().and_then(|values| values.first()).cloned();
+        // Of a service alone intentions need no more than its name.
+        let id = first(&caller.spiffe_ids).or_else(|| {
+            let service = first(&caller.services)?;
+            Some(format!("spiffe://mesh/ns/default/dc/dc1/svc/{service}"))
+        });
+        let peer = id.and_then(|id| SpiffeId::parse(id.as_bytes()).ok());
+        // Without a token there are no claims; with one its issuer is the first.
+        let token = caller.claims.is_object().then(|| first(&caller.issuers)).flatten();
         let intentions = self
-            .of(trust_domain.unwrap_or("mesh"))
+            .of(peer.as_ref().map_or("mesh", SpiffeId::trust_domain))
             .map_err(|problem| Reject::new(Code::IntentionDenied, problem))?;
         let path = if intentions.ask_for_paths() && !request.is_tunnel() {
-            let path = path::normalise(&request.path, &Limits::DEFAULT).map_err(|problem| {
-                Reject::new(Code::PathInvalid, format!("the path {problem}"))
-            })?;
+            let path = path::normalise(&request.path, &Limits::DEFAULT)
+                .map_err(|problem| Reject::new(Code::PathInvalid, format!("the path {problem}")))?;
             Some(path)
         } else {
             None
         };
         let question = Question {
-            spiffe_id: id.map(String::as_str),
+            peer: peer.as_ref(),
             method: &request.method,
             path: path.as_deref(),
             headers: &[],
-            token: token_issuer.map(|issuer| Token { issuer, claims: &caller.claims }),
+            token: token.as_deref().map(|issuer| Token { issuer, claims: &caller.claims }),
         };
         intentions.judge(&question).map(|_| ())
     }
-}
-
-fn at(file: &Path) -> impl Fn(String) -> String {
-    let file = file.display().to_string();
-    move |problem| format!("{file}: {problem}")
 }
 
 /// The destination, whether these are configuration entries, and the document as the filter would get it.
@@ -165,10 +161,14 @@ fn shape(value: Value) -> Result<(String, bool, Value), String> {
             let (every, mut own): (Vec<Value>, Vec<Value>) =
                 entries.into_iter().partition(|entry| name(entry).as_deref() == Some("*"));
             if own.len() > 1 || every.len() > 1 {
-                return Err("has entries of several destinations: it may have one of one, and one of `*`".to_owned());
+                return Err(
+                    "has entries of several destinations: it may have one of one, and one of `*`"
+                        .to_owned(),
+                );
             }
             let own = own.pop();
-            let destination = own.as_ref().and_then(name).unwrap_or_else(|| "destination".to_owned());
+            let destination =
+                own.as_ref().and_then(name).unwrap_or_else(|| "destination".to_owned());
             let every = every.into_iter().next().unwrap_or(Value::Null);
             let parts = Value::Array(vec![own.unwrap_or(Value::Null), every]);
             Ok((destination, true, parts))
@@ -185,5 +185,75 @@ fn shape(value: Value) -> Result<(String, bool, Value), String> {
             }
         }
         _ => Err("is neither an answer to `match` nor `service-intentions` entries".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::{Peer, Said};
+
+    fn judged(document: &str, default: DefaultAction, peer: Peer, request: &str) -> Option<String> {
+        let mesh = Mesh::new(document.as_bytes(), default, Vec::new()).unwrap();
+        let said = Said { peer: Some(peer), ..Said::default() };
+        let request = Request::parse(request).unwrap();
+        mesh.judge(&said.caller().unwrap(), &request).err().map(|reject| reject.detail)
+    }
+
+    fn service(name: &str) -> Peer {
+        Peer { service: Some(name.to_owned()), spiffe_id: None }
+    }
+
+    const MATCH: &str = r#"{"orders": [
+        {"SourceName": "worker", "SourceNS": "default", "DestinationName": "orders", "DestinationNS": "default",
+         "SourceType": "consul", "Action": "allow", "Precedence": 9},
+        {"SourceName": "*", "SourceNS": "default", "DestinationName": "orders", "DestinationNS": "default",
+         "SourceType": "consul", "Action": "deny", "Precedence": 8}]}"#;
+
+    const ENTRY: &str = r#"{"Kind": "service-intentions", "Name": "orders", "Sources": [
+        {"Name": "worker", "Permissions": [
+            {"Action": "allow", "HTTP": {"PathPrefix": "/v1/", "Methods": ["GET"]}}]}]}"#;
+
+    #[test]
+    fn both_forms_of_intentions_are_read_and_decide() {
+        let get = "GET http://orders.internal/v1/orders/7";
+        let deny = DefaultAction::Deny;
+        for (document, who, request, denied) in [
+            (MATCH, "worker", get, None),
+            (MATCH, "batch", get, Some("`* => orders`")),
+            (ENTRY, "worker", get, None),
+            (ENTRY, "worker", "POST http://orders.internal/v1/orders/7", Some("no permission")),
+            (ENTRY, "worker", "GET http://orders.internal/v2", Some("no permission")),
+            (ENTRY, "batch", get, Some("the default denies")),
+        ] {
+            let told = judged(document, deny, service(who), request);
+            match denied {
+                None => assert_eq!(told, None, "{who} {request}"),
+                Some(words) => assert!(told.as_ref().unwrap().contains(words), "{told:?}"),
+            }
+        }
+        assert_eq!(judged(ENTRY, DefaultAction::Allow, service("batch"), get), None);
+        // The whole list of entries, and a peer by its SPIFFE ID.
+        let list = format!("[{ENTRY}]");
+        let id = "spiffe://td.consul/ns/default/dc/dc1/svc/worker".to_owned();
+        let peer = Peer { service: None, spiffe_id: Some(id) };
+        assert_eq!(judged(&list, deny, peer, get), None);
+    }
+
+    #[test]
+    fn what_is_no_file_of_intentions_is_told() {
+        for (document, words) in [
+            ("[", "EOF"),
+            ("7", "neither an answer"),
+            ("[]", "neither an answer"),
+            ("{}", "has no destination"),
+            (r#"{"a": [], "b": []}"#, "several destinations"),
+            (&format!("[{ENTRY}, {ENTRY}]"), "several destinations"),
+            (r#"{"a": 7}"#, ""),
+        ] {
+            let error =
+                Mesh::new(document.as_bytes(), DefaultAction::Deny, Vec::new()).unwrap_err();
+            assert!(error.contains(words), "{document}: {error}");
+        }
     }
 }

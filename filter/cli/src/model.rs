@@ -177,6 +177,13 @@ impl Model {
         self.rules.iter().find(|rule| rule.id == id)
     }
 
+    /// Where the rule or the agreement of this id stands, and which of both it is.
+    pub fn named(&self, id: &str) -> Option<(&'static str, &Place)> {
+        let agreement = self.agreement.iter().flatten().find(|entry| entry.id == id);
+        let agreement = agreement.map(|entry| ("agreement", &entry.place));
+        self.rule(id).map(|rule| ("rule", &rule.place)).or(agreement)
+    }
+
     /// Everything that a caller may be to meet `from`: its roles written out as their selectors. With
     /// too many of them, roles stay what they are, which says less but nothing wrong.
     pub fn ways(&self, from: &Selector) -> Vec<Selector> {

@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use airflow_envoy_core::arrival::CONNECT;
-use airflow_envoy_core::facts::{Caller, Fact};
+use airflow_envoy_core::facts::{Assertion, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::Policy;
 use airflow_envoy_core::policy::explain::glob;
@@ -252,10 +252,12 @@ fn agreed(model: &Model, way: &Selector) -> Vec<Selector> {
     for entry in entries {
         let mut both = way.clone();
         for (field, values) in entry.from.iter().chain(&entry.may_assert) {
-            let name = match both.contains_key(field) {
+            let name = match (field.as_str(), both.contains_key(field)) {
+                // Those of the identity alone.
+                ("issuers" | "key_ids", _) => format!("identity {field}"),
                 // Both must hold, as of what a role asks for.
-                true => format!("{field} of role agreement {}", entry.id),
-                false => field.clone(),
+                (_, true) => format!("{field} of role agreement {}", entry.id),
+                (_, false) => field.clone(),
             };
             both.insert(name, values.clone());
         }
@@ -276,6 +278,7 @@ fn stranger() -> Caller {
         teams: none(),
         airflow_roles: none(),
         taken_roles: Vec::new(),
+        assertion: Some(assertion()),
         queues: none(),
         services: none(),
         spiffe_ids: none(),
@@ -285,6 +288,11 @@ fn stranger() -> Caller {
         scopes: none(),
         claims: Value::Object(Map::new()),
     }
+}
+
+/// Who signed a stranger's identity.
+fn assertion() -> Assertion {
+    Assertion { issuer: "a-stranger".to_owned(), key_id: None }
 }
 
 /// A stranger but for what `way` asks for.
@@ -324,6 +332,16 @@ fn example(way: &Selector) -> Option<Caller> {
             "key_ids" => &mut caller.key_ids,
             "subjects" => &mut caller.subjects,
             "scopes" => &mut caller.scopes,
+            "identity issuers" => {
+                let assertion = caller.assertion.get_or_insert_with(assertion);
+                assertion.issuer = value;
+                continue;
+            }
+            "identity key_ids" => {
+                let assertion = caller.assertion.get_or_insert_with(assertion);
+                assertion.key_id = Some(value);
+                continue;
+            }
             // A role is held by what its selector asks for.
             _ => continue,
         };

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::peer::SpiffeId;
 use airflow_envoy_core::policy::{Outcome, Policy, PolicySet, Standing};
 use airflow_envoy_core::reject::Code;
 use airflow_envoy_core::time::{Span, UnixTime};
@@ -271,8 +272,15 @@ pub fn caller(recorded: &record::Caller<'_>) -> Caller {
         caller.claims = Value::Object(claims);
     }
     if let Some(peer) = peer {
-        caller.services = one(&peer.service);
-        caller.spiffe_ids = one(&peer.spiffe_id);
+        let id = peer.spiffe_id.as_deref().and_then(|id| SpiffeId::parse(id.as_bytes()).ok());
+        match id {
+            // As the filter does.
+            Some(id) => id.describe(&mut caller),
+            None => {
+                caller.services = one(&peer.service);
+                caller.spiffe_ids = one(&peer.spiffe_id);
+            }
+        }
     }
     caller
 }
@@ -291,9 +299,15 @@ pub fn is_of_policy(record: &Record<'_>) -> bool {
     match (record.decision, record.code.as_deref()) {
         (Some(Decision::Permit), _) => true,
         (Some(Decision::Reject), Some(code)) => {
-            [Code::PolicyNoMatch, Code::PolicyDenied, Code::DestinationUnknown]
-                .iter()
-                .any(|known| known.name() == code)
+            // What Consul's intentions decided no policy changes.
+            const OF_POLICY: [Code; 5] = [
+                Code::PolicyNoMatch,
+                Code::PolicyDenied,
+                Code::DestinationUnknown,
+                Code::PeerNotAllowed,
+                Code::AssertionNotAllowed,
+            ];
+            OF_POLICY.iter().any(|known| known.name() == code)
         }
         _ => false,
     }

@@ -103,13 +103,13 @@ fn run_case(
     }
     let nearest = answer.outcome.as_ref().err().and_then(|reject| reject.nearest.as_deref());
     for id in answer.decider().into_iter().chain(nearest) {
-        if let Some(rule) = policy.model.rule(id) {
-            lines.push(Line::Note(format!("rule {} is at {}", quote(id), rule.place)));
+        if let Some((what, place)) = policy.model.named(id) {
+            lines.push(Line::Note(format!("{what} {} is at {place}", quote(id))));
         }
     }
     let Expected { rule, nearest, .. } = &case.expected;
     for id in rule.iter().chain(nearest) {
-        if policy.model.rule(id).is_none() {
+        if policy.model.named(id).is_none() {
             lines.push(Line::Note(format!("the policy has no rule {}", quote(id))));
         }
     }

@@ -4,14 +4,16 @@
 //! and every case counts of which the filter decides by policy.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use airflow_envoy_cli::evaluate::{Evaluator, Request, Said, Token};
+use airflow_envoy_cli::evaluate::{Evaluator, Peer, Request, Said, Token};
 use airflow_envoy_core::arrival::{Arrival, DecisionId, Request as Arrived, StreamId};
+use airflow_envoy_core::configuration::Configuration;
 use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{GrantDocument, Policy};
 use airflow_envoy_core::reject::{Code, Reject};
 use airflow_envoy_core::time::UnixTime;
+use airflow_envoy_corpus::Exchange;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
@@ -20,14 +22,15 @@ use serde_json::{Map, Value};
 const NOW: i64 = 1_795_262_400;
 
 /// What the filter says: the rule that permits, or the refusal.
-fn filter(configuration: &[u8], headers: &[(Vec<u8>, Vec<u8>)]) -> Option<Result<String, Reject>> {
+fn filter(exchange: &Exchange) -> Option<Result<String, Reject>> {
+    let Exchange { configuration, headers, peer, .. } = exchange;
     let mut gate = Gate::new(configuration, Host::alone(Box::new(RustCrypto))).ok()?;
     let headers: Vec<(&[u8], &[u8])> =
         headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
     let verdict = gate.request(&Arrival {
         stream: StreamId(1),
         headers: &headers,
-        peer: None,
+        peer: peer.as_deref(),
         now: UnixTime::from_secs(NOW),
         decision_id: DecisionId::new(7, 1),
     });
@@ -46,6 +49,8 @@ fn is_by_policy(answer: &Result<String, Reject>) -> bool {
             Code::PolicyDenied
                 | Code::PolicyNoMatch
                 | Code::DestinationUnknown
+                | Code::PeerNotAllowed
+                | Code::AssertionNotAllowed
                 | Code::PathInvalid
                 | Code::AuthorityInvalid
         ),
@@ -88,11 +93,11 @@ fn issuer(issuers: &Value, claims: &Map<String, Value>) -> String {
 
 #[test]
 fn the_tools_decide_every_case_as_the_filter_does() {
-    let (mut compared, mut tunnels, mut subjects, mut granted) = (0, 0, 0, 0);
+    let (mut compared, mut tunnels, mut subjects, mut granted, mut peers) = (0, 0, 0, 0, 0);
     let mut seen = std::collections::BTreeMap::<String, usize>::new();
     for case in airflow_envoy_corpus::cases().unwrap() {
         let exchange = case.exchange(NOW).unwrap();
-        let Some(answer) = filter(&exchange.configuration, &exchange.headers) else { continue };
+        let Some(answer) = filter(&exchange) else { continue };
         if !is_by_policy(&answer) {
             continue;
         }
@@ -130,7 +135,15 @@ fn the_tools_decide_every_case_as_the_filter_does() {
             said.insert("key_id".into(), header["kid"].clone());
             said
         });
-        let caller = Said { identity, token, peer: None }.caller().unwrap_or_else(|problem| {
+        // Whose certificate it is the filter has verified, too.
+        let settings = Configuration::try_from(&configuration).unwrap().peer;
+        let peer = settings.and_then(|settings| {
+            let presented = settings.presented(exchange.peer.as_deref(), &headers);
+            let peer = settings.verify(&presented, UnixTime::from_secs(NOW)).unwrap()?;
+            peers += 1;
+            Some(Peer { service: None, spiffe_id: Some(peer.id.as_str().to_owned()) })
+        });
+        let caller = Said { identity, token, peer }.caller().unwrap_or_else(|problem| {
             panic!("{}: {problem}", case.name);
         });
         let request = Request {
@@ -157,6 +170,6 @@ fn the_tools_decide_every_case_as_the_filter_does() {
     }
     println!("{compared} cases of the corpus, {seen:?}");
     assert!(tunnels > 8 && subjects > 5, "{tunnels} tunnels, {subjects} paths of callers");
-    assert!(granted > 40, "{granted} with grants");
-    assert!(compared > 150 && seen.len() == 6, "too few were compared: {compared}, {seen:?}");
+    assert!(granted > 40 && peers > 15, "{granted} with grants, {peers} with peers");
+    assert!(compared > 150 && seen.len() == 8, "too few were compared: {compared}, {seen:?}");
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use airflow_envoy_core::arrival::CONNECT;
 use airflow_envoy_core::facts::Caller;
-use airflow_envoy_core::policy::explain::{Considered, Inquiry};
+use airflow_envoy_core::policy::explain::{Asks, Considered, Inquiry};
 use airflow_envoy_core::quote::quote;
 use airflow_envoy_core::reject::Code;
 use airflow_envoy_core::time::UnixTime;
@@ -15,9 +15,11 @@ use super::recorded::{self, Recorded};
 use super::{Exit, Failed, clock, time, usable_policy};
 use crate::audit::Decision;
 use crate::evaluate::{Answer, Evaluator, Peer, Request, Said, Token};
+use crate::intentions::{self, Mesh};
 use crate::model::Model;
 use crate::output::{Style, plural, print};
 use crate::remedy::{Asked, Remedy, remedy};
+use crate::source::Node;
 use crate::source::load::Found;
 use crate::source::merge::Source;
 use crate::source::print::yaml;
@@ -54,6 +56,8 @@ pub struct Options {
     token: TokenOptions,
     #[command(flatten)]
     request: RequestOptions,
+    #[command(flatten)]
+    intentions: intentions::Options,
     /// The time of the call, instead of now
     #[arg(long, value_name = "TIME", value_parser = time)]
     at: Option<UnixTime>,
@@ -289,7 +293,8 @@ impl Known {
     fn read(options: &Options, style: Style) -> Result<Self, Failed> {
         let (source, policy, model) = usable_policy(&options.policy, style)?;
         let document = source.node.value();
-        Ok(Self { source, model, document, evaluator: Evaluator::new(policy) })
+        let evaluator = Evaluator::new(policy).behind(Mesh::read(&options.intentions)?);
+        Ok(Self { source, model, document, evaluator })
     }
 }
 
@@ -395,7 +400,7 @@ pub(super) fn run(options: &Options, style: Style) -> Result<Exit, Failed> {
 
 /// The id of a rule in an answer: with several sources it has the name of its source before it.
 fn own_id<'d>(name: &'d str, model: &Model) -> &'d str {
-    if model.rule(name).is_some() {
+    if model.named(name).is_some() {
         return name;
     }
     name.rsplit_once('/').map_or(name, |(_, id)| id)
@@ -424,14 +429,16 @@ fn denial_text(denial: &Denial, known: &Known, style: Style) -> String {
     {
         let Some(name) = name else { continue };
         let id = own_id(name, &known.model);
-        let Some(index) = known.model.rules.iter().position(|rule| rule.id == id) else {
+        // An intention is none of the policy's.
+        if code == Some(&Code::IntentionDenied) {
+            continue;
+        }
+        let list = |list: &str| known.source.node.member(list).map(Node::elements);
+        let mut all = ["rules", "agreement"].into_iter().filter_map(list).flatten();
+        let named = |node: &&Node| node.member("id").and_then(Node::text) == Some(id);
+        let Some(rule) = all.find(named) else {
             let problem = "is not in this policy: it was another one, or has changed since";
             text.push_str(&format!("\n{what} {} {problem}\n", quote(name)));
-            continue;
-        };
-        let Some(rule) =
-            known.source.node.member("rules").and_then(|rules| rules.elements().get(index))
-        else {
             continue;
         };
         text.push_str(&format!("\n{what} ({}):\n", rule.place));
@@ -444,8 +451,9 @@ fn denial_text(denial: &Denial, known: &Known, style: Style) -> String {
 
 fn denial_json(denial: &Denial, known: &Known) -> Value {
     let rule = |name: &Option<String>| {
-        let rule = known.model.rule(own_id(name.as_deref()?, &known.model))?;
-        Some(json!({"id": rule.id, "place": rule.place.to_string()}))
+        let id = own_id(name.as_deref()?, &known.model);
+        let (_, place) = known.model.named(id)?;
+        Some(json!({"id": id, "place": place.to_string()}))
     };
     json!({
         "code": denial.code, "status": denial.status, "detail": denial.detail, "action": denial.action,
@@ -524,9 +532,33 @@ impl<'a> Reasons<'a> {
         {
             text.push_str(&format!("path in its normal form: {}\n", quote(path)));
         }
+        text.push_str(&self.agreement_text(known, style));
         text.push_str(&self.roles_text(known, style));
         text.push_str(&self.rules_text(known, all, style));
         text.push_str(&self.remedy_text(known, style));
+        text
+    }
+
+    /// Which entries of the agreement cover the identity, and why the others do not.
+    fn agreement_text(&self, known: &Known, style: Style) -> String {
+        let Some(entries) = known.evaluator.policy().agreed(self.caller) else {
+            return String::new();
+        };
+        let mut text = "\nagreement\n".to_owned();
+        for entry in entries {
+            let place = known.model.named(&entry.id).map(|(_, place)| place.to_string());
+            let place = style.faint(&format!("({})", place.unwrap_or_default()));
+            let holds = entry.holds();
+            let mark = if holds { style.good("holds") } else { style.faint("does not hold") };
+            let why = entry.from.iter().chain(&entry.may_assert);
+            let why = why.filter(|(_, _, one)| holds || !one);
+            let why: Vec<&str> = why.map(|(_, told, _)| told.as_str()).collect();
+            text.push_str(&format!(
+                "  {} {mark} {place}: {}\n",
+                quote(&entry.id),
+                why.join("; and ")
+            ));
+        }
         text
     }
 
@@ -620,6 +652,14 @@ impl<'a> Reasons<'a> {
                     "{heading}  a new rule{tunnel}: no change of a single rule was found that does it\n"
                 )
             }
+            (None, Code::PeerNotAllowed | Code::AssertionNotAllowed) => {
+                format!(
+                    "{heading}  an entry of `agreement` that covers this peer and this identity\n"
+                )
+            }
+            (None, Code::IntentionDenied) => {
+                "\nno policy would allow it: Consul's intentions have to\n".to_owned()
+            }
             (None, _) => {
                 "\nno policy would allow it: the request itself has to be another one\n".to_owned()
             }
@@ -684,13 +724,30 @@ impl<'a> Reasons<'a> {
             });
             json!({"steps": steps.collect::<Vec<_>>(), "permitted_by": remedy.permitted_by})
         });
+        let told = |asked: &[(Asks, String, bool)]| {
+            let told = asked.iter().map(|(condition, told, holds)| {
+                let field = condition.to_string();
+                let field = field.strip_prefix("from.").unwrap_or(&field).to_owned();
+                json!({"field": field, "holds": holds, "told": told})
+            });
+            told.collect::<Vec<_>>()
+        };
+        let agreement = known.evaluator.policy().agreed(self.caller).map(|entries| {
+            let entries = entries.iter().map(|entry| {
+                json!({
+                    "id": entry.id, "holds": entry.holds(), "from": told(&entry.from),
+                    "may_assert": told(&entry.may_assert),
+                })
+            });
+            entries.collect::<Vec<_>>()
+        });
         let shadow = self.answer.shadow.iter();
         let shadow = shadow.map(|one| json!({"rule": &*one.rule, "permits": one.permits}));
         json!({
             "request": self.request.to_string(), "caller": self.said.describe(), "at": self.at.to_string(),
             "decision": decision, "code": code, "rule": rule, "nearest": nearest, "detail": detail, "grantable": grantable,
             "destination": self.answer.destination, "path": self.inquiry.as_ref().and_then(Inquiry::path),
-            "shadow": shadow.collect::<Vec<_>>(), "roles": roles, "rules": rules, "remedy": remedy,
+            "shadow": shadow.collect::<Vec<_>>(), "agreement": agreement, "roles": roles, "rules": rules, "remedy": remedy,
         })
     }
 

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::{Exit, Failed, clock, time, usable_policy, write};
 use crate::coverage::{Coverage, Report, percent};
 use crate::evaluate::Evaluator;
+use crate::intentions::{self, Mesh};
 use crate::output::junit::{Test, junit};
 use crate::output::{Style, complain, plural, print};
 use crate::run::{Line, Tested, UnderTest, run as run_suite};
@@ -56,6 +57,8 @@ pub struct Options {
     /// The policy that is tested, whatever the files say
     #[arg(long, value_name = "POLICY")]
     policy: Vec<PathBuf>,
+    #[command(flatten)]
+    intentions: intentions::Options,
     /// Runs only tests whose names contain this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -258,11 +261,12 @@ fn read_jobs(options: &Options, style: Style) -> Result<Vec<Job>, Failed> {
     if !problems.is_empty() {
         return Err(format!("tests cannot be run\n{}", problems.join("\n")).into());
     }
+    let mesh = Mesh::read(&options.intentions)?;
     let mut jobs = Vec::new();
     for (names, suites) in by_policy {
         let (source, policy, model) = usable_policy(&names, style)?;
-        let policy =
-            UnderTest { evaluator: Evaluator::new(policy), model, document: source.node.value() };
+        let evaluator = Evaluator::new(policy).behind(mesh.clone());
+        let policy = UnderTest { evaluator, model, document: source.node.value() };
         jobs.push(Job { policy, suites, coverage: Coverage::default() });
     }
     Ok(jobs)

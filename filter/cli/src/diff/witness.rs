@@ -215,7 +215,7 @@ impl<'s> Search<'s> {
         let ways = conditions(rule);
         let ways: Vec<Conditions> = ways
             .iter()
-            .flat_map(|way| self.agreements.iter().map(|entry| together(way, entry)))
+            .flat_map(|way| self.agreements.iter().map(|entry| agreed(way, entry)))
             .collect();
         let other_ways: Vec<(bool, Conditions)> = others
             .iter()
@@ -412,6 +412,29 @@ fn agreements(old: &Model, new: &Model) -> Vec<Conditions> {
         }
     }
     all
+}
+
+/// What a way and an entry ask for both. Of a list that an identity asserts the entry must cover every one, so
+/// that the way's values are those that both allow.
+fn agreed(way: &Conditions, entry: &Conditions) -> Conditions {
+    let mut way = way.clone();
+    for (field, lists) in &mut way {
+        let Some(asked) = entry.get(field).and_then(|lists| lists.first()) else { continue };
+        if SINGLE.contains(&field.as_str()) {
+            continue;
+        }
+        for list in lists.iter_mut() {
+            let both = list.iter().flat_map(|one| asked.iter().map(move |two| (one, two)));
+            *list = both.filter_map(|(one, two)| common_text(one, two)).collect();
+        }
+    }
+    for (field, lists) in entry {
+        let known = way.contains_key(field) && !SINGLE.contains(&field.as_str());
+        if !known {
+            way = together(&way, &Conditions::from([(field.clone(), lists.clone())]));
+        }
+    }
+    way
 }
 
 fn agreement(entry: &Agreement) -> Conditions {
