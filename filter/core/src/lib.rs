@@ -20,6 +20,7 @@ pub mod facts;
 pub mod feed;
 pub mod gate;
 pub mod identity;
+pub mod intentions;
 pub mod jose;
 pub mod json;
 pub mod limits;

@@ -124,6 +124,8 @@ codes! {
     IdentityAmbiguous "identity_ambiguous" 401 "Two Airflow identities, of different tasks"
         "leave one of them out, or run the task again: the proxy's credentials and the connection's are of two tasks";
 
+    IntentionDenied "intention_denied" 403 "Consul's intentions do not allow this call"
+        "ask who runs the mesh for an intention that allows this service to call, as `detail` says";
     DestinationUnknown "destination_unknown" 403 "No policy for this destination"
         "correct the host, or ask who keeps the policy to add it as a destination";
     PolicyNoMatch "policy_no_match" 403 "No rule allows this call"

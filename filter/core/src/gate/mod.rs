@@ -7,6 +7,7 @@
 
 mod credentials;
 mod grants;
+mod intentions;
 mod permit;
 mod realm;
 mod session;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use self::credentials::{Cookies, Credentials, Look};
 use self::grants::Grants;
+use self::intentions::Layer;
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
 use self::permit::{Onward, removals};
 use self::realm::{Realm, read_keys};
@@ -37,6 +39,7 @@ use crate::document::Faults;
 use crate::feed::{
     Answer, Feed, FeedId, Fetch, Observation, Outcome as FeedOutcome, Read, Reader, Site,
 };
+use crate::intentions::Token;
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
 use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
@@ -70,6 +73,8 @@ pub struct Gate {
     policy: PolicySet,
     /// What permits for a while what they say nothing about.
     grants: Option<Grants>,
+    /// What the mesh lets through at all.
+    intentions: Vec<Layer>,
     trust: Trust,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
@@ -270,7 +275,7 @@ impl Gate {
         let configuration = Configuration::parse(configuration, &limits, environment)?;
         let Configuration { token, issuers, identity, airflow_issuers, .. } = configuration;
         let site = Site { shared: Rc::clone(&shared), worker, limits };
-        let Policies { sources, trust, grants } = configuration.policy;
+        let Policies { sources, intentions, trust, grants } = configuration.policy;
         let salt = format!("policy {}", trust.id());
         let read = |source| match source {
             PolicySource::Inline(policy) => Feed::fixed(*policy),
@@ -280,15 +285,22 @@ impl Gate {
         };
         let policies: Vec<_> =
             sources.into_iter().map(|(name, source)| (name.into(), read(source))).collect();
+        let intentions: Vec<_> =
+            intentions.into_iter().map(|source| Layer::new(source, &site)).collect();
         let policy = policy_set(&policies);
         let mode = configuration.mode;
         let audit = configuration.audit.map(|settings| {
             let trail = Trail::new(settings, mode.name(), worker, Rc::clone(&shared));
             let claims = trail.claims();
-            Audited { trail: Rc::new(RefCell::new(trail)), claims, policies: revisions(&policy) }
+            Audited {
+                trail: Rc::new(RefCell::new(trail)),
+                claims,
+                policies: revisions(&policy, &intentions),
+            }
         });
         Ok(Self {
             grants: grants.map(|source| Grants::new(source, &policy, &site)),
+            intentions,
             verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
@@ -355,6 +367,7 @@ impl Gate {
                 ..feed.status(now)
             });
         }
+        sources.extend(self.intentions.iter().map(|layer| layer.status(now)));
         for issuer in self.tokens.issuers.iter().chain(&self.identities.issuers) {
             sources.push(Source {
                 name: issuer.rules.name.clone(),
@@ -462,6 +475,7 @@ impl Gate {
     /// Differs from what it was when any document was replaced or confirmed that requests wait for.
     fn confirmed(&self) -> i64 {
         let policies = self.policies.iter().map(|(_, feed)| feed.as_of());
+        let policies = policies.chain(self.intentions.iter().map(|layer| layer.feed.as_of()));
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let all = policies.chain(issuers.map(|issuer| issuer.keys.as_of()));
         all.fold(0, |sum, as_of| sum.wrapping_mul(31).wrapping_add(as_of.as_millis()))
@@ -474,6 +488,8 @@ impl Gate {
         let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
         let grants = self.grants.iter().map(|grants| ("policy", grants.feed.observe(now)));
         let observed = observed.chain(grants);
+        let layers = self.intentions.iter().map(|layer| ("policy", layer.feed.observe(now)));
+        let observed = observed.chain(layers);
         for (what, observation) in observed {
             let Some(Observation { name, age, max_age, breaker }) = observation else { continue };
             effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
@@ -491,6 +507,7 @@ impl Gate {
         let due = match self.feed_mut(id) {
             AnyFeed::Policy(feed) => feed.due(id, now),
             AnyFeed::Grants(feed) => feed.due(id, now),
+            AnyFeed::Intentions(layer) => layer.feed.due(id, now),
             AnyFeed::Keys(feed) => feed.due(id, now),
             AnyFeed::None => None,
         };
@@ -524,6 +541,10 @@ impl Gate {
                 let document = document.map_err(|faults| faults.to_string())?;
                 Ok(Read { document, notes: Vec::new(), mark: String::new() })
             }),
+            AnyFeed::Intentions(layer) => {
+                let read = layer.reader(limits);
+                event.put_to(&mut layer.feed, now, &read)
+            }
             AnyFeed::Policy(_) | AnyFeed::None => None,
         }
     }
@@ -560,6 +581,7 @@ impl Gate {
             match self.feed_mut(id) {
                 AnyFeed::Policy(feed) => feed.leave(now),
                 AnyFeed::Grants(feed) => feed.leave(now),
+                AnyFeed::Intentions(layer) => layer.feed.leave(now),
                 AnyFeed::Keys(feed) => feed.leave(now),
                 AnyFeed::None => {}
             }
@@ -617,6 +639,7 @@ impl Gate {
     fn is_ready(&self, now: UnixTime) -> bool {
         let mut issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         self.policies.iter().all(|(_, feed)| feed.usable(now).is_some())
+            && self.intentions.iter().all(|layer| layer.feed.usable(now).is_some())
             && issuers.all(|issuer| issuer.keys.usable(now).is_some())
     }
 
@@ -628,7 +651,7 @@ impl Gate {
             let Some(policy) = feed.current() else { return String::new() };
             self.policy = policy_set(&self.policies);
             if let Some(audited) = &mut self.audit {
-                audited.policies = revisions(&self.policy);
+                audited.policies = revisions(&self.policy, &self.intentions);
             }
             if let Some(grants) = &mut self.grants {
                 grants.renew_under(&self.policy);
@@ -639,6 +662,16 @@ impl Gate {
             let Some(revision) = revision else { return format!("loaded: {rules} rules") };
             effects.push(Effect::Gauge(format!("policy.{name}.revision"), revision));
             return format!("loaded: revision {revision}, {rules} rules");
+        }
+        if let AnyFeed::Intentions(layer) = self.feed_mut(id) {
+            let Some(intentions) = layer.feed.current() else { return String::new() };
+            let (count, index) = (intentions.len(), intentions.index());
+            effects.push(Effect::Gauge(format!("policy.{name}.rules"), count as u64));
+            effects.push(Effect::Gauge(format!("policy.{name}.revision"), index));
+            if let Some(audited) = &mut self.audit {
+                audited.policies = revisions(&self.policy, &self.intentions);
+            }
+            return format!("loaded: index {index}, {count} intentions");
         }
         if !self.is_of_keys(id) {
             let Some(grants) = &mut self.grants else { return String::new() };
@@ -660,10 +693,14 @@ impl Gate {
         format!("loaded: {keys} usable")
     }
 
-    /// The policies first, then the issuers of tokens, then those of identities, then the grants.
+    /// The policies first, then the issuers of tokens, then those of identities, then the grants, then the
+    /// intentions.
     fn feed_ids(&self) -> impl Iterator<Item = FeedId> + use<> {
-        let grants = usize::from(self.grants.is_some());
-        (0..self.end_of_keys().saturating_add(grants)).map(FeedId)
+        (0..self.end_of_grants().saturating_add(self.intentions.len())).map(FeedId)
+    }
+
+    fn end_of_grants(&self) -> usize {
+        self.end_of_keys().saturating_add(usize::from(self.grants.is_some()))
     }
 
     fn is_of_keys(&self, id: FeedId) -> bool {
@@ -676,6 +713,9 @@ impl Gate {
     }
 
     fn feed_mut(&mut self, id: FeedId) -> AnyFeed<'_> {
+        if let Some(index) = id.0.checked_sub(self.end_of_grants()) {
+            return self.intentions.get_mut(index).map_or(AnyFeed::None, AnyFeed::Intentions);
+        }
         if id.0 >= self.end_of_keys() {
             let grants = self.grants.as_mut();
             return grants.map_or(AnyFeed::None, |grants| AnyFeed::Grants(&mut grants.feed));
@@ -884,6 +924,11 @@ impl Gate {
         let standing = session.standing(policy);
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
+        // The mesh would refuse first; what the policy knows about the call goes into the record.
+        if let Err(reject) = self.admitted(&request, &session, headers) {
+            let known = session.known(decision.destination, Vec::new());
+            return Err(Refusal { known, ..Refusal::of(reject, &session) }.into());
+        }
         match decision.outcome {
             Outcome::Permit { rule, grant } => Ok(Permit {
                 decision_id,
@@ -907,18 +952,48 @@ impl Gate {
         }
     }
 
+    /// Whether the intentions of the mesh let the call through.
+    fn admitted(
+        &self,
+        request: &Request<'_>,
+        session: &Session,
+        headers: &[(&[u8], &[u8])],
+    ) -> Result<(), Reject> {
+        if self.intentions.is_empty() {
+            return Ok(());
+        }
+        let issuer = session.token_issuer.and_then(|index| self.tokens.issuers.get(index));
+        let caller = intentions::Caller {
+            spiffe_id: session
+                .caller
+                .spiffe_ids
+                .values()
+                .and_then(|ids| ids.first())
+                .map(String::as_str),
+            token: issuer
+                .map(|issuer| Token { issuer: &issuer.rules.name, claims: &session.caller.claims }),
+        };
+        let mut layers = self.intentions.iter();
+        layers.try_for_each(|layer| layer.judge(caller, request, headers, &self.limits))
+    }
+
     /// The policy. With one source missing nobody knows what it would deny, so all are needed.
     fn usable_policy(&self, session: &Rc<Session>, now: UnixTime) -> Result<&PolicySet, Halt> {
         let mut feeds = self.policies.iter();
-        let Some((name, feed)) = feeds.find(|(_, feed)| feed.usable(now).is_none()) else {
-            return Ok(&self.policy);
-        };
-        let detail = match feed.current() {
-            None => format!("policy `{name}` was not fetched yet"),
-            Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
+        let policy = feeds.find(|(_, feed)| feed.usable(now).is_none());
+        let policy =
+            policy.map(|(name, feed)| (name, feed.current().is_some(), feed.retry_at(now)));
+        let missing = policy.or_else(|| {
+            let mut layers = self.intentions.iter();
+            let layer = layers.find(|layer| layer.feed.usable(now).is_none())?;
+            Some((&layer.name, layer.feed.current().is_some(), layer.feed.retry_at(now)))
+        });
+        let Some((name, is_old, retry_at)) = missing else { return Ok(&self.policy) };
+        let detail = match is_old {
+            false => format!("policy `{name}` was not fetched yet"),
+            true => format!("policy `{name}` is too old and could not be fetched again"),
         };
         let refusal = Refusal::of(Reject::new(Code::PolicyUnavailable, detail), session);
-        let retry_at = feed.retry_at(now);
         Err(Missing { refusal, retry_at, lacks: Lack::Document, formerly: None }.into())
     }
 
@@ -1061,10 +1136,17 @@ fn policy_set(policies: &[(Arc<str>, Feed<Policy>)]) -> PolicySet {
     )
 }
 
-/// The policies as audit records show them.
-fn revisions(policies: &PolicySet) -> Rc<Fragment> {
-    let revisions = policies.sources().map(|(name, policy)| (name, policy.revision()));
-    Rc::new(Fragment::policies(revisions))
+/// The policies and intentions as audit records show them.
+fn revisions(policies: &PolicySet, intentions: &[Layer]) -> Rc<Fragment> {
+    let mut revisions: Vec<_> =
+        policies.sources().map(|(name, policy)| (name, policy.revision())).collect();
+    for layer in intentions {
+        let Some(document) = layer.feed.current() else { continue };
+        // Members are in the order of their names (RFC 8785 §3.2.3); there are too few for a sort.
+        let place = revisions.partition_point(|(name, _)| **name < *layer.name);
+        revisions.insert(place, (&layer.name, Some(document.index())));
+    }
+    Rc::new(Fragment::policies(revisions.into_iter()))
 }
 
 /// What the host has to do for the collector of audit records.
@@ -1082,6 +1164,7 @@ enum AnyFeed<'a> {
     Policy(&'a mut Feed<Policy>),
     Grants(&'a mut Feed<GrantDocument>),
     Keys(&'a mut Feed<KeySet>),
+    Intentions(&'a mut Layer),
     None,
 }
 
