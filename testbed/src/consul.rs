@@ -16,8 +16,11 @@ use crate::client::{Answer, Call};
 use crate::error::{Context as _, Error, Result};
 use crate::process::{Process, Restartable, find, free_port};
 
-/// What a reader of policies may do.
-const READER: &str = r#"key_prefix "airflow-envoy/policy/" { policy = "read" }"#;
+/// What a reader of policies and of the intentions about `orders` may do.
+const READER: &str = r#"
+    key_prefix "airflow-envoy/policy/" { policy = "read" }
+    service "orders" { policy = "read" intentions = "read" }
+"#;
 /// The value of the host header.
 const HOST: &str = "consul.internal";
 /// The header that carries a token.
@@ -200,7 +203,7 @@ impl Consul {
         }
     }
 
-    /// A new token that may read policies and nothing else.
+    /// A new token that may read policies and intentions, and nothing else.
     ///
     /// # Errors
     /// If Consul has no access control, or refuses.

@@ -257,22 +257,22 @@ async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<
     let state = directory.join("state.json");
     let _: Result<(), _> = fs::remove_file(&state);
 
-    let text = format!("{:#}\n", airflow_envoy_testbed::policy()?);
     let policy = directory.join("policy.json");
-    fs::write(&policy, text).context(policy.display())?;
+    let document = if with_consul { mesh::policy()? } else { airflow_envoy_testbed::policy()? };
+    fs::write(&policy, format!("{document:#}\n")).context(policy.display())?;
+    let options = if with_consul { mesh::whole(preferred(10001))? } else { Options::default() };
     let options = Options {
         listener_port: preferred(10000),
         admin_port: preferred(9901),
         directory: Some(directory.to_owned()),
         policy: Source::File(policy),
-        mesh: with_consul.then(|| mesh::Options::whole(preferred(10001))),
         airflow: with_airflow.then(|| airflow::Options {
             triggerer: true,
             port: preferred(8080),
             ..airflow::Options::default()
         }),
         log_level: "info",
-        ..Options::default()
+        ..options
     };
     let mut testbed = tokio::select! {
         testbed = Testbed::start(options) => testbed?,

@@ -14,15 +14,17 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 
 use crate::bootstrap::Bootstrap;
 use crate::consul::{Access, CLUSTER_ID, Consul};
+use crate::document::Source;
 use crate::error::{Context as _, Error, Result};
 use crate::mesh::agent::{Agent, Token, Trust};
 use crate::mesh::intentions::Action;
+use crate::mesh::probe::STATUS;
 use crate::mesh::services::{DESTINATION, Places, Services, TRIGGERER, WORKER};
 use crate::mesh::worker::Worker;
 
@@ -51,7 +53,7 @@ impl Default for Options {
         Self {
             services: vec![WORKER.to_owned()],
             trust: Trust::Listed,
-            intentions: Vec::new(),
+            intentions: vec![(Action::Allow, WORKER, DESTINATION)],
             catalog: false,
             worker: None,
         }
@@ -194,6 +196,39 @@ impl Mesh {
     /// All agents, by their service.
     pub fn agents(&self) -> BTreeMap<String, Arc<Agent>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a testbed is started with that is a whole mesh ([`Options::whole`]): its policy is the example of three teams, with
+/// an agreement about who may speak for tasks, and its gate tells its state at [`STATUS`].
+///
+/// # Errors
+/// If the example is no policy.
+pub fn whole(port: u16) -> Result<crate::Options> {
+    Ok(crate::Options {
+        policy: Source::Text(policy()?.to_string()),
+        mesh: Some(Options::whole(port)),
+        configure: Box::new(tell_status),
+        ..crate::Options::default()
+    })
+}
+
+/// The example policy of three teams, in a mesh: only the services in which tasks run may speak for tasks.
+///
+/// # Errors
+/// If the example is no policy.
+pub fn policy() -> Result<Value> {
+    let mut policy = crate::policy()?;
+    let agreement =
+        json!([{ "id": "tasks-run-in-workers", "from": { "services": [WORKER, TRIGGERER] } }]);
+    policy.as_object_mut().context("an object")?.insert("agreement".to_owned(), agreement);
+    Ok(policy)
+}
+
+/// Lets the filter tell its state at [`STATUS`].
+pub fn tell_status(configuration: &mut Value) {
+    if let Some(members) = configuration.as_object_mut() {
+        members.insert("status".to_owned(), json!({ "path": STATUS }));
     }
 }
 
