@@ -14,6 +14,7 @@ use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
 use airflow_envoy_testbed::load::Credentials;
+use airflow_envoy_testbed::mesh::agent::{self, Token, Trust};
 use airflow_envoy_testbed::mesh::intentions::Action;
 use airflow_envoy_testbed::mesh::operate::{Change, Operator};
 use airflow_envoy_testbed::mesh::services::WORKER;
@@ -108,6 +109,8 @@ enum Verb {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Keep the certificate of a service of a Consul mesh in files that Envoy watches. Runs until it is ended.
+    Certificates(CertificatesArguments),
     /// Succeed if a testbed is ready.
     #[command(hide = true)]
     Running {
@@ -138,6 +141,29 @@ struct Pair {
     source: String,
     /// The service that is called, as `orders`.
     destination: String,
+}
+
+#[derive(Args)]
+struct CertificatesArguments {
+    /// The service.
+    #[arg(long)]
+    service: String,
+    /// Where its files go; made if it is not there.
+    #[arg(long)]
+    directory: PathBuf,
+    /// Consul's local agent: an address and a port; else what the variable `CONSUL_HTTP_ADDR` says, else 127.0.0.1:8500.
+    #[arg(long)]
+    consul: Option<SocketAddr>,
+    /// Which roots peers are checked against: all that Consul lists, or only the active one.
+    #[arg(long, value_enum, default_value = "listed")]
+    trust: Trust,
+    /// The auth method by which each certificate's token is had, with the JWT in `--bearer`. Else the token is in the variable
+    /// `CONSUL_HTTP_TOKEN`, unless Consul has no access control.
+    #[arg(long, requires = "bearer")]
+    login: Option<String>,
+    /// The file with the JWT that the platform gives the workload.
+    #[arg(long, requires = "login")]
+    bearer: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -212,6 +238,7 @@ async fn main() -> ExitCode {
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
+        Verb::Certificates(arguments) => certificates(arguments).await.map(|()| String::new()),
         Verb::Running { airflow, consul } => Running::find(&directory).and_then(|running| {
             if airflow {
                 running.airflow_home()?;
@@ -235,6 +262,27 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Keeps a certificate until this process is ended.
+async fn certificates(arguments: CertificatesArguments) -> Result<()> {
+    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+    let consul = match (arguments.consul, variable("CONSUL_HTTP_ADDR")) {
+        (Some(address), _) => address,
+        (None, Some(address)) => {
+            let address = address.strip_prefix("http://").unwrap_or(&address);
+            address.parse().context("CONSUL_HTTP_ADDR: expected an IP address and a port")?
+        }
+        (None, None) => SocketAddr::from(([127, 0, 0, 1], 8500)),
+    };
+    let token = match (arguments.login, arguments.bearer, variable("CONSUL_HTTP_TOKEN")) {
+        (Some(method), Some(bearer), _) => Token::Login { method, bearer },
+        (_, _, Some(token)) => Token::Secret(token),
+        _ => Token::Nobody,
+    };
+    let CertificatesArguments { service, directory, trust, .. } = arguments;
+    let options = agent::Options { consul, service, directory, token, trust };
+    agent::run(options, |sentence| eprintln!("{sentence}")).await
 }
 
 /// Runs a testbed in `directory`, which `state.json` describes as long as it is ready.

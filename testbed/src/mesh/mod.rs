@@ -2,6 +2,7 @@
 //! sidecar of one of them, `orders`.
 
 pub mod agent;
+pub mod authority;
 pub mod client;
 pub mod intentions;
 pub mod operate;
@@ -10,6 +11,7 @@ pub mod services;
 pub mod worker;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +29,7 @@ use crate::mesh::intentions::Action;
 use crate::mesh::probe::STATUS;
 use crate::mesh::services::{DESTINATION, Places, Services, TRIGGERER, WORKER};
 use crate::mesh::worker::Worker;
+use crate::write_private;
 
 /// The listener of `envoy-mesh.yaml` that peers call, and the one that Consul's health check calls.
 pub const LISTENERS: [&str; 2] = ["mesh", "health"];
@@ -159,7 +162,13 @@ impl Mesh {
     pub async fn start_agent(&self, service: &str, consul: &Consul) -> Result<Arc<Agent>> {
         let token = match self.access {
             Access::Open => Token::Nobody,
-            Access::ByToken => Token::Secret(consul.service_token(service).await?),
+            Access::ByToken => {
+                let bearer = self.directory.join(format!("{service}.jwt"));
+                fs::create_dir_all(&self.directory).context(self.directory.display())?;
+                let (method, jwt) = consul.workload(service).await?;
+                write_private(&bearer, &jwt)?;
+                Token::Login { method, bearer }
+            }
         };
         let options = agent::Options {
             consul: self.consul,
