@@ -24,6 +24,7 @@ pub mod intentions;
 pub mod jose;
 pub mod json;
 pub mod limits;
+pub mod peer;
 pub mod policy;
 pub mod quote;
 pub mod reject;

@@ -7,6 +7,7 @@ use crate::arrival::Request;
 use crate::feed::{Endpoint, Feed, Read, Site};
 use crate::intentions::{Intentions, Question, Settings, Token};
 use crate::limits::Limits;
+use crate::peer::SpiffeId;
 use crate::policy::authority::{Authority, Hosts};
 use crate::policy::path;
 use crate::quote::quote;
@@ -26,7 +27,7 @@ pub(super) struct Layer {
 /// Who calls, as far as intentions ask.
 #[derive(Clone, Copy)]
 pub(super) struct Caller<'a> {
-    pub(super) spiffe_id: Option<&'a str>,
+    pub(super) peer: Option<&'a SpiffeId>,
     pub(super) token: Option<Token<'a>>,
 }
 
@@ -86,7 +87,7 @@ impl Layer {
                 None
             };
         let question = Question {
-            spiffe_id: caller.spiffe_id,
+            peer: caller.peer,
             method: request.method,
             path: path.as_deref(),
             headers,

@@ -21,13 +21,12 @@ mod read;
 mod settings;
 mod token;
 
-use std::fmt;
-
 use self::permission::Permission;
 pub(crate) use self::settings::Surroundings;
 pub use self::settings::{DefaultAction, Settings};
 use self::token::Demand;
 pub use self::token::Token;
+use crate::peer::{ConsulService, SpiffeId};
 use crate::quote::quote;
 use crate::reject::{Code, Reject};
 
@@ -84,58 +83,11 @@ const ANY: &str = "*";
 /// The namespace and the partition that Consul has without Enterprise.
 const DEFAULT: &str = "default";
 
-/// A service of a mesh, as its certificate's SPIFFE ID names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Service<'a> {
-    /// The trust domain.
-    pub trust_domain: &'a str,
-    /// Consul's partition.
-    pub partition: &'a str,
-    /// Consul's namespace.
-    pub namespace: &'a str,
-    /// The service.
-    pub name: &'a str,
-}
-
-impl<'a> Service<'a> {
-    /// Reads `spiffe://<trust domain>[/ap/<partition>]/ns/<namespace>/dc/<datacenter>/svc/<service>`.
-    pub fn of_spiffe_id(id: &'a str) -> Option<Self> {
-        let mut parts = id.strip_prefix("spiffe://")?.split('/');
-        let trust_domain = parts.next()?;
-        let mut label = parts.next()?;
-        let mut partition = DEFAULT;
-        if label == "ap" {
-            partition = parts.next()?;
-            label = parts.next()?;
-        }
-        let namespace = parts.next()?;
-        let (datacenter_label, datacenter) = (parts.next()?, parts.next()?);
-        let (service_label, name) = (parts.next()?, parts.next()?);
-        let labelled = (label, datacenter_label, service_label) == ("ns", "dc", "svc");
-        let named = [trust_domain, partition, namespace, datacenter, name];
-        let whole = labelled && parts.next().is_none() && !named.contains(&"");
-        whole.then_some(Self { trust_domain, partition, namespace, name })
-    }
-}
-
-/// As intentions are named: without what is the default.
-impl fmt::Display for Service<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.partition != DEFAULT {
-            write!(formatter, "{}/", self.partition)?;
-        }
-        if self.partition != DEFAULT || self.namespace != DEFAULT {
-            write!(formatter, "{}/", self.namespace)?;
-        }
-        formatter.write_str(self.name)
-    }
-}
-
 /// Who asks, and for what.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
-    /// The SPIFFE ID of the caller's verified certificate; `None`: there is none.
-    pub spiffe_id: Option<&'a str>,
+    /// The caller's verified certificate names it; `None`: there is none.
+    pub peer: Option<&'a SpiffeId>,
     /// `:method`.
     pub method: &'a str,
     /// The path that the upstream sees as the policy compares it, without the query; `None`: there is none,
@@ -216,13 +168,12 @@ impl Intentions {
     /// # Errors
     /// [`Code::IntentionDenied`] with the intention that denies, or with the default.
     pub fn judge(&self, question: &Question<'_>) -> Result<Matched<'_>, Reject> {
-        let Some(id) = question.spiffe_id else {
+        let Some(peer) = question.peer else {
             return Err(self.denial(None, "the caller has no certificate of this mesh"));
         };
-        let service =
-            Service::of_spiffe_id(id).filter(|service| service.trust_domain == &*self.trust_domain);
-        let Some(service) = service else {
-            let (id, domain) = (quote(id), quote(&self.trust_domain));
+        let service = peer.consul_service();
+        let Some(service) = service.filter(|_| peer.trust_domain() == &*self.trust_domain) else {
+            let (id, domain) = (quote(peer.as_str()), quote(&self.trust_domain));
             let detail = format!("{id} is no service of the mesh {domain}");
             return Err(self.denial(None, &detail));
         };
@@ -230,7 +181,7 @@ impl Intentions {
             if self.default == DefaultAction::Allow {
                 return Ok(Matched { intention: None, permission: None });
             }
-            let service = quote(&service.to_string());
+            let service = quote(&service.name());
             let detail = format!("none is about {service}, and the default denies");
             return Err(self.denial(None, &detail));
         };
@@ -274,12 +225,12 @@ impl Intentions {
     }
 
     /// The first intention about this source; it is final.
-    fn first_about(&self, service: &Service<'_>) -> Option<&Intention> {
+    fn first_about(&self, caller: &ConsulService<'_>) -> Option<&Intention> {
         let place = |index: &usize| self.all.get(*index);
         let key = |place: &Place| {
-            let Place { partition, namespace, service: name } = place;
-            (&**name).cmp(service.name).then_with(|| {
-                (&**namespace, &**partition).cmp(&(service.namespace, service.partition))
+            let Place { partition, namespace, service } = place;
+            (&**service).cmp(caller.service).then_with(|| {
+                (&**namespace, &**partition).cmp(&(caller.namespace, caller.partition))
             })
         };
         let exact = self.exact.binary_search_by(|index| {
@@ -288,10 +239,10 @@ impl Intentions {
         let exact = exact.ok().and_then(|found| self.exact.get(found));
         let wild = self.wild.iter().find(|index| {
             place(index).is_some_and(|intention| {
-                let Place { partition, namespace, service: name } = &intention.source;
-                **partition == *service.partition
-                    && (**namespace == *ANY || **namespace == *service.namespace)
-                    && (**name == *ANY || **name == *service.name)
+                let Place { partition, namespace, service } = &intention.source;
+                **partition == *caller.partition
+                    && (**namespace == *ANY || **namespace == *caller.namespace)
+                    && (**service == *ANY || **service == *caller.service)
             })
         });
         // The earlier of the two.

@@ -10,10 +10,11 @@ use super::pattern::Pattern;
 use super::permission::{HeaderTest, PathTest, Permission, ValueTest};
 use super::settings::Settings;
 use super::token::{Claim, Demand, Provider};
-use super::{ANY, Action, DEFAULT, Intention, Intentions, Place, Service};
+use super::{ANY, Action, DEFAULT, Intention, Intentions, Place};
 use crate::arrival::is_method;
 use crate::json;
 use crate::limits::Limits;
+use crate::peer::ConsulService;
 use crate::policy::path;
 use crate::quote::quote;
 
@@ -314,8 +315,8 @@ fn intention(
 ) -> (Intention, String) {
     let Source { place, peer, sameness_group } = source;
     let Place { partition, namespace: source_namespace, service } = place;
-    let shown = |partition, namespace, name| {
-        Service { trust_domain: "", partition, namespace, name }.to_string()
+    let shown = |partition, namespace, service| {
+        ConsulService { partition, namespace, datacenter: "", service }.name().into_owned()
     };
     let from = shown(partition, source_namespace, service);
     let to = shown(&settings.partition, namespace, destination);
