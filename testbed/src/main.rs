@@ -316,6 +316,7 @@ async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<
         policy: Source::File(policy),
         airflow: with_airflow.then(|| airflow::Options {
             triggerer: true,
+            proxy: with_consul,
             port: preferred(8080),
             ..airflow::Options::default()
         }),
@@ -538,6 +539,11 @@ async fn show_airflow(directory: &Path) -> Result<String> {
     let mut text = format!("\n{}", rule("Airflow: allowed")) + &ran(&api, &allowed, false).await?;
     text += &format!("\n{}", rule("Airflow: denied"));
     text += &ran(&api, &denied, true).await?;
+    if Running::find(directory)?.mesh().is_ok() {
+        let raw = api.trigger("raw_clients", json!({})).await?;
+        text += &format!("\n{}", rule("Airflow: with requests, httpx, curl …"));
+        text += &ran(&api, &raw, true).await?;
+    }
     Ok(text)
 }
 

@@ -15,6 +15,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -49,6 +50,9 @@ pub struct Options {
     pub catalog: bool,
     /// Starts the Envoy beside the worker, at this port; 0 for any.
     pub worker: Option<u16>,
+    /// How long its connections live, if not as in `envoy-worker.yaml`: less than what is left of a certificate's life when it
+    /// is renewed.
+    pub worker_connections: Option<Duration>,
 }
 
 impl Default for Options {
@@ -59,6 +63,7 @@ impl Default for Options {
             intentions: vec![(Action::Allow, WORKER, DESTINATION)],
             catalog: false,
             worker: None,
+            worker_connections: None,
         }
     }
 }
@@ -144,6 +149,7 @@ impl Mesh {
                 certificates: &self.directory.join(WORKER),
                 gate: places.gate,
                 port,
+                connections: options.worker_connections,
             };
             self.worker = Some(Worker::start(around).await?);
         }
@@ -208,8 +214,8 @@ impl Mesh {
     }
 }
 
-/// What a testbed is started with that is a whole mesh ([`Options::whole`]): its policy is the example of three teams, with
-/// an agreement about who may speak for tasks, and its gate tells its state at [`STATUS`].
+/// What a testbed is started with that is a whole mesh ([`Options::whole`]): its policy is [`policy`], its gate tells its state
+/// at [`STATUS`], and knows callers also by what they show to the worker's Envoy as their proxy.
 ///
 /// # Errors
 /// If the example is no policy.
@@ -217,27 +223,33 @@ pub fn whole(port: u16) -> Result<crate::Options> {
     Ok(crate::Options {
         policy: Source::Text(policy()?.to_string()),
         mesh: Some(Options::whole(port)),
-        configure: Box::new(tell_status),
+        configure: Box::new(configure),
         ..crate::Options::default()
     })
 }
 
-/// The example policy of three teams, in a mesh: only the services in which tasks run may speak for tasks.
+/// The example policy of three teams, in a mesh: only the services in which tasks run may speak for tasks. And the DAG whose
+/// tasks call without a hook may, too.
 ///
 /// # Errors
 /// If the example is no policy.
 pub fn policy() -> Result<Value> {
     let mut policy = crate::policy()?;
+    let rules = policy.get_mut("rules").and_then(Value::as_array_mut);
+    rules.context("the rules")?.push(json!({
+        "id": "raw-clients-read-orders", "effect": "allow", "from": { "dags": ["raw_clients"] },
+        "to": [DESTINATION], "methods": ["GET"], "paths": ["/v1/orders/**"],
+    }));
     let agreement =
         json!([{ "id": "tasks-run-in-workers", "from": { "services": [WORKER, TRIGGERER] } }]);
     policy.as_object_mut().context("an object")?.insert("agreement".to_owned(), agreement);
     Ok(policy)
 }
 
-/// Lets the filter tell its state at [`STATUS`].
-pub fn tell_status(configuration: &mut Value) {
+fn configure(configuration: &mut Value) {
     if let Some(members) = configuration.as_object_mut() {
         members.insert("status".to_owned(), json!({ "path": STATUS }));
+        members.insert("proxy_authorization".to_owned(), true.into());
     }
 }
 
