@@ -15,7 +15,7 @@ use super::{decide, evaluator, rules};
 
 const CALLS: usize = 10_000;
 
-fn side(document: &Value) -> UnderTest {
+pub fn side(document: &Value) -> UnderTest {
     let source = merge(vec![read_bytes("p.json", document.to_string().as_bytes()).unwrap()]);
     let evaluator = Evaluator::new(source.policy().unwrap());
     UnderTest { evaluator, model: Model::new(&source.node), document: source.node.value() }

@@ -2,6 +2,7 @@
 //! allows, a rule that is over is as good as none, what is printed reads as the same.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+mod agreement;
 mod diff;
 mod random;
 
