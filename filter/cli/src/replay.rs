@@ -8,9 +8,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-use airflow_envoy_core::facts::{Call, Caller, Fact};
+use airflow_envoy_core::facts::{Assertion, Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
-use airflow_envoy_core::peer::SpiffeId;
 use airflow_envoy_core::policy::{Outcome, Policy, PolicySet, Standing};
 use airflow_envoy_core::reject::Code;
 use airflow_envoy_core::time::{Span, UnixTime};
@@ -248,6 +247,10 @@ pub fn caller(recorded: &record::Caller<'_>) -> Caller {
         ..Caller::default()
     };
     if let Some(identity) = identity {
+        caller.assertion = identity.issuer.as_ref().map(|issuer| Assertion {
+            issuer: issuer.to_string(),
+            key_id: identity.key_id.as_ref().map(|key| format!("{issuer}/{key}")),
+        });
         caller.dags = Fact::one(&*identity.dag_id);
         caller.tasks = Fact::one(&*identity.task_id);
         caller.runs = Fact::one(&*identity.run_id);
@@ -272,15 +275,9 @@ pub fn caller(recorded: &record::Caller<'_>) -> Caller {
         caller.claims = Value::Object(claims);
     }
     if let Some(peer) = peer {
-        let id = peer.spiffe_id.as_deref().and_then(|id| SpiffeId::parse(id.as_bytes()).ok());
-        match id {
-            // As the filter does.
-            Some(id) => id.describe(&mut caller),
-            None => {
-                caller.services = one(&peer.service);
-                caller.spiffe_ids = one(&peer.spiffe_id);
-            }
-        }
+        // A peer that is no service is known to be none.
+        caller.services = Fact::Known(peer.service.iter().map(|text| text.to_string()).collect());
+        caller.spiffe_ids = one(&peer.spiffe_id);
     }
     caller
 }

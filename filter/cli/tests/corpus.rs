@@ -23,14 +23,13 @@ const NOW: i64 = 1_795_262_400;
 
 /// What the filter says: the rule that permits, or the refusal.
 fn filter(exchange: &Exchange) -> Option<Result<String, Reject>> {
-    let Exchange { configuration, headers, peer, .. } = exchange;
-    let mut gate = Gate::new(configuration, Host::alone(Box::new(RustCrypto))).ok()?;
+    let mut gate = Gate::new(&exchange.configuration, Host::alone(Box::new(RustCrypto))).ok()?;
     let headers: Vec<(&[u8], &[u8])> =
-        headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
+        exchange.headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
     let verdict = gate.request(&Arrival {
         stream: StreamId(1),
         headers: &headers,
-        peer: peer.as_deref(),
+        peer: exchange.peer.as_deref(),
         now: UnixTime::from_secs(NOW),
         decision_id: DecisionId::new(7, 1),
     });

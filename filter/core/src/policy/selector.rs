@@ -16,6 +16,13 @@ pub(super) struct Field {
     read: fn(&Caller) -> &Fact,
 }
 
+impl Field {
+    /// What is known of it about a caller.
+    pub(super) fn of<'a>(&self, caller: &'a Caller) -> &'a Fact {
+        (self.read)(caller)
+    }
+}
+
 /// Every selector field that reads a plain fact; `roles` and `claims` are read in their own way.
 pub(super) static FIELDS: [Field; 15] = [
     Field { name: "dags", read: |caller| &caller.dags },
@@ -130,7 +137,7 @@ impl Subject {
 
 impl Subject {
     /// Values that were taken from the caller.
-    fn taken<'a>(&self, who: &Who<'a>) -> &'a [String] {
+    pub(super) fn taken<'a>(&self, who: &Who<'a>) -> &'a [String] {
         match self {
             Self::Fact(field)
                 if std::ptr::eq((field.read)(who.caller), &who.caller.airflow_roles) =>
