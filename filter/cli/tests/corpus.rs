@@ -101,6 +101,10 @@ fn the_tools_decide_every_case_as_the_filter_does() {
             continue;
         }
         let configuration: Value = serde_json::from_slice(&exchange.configuration).unwrap();
+        // What the catalog says the tools do not know.
+        if configuration.pointer("/peer/narrow").is_some() {
+            continue;
+        }
         let [source] = configuration["policy"]["sources"].as_array().unwrap().as_slice() else {
             panic!("{}: more than one policy", case.name);
         };
