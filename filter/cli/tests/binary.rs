@@ -840,3 +840,107 @@ fn the_configuration_of_envoy_is_checked_with_places_and_exit_codes() {
     assert_eq!((code(&output), &sarif["runs"][0]["results"][0]["ruleId"]), (1, &"syntax".into()));
     assert_eq!(code(&run_in(&folder.0, &["config", "check", "none.yaml"], "")), 3);
 }
+
+const AGREED: &str = "version: 1\nroles:\n  ds: {any: [{teams: [ds]}]}\ndestinations:\n  orders: {hosts: [orders]}\n\
+    agreement:\n  - {id: workers, from: {services: [airflow-worker], issuers: [airflow]}, may_assert: {dags: ['ds_*']}}\n\
+    rules:\n  - {id: reads, effect: allow, from: {roles: [ds]}, to: [orders], methods: [GET], paths: ['/v1/**']}\n";
+
+const INTENTIONS: &str = r#"{"Kind": "service-intentions", "Name": "orders", "Sources": [
+    {"Name": "airflow-worker", "Permissions": [{"Action": "allow", "HTTP": {"PathPrefix": "/v1/orders"}}]}]}"#;
+
+#[test]
+fn a_test_may_say_the_peer_and_intentions_decide_with_the_policy() {
+    let folder = Folder::new();
+    let tests = "identities: {churn: {dag_id: ds_churn, team: ds}}\n\
+        peers:\n  worker: {spiffe_id: 'spiffe://td.consul/ns/default/dc/dc1/svc/airflow-worker'}\n\
+        defaults: {identity: churn, peer: worker, request: GET http://orders/v1/orders}\ncases:\n\
+        - {permit: reads}\n\
+        - {peer: {service: batch, spiffe_id: 'spiffe://td.consul/ns/default/dc/dc1/svc/batch'}, reject: peer_not_allowed, rule: workers}\n\
+        - {peer: null, reject: peer_not_allowed, detail: 'nothing is known'}\n\
+        - {identity: {dag_id: etl}, reject: assertion_not_allowed, rule: workers, detail: 'dags `ds_*`'}\n\
+        - {identity: {issuer: other}, reject: assertion_not_allowed}\n\
+        - {request: GET http://orders/v1/bills, permit: reads}\n";
+    folder.file("policy.yaml", AGREED).file("a_test.yaml", tests).file("mesh.json", INTENTIONS);
+    let output = run_in(&folder.0, &["test", "."], "");
+    assert_eq!(code(&output), 0, "{}{}", out(&output), err(&output));
+
+    // With the mesh's own layer the last one is refused, and who may not call at all is refused by it first.
+    let output = run_in(&folder.0, &["test", ".", "--intentions", "mesh.json"], "");
+    assert_eq!(code(&output), 1, "{}", err(&output));
+    let told = out(&output);
+    assert!(
+        told.contains("reject intention_denied by rule `mesh/airflow-worker => orders`"),
+        "{told}"
+    );
+    assert_eq!(told.matches("+ reject intention_denied").count(), 3, "{told}");
+    assert!(told.contains("has no permission that this request meets"), "{told}");
+
+    let bad = tests.replace("service: batch,", "service: other,");
+    folder.file("a_test.yaml", &bad);
+    let output = run_in(&folder.0, &["test", "."], "");
+    assert_eq!(code(&output), 3, "{}", err(&output));
+    assert!(err(&output).contains("is not that of the service `other`"), "{}", err(&output));
+    let output = run_in(&folder.0, &["test", ".", "--intentions", "policy.yaml"], "");
+    assert_eq!(code(&output), 3);
+    assert!(err(&output).contains("policy.yaml: "), "{}", err(&output));
+}
+
+#[test]
+fn explain_tells_which_entry_of_the_agreement_covers_the_identity() {
+    let folder = Folder::new();
+    folder.file("policy.yaml", AGREED).file("mesh.json", INTENTIONS);
+    let explain = |more: &[&str]| {
+        let base = ["explain", "policy.yaml", "--dag", "ds_churn", "--team", "ds"];
+        let output = run_in(&folder.0, &[&base[..], more].concat(), "");
+        (code(&output), out(&output))
+    };
+    let url = ["--url", "https://orders/v1/bills"];
+    let (status, told) = explain(&[&["--service", "airflow-worker"], &url[..]].concat());
+    assert_eq!(status, 0, "{told}");
+    assert!(told.contains("agreement\n  `workers` holds (policy.yaml:7:5): "), "{told}");
+    assert!(told.contains("from `airflow-worker`"), "{told}");
+    let (status, told) = explain(&[&["--service", "batch"], &url[..]].concat());
+    assert_eq!(status, 1, "{told}");
+    assert!(told.contains("reject peer_not_allowed by rule `workers`"), "{told}");
+    assert!(
+        told.contains("`workers` does not hold (policy.yaml:7:5): services `airflow-worker`; the caller's is `batch`"),
+        "{told}"
+    );
+    assert!(told.contains("an entry of `agreement` that covers this peer"), "{told}");
+    let (status, told) = explain(&[&["--service", "batch", "--json"], &url[..]].concat());
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((status, &told["code"]), (1, &"peer_not_allowed".into()));
+    assert_eq!(told["agreement"][0]["id"], "workers");
+    assert_eq!(told["agreement"][0]["from"][0]["holds"], false);
+    let mesh = ["--service", "airflow-worker", "--intentions", "mesh.json"];
+    let (status, told) = explain(&[&mesh[..], &url[..]].concat());
+    assert_eq!(status, 1, "{told}");
+    assert!(told.contains("reject intention_denied"), "{told}");
+    assert!(told.contains("Consul's intentions have to"), "{told}");
+    // The answer that a task got.
+    let denial =
+        r#"{"code": "peer_not_allowed", "status": 403, "detail": "x", "rule": "main/workers"}"#;
+    folder.file("denial.json", denial);
+    let output = run_in(&folder.0, &["explain", "policy.yaml", "--denial", "denial.json"], "");
+    assert!(
+        out(&output).contains("the rule that denied (policy.yaml:7:5):\n  id: workers"),
+        "{}",
+        out(&output)
+    );
+}
+
+#[test]
+fn a_diff_tells_who_gains_and_who_loses_by_the_agreement() {
+    let folder = Folder::new();
+    let wider = AGREED.replace("services: [airflow-worker]", "services: [airflow-worker, batch]");
+    folder.file("old.yaml", AGREED).file("new.yaml", &wider);
+    let output = run_in(&folder.0, &["diff", "old.yaml", "new.yaml", "--json"], "");
+    let told: Value = serde_json::from_str(&out(&output)).unwrap();
+    assert_eq!(code(&output), 1, "{told:#}");
+    let gained = &told["differences"][0];
+    assert_eq!(told["differences"].as_array().unwrap().len(), 1, "{told:#}");
+    assert!(told.to_string().contains("\"service\":\"batch\""), "{told:#}");
+    assert!(gained.to_string().contains("peer_not_allowed"), "{told:#}");
+    let same = run_in(&folder.0, &["diff", "old.yaml", "old.yaml"], "");
+    assert_eq!(code(&same), 0, "{}", out(&same));
+}

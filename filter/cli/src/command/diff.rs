@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Exit, Failed, clock, time, usable_policy, write};
 use crate::diff::{Comparison, Difference, Witness, compare};
-use crate::evaluate::{Evaluator, Said};
+use crate::evaluate::{Evaluator, Peer, Said};
 use crate::model::Rule;
 use crate::output::{Style, plural};
 use crate::run::UnderTest;
@@ -282,7 +282,7 @@ fn place_of(difference: &Difference) -> String {
 
 /// A witness as a case of a policy test, without what is expected.
 fn case(witness: &Witness) -> Value {
-    let Said { identity, token, .. } = &witness.said;
+    let Said { identity, token, peer } = &witness.said;
     let mut case = Map::new();
     if let Some(identity) = identity {
         case.insert("identity".to_owned(), Value::Object(identity.clone()));
@@ -293,6 +293,13 @@ fn case(witness: &Witness) -> Value {
             members.insert("key_id".to_owned(), key_id.as_str().into());
         }
         case.insert("token".to_owned(), said);
+    }
+    if let Some(Peer { service, spiffe_id }) = peer {
+        let members = [("service", service), ("spiffe_id", spiffe_id)];
+        let members = members
+            .into_iter()
+            .filter_map(|(name, text)| Some((name.to_owned(), Value::from(text.as_deref()?))));
+        case.insert("peer".to_owned(), Value::Object(members.collect()));
     }
     case.insert("request".to_owned(), witness.request.to_string().into());
     case.insert("at".to_owned(), witness.at.to_string().into());
@@ -306,7 +313,12 @@ fn explain_command(policy: &str, witness: &Witness) -> String {
         words.push(format!("--{name}"));
         words.push(value.to_owned());
     };
-    let Said { identity, token, .. } = &witness.said;
+    let Said { identity, token, peer } = &witness.said;
+    if let Some(Peer { service, spiffe_id }) = peer {
+        for (name, text) in [("service", service), ("spiffe-id", spiffe_id)] {
+            text.iter().for_each(|text| option(name, text));
+        }
+    }
     let names = [
         ("dag_id", "dag"),
         ("task_id", "task"),
@@ -318,6 +330,7 @@ fn explain_command(policy: &str, witness: &Witness) -> String {
         ("tags", "tag"),
         ("roles", "role"),
         ("issuer", "issuer"),
+        ("key_id", "key-id"),
     ];
     for (claim, name) in names {
         match identity.as_ref().and_then(|identity| identity.get(claim)) {

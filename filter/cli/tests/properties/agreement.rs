@@ -24,7 +24,9 @@ fn entry(random: &mut Random, id: String) -> Value {
         match random.below(4) {
             0 => from.insert("issuers".into(), random.picks(&["airflow", "workers", "*"])),
             1 => from.insert("key_ids".into(), random.picks(&["airflow/1", "*/1", "workers/*"])),
-            2 => from.insert("spiffe_ids".into(), random.picks(&["spiffe://td.consul/*", "*/svc/b"])),
+            2 => {
+                from.insert("spiffe_ids".into(), random.picks(&["spiffe://td.consul/*", "*/svc/b"]))
+            }
             _ => from.insert("services".into(), random.picks(&["w", "w*", "b"])),
         };
     }
@@ -79,8 +81,7 @@ fn agrees(agreement: &Value, said: &Said) -> bool {
     let text = |name: &str| identity.get(name).and_then(Value::as_str).map(str::to_owned);
     let peer = said.peer.clone().unwrap_or_default();
     let service = peer.service.clone();
-    let service =
-        service.or_else(|| Some(peer.spiffe_id.as_ref()?.rsplit_once('/')?.1.to_owned()));
+    let service = service.or_else(|| Some(peer.spiffe_id.as_ref()?.rsplit_once('/')?.1.to_owned()));
     let issuer = text("issuer").unwrap();
     let key = text("key_id").map(|key| format!("{issuer}/{key}"));
     let tags = match &identity.get("tags") {
@@ -103,7 +104,8 @@ fn agrees(agreement: &Value, said: &Said) -> bool {
     };
     let holds = |part: Option<&Value>| {
         part.and_then(Value::as_object).into_iter().flatten().all(|(field, globs)| {
-            let globs: Vec<&str> = globs.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            let globs: Vec<&str> =
+                globs.as_array().unwrap().iter().filter_map(Value::as_str).collect();
             let values = values(field);
             let covered = |value: &String| globs.iter().any(|pattern| glob(pattern, value));
             !values.is_empty() && values.iter().all(covered)
@@ -180,8 +182,10 @@ fn what_is_said_of_an_entry_that_has_no_effect_is_so() {
             told += 1;
             for _ in 0..40 {
                 let call = call(&mut random);
-                let (one, other) =
-                    (agrees(&document["agreement"], &call.0), agrees(&without["agreement"], &call.0));
+                let (one, other) = (
+                    agrees(&document["agreement"], &call.0),
+                    agrees(&without["agreement"], &call.0),
+                );
                 assert_eq!(one, other, "{finding:?} {document} {call:?}");
             }
         }
