@@ -386,6 +386,11 @@ impl Evaluator {
         (Self { policy: Rc::clone(&self.policy), set, mesh: self.mesh.clone() }, unfit)
     }
 
+    /// Whether intentions are asked, too.
+    pub fn has_intentions(&self) -> bool {
+        self.mesh.is_some()
+    }
+
     /// The policy.
     pub fn policy(&self) -> &Policy {
         &self.policy

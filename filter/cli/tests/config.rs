@@ -74,7 +74,12 @@ const SPOILT_MESH: &[(&str, &str, Setting, &str)] = &[
         Setting::CertificateUnverified,
         "ACCEPT_UNTRUSTED",
     ),
-    ("prefix: \"spiffe://a1f10e00-", "prefix: \"spiffe://\" # ", Setting::TrustDomain, "san_type"),
+    (
+        "prefix: \"spiffe://a1f10e00-0000-4000-8000-00000000c0de.consul/\"",
+        "prefix: \"spiffe://\"",
+        Setting::TrustDomain,
+        "san_type",
+    ),
     (
         "prefix: \"spiffe://a1f10e00-0000-4000-8000-00000000c0de.consul/\"",
         "prefix: \"spiffe://a1f10e00-0000-4000-8000-00000000c0de.consul\"",

@@ -463,6 +463,7 @@ fn denial_json(denial: &Denial, known: &Known) -> Value {
 
 /// Why a call is decided as it is.
 struct Reasons<'a> {
+    evaluator: &'a Evaluator,
     said: &'a Said,
     caller: &'a Caller,
     request: &'a Request,
@@ -490,7 +491,8 @@ impl<'a> Reasons<'a> {
         let remedy = inquiry.as_ref().filter(|_| policy_decided).and_then(|inquiry| {
             remedy(&known.document, &known.model, inquiry, Asked { caller, request, at })
         });
-        Self { said, caller, request, at, answer, inquiry, remedy }
+        let evaluator = &known.evaluator;
+        Self { evaluator, said, caller, request, at, answer, inquiry, remedy }
     }
 
     /// Rules about the destination: those that apply, then those with the fewest failures.
@@ -753,6 +755,11 @@ impl<'a> Reasons<'a> {
 
     /// What this policy says otherwise than the denial.
     fn differs_from(&self, denial: &Denial) -> Option<String> {
+        let by_mesh = denial.code == Code::IntentionDenied.name();
+        if by_mesh && !self.evaluator.has_intentions() {
+            let problem = "Consul's intentions refused the call, and are not asked here: give them with --intentions";
+            return Some(problem.to_owned());
+        }
         match &self.answer.outcome {
             Ok(rule) => Some(format!(
                 "this policy permits the call by rule {}: the policy, the caller or the time was another one",
