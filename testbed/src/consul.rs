@@ -8,20 +8,30 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use p256::elliptic_curve::rand_core::{OsRng, RngCore as _};
+use rcgen::{KeyPair, SigningKey as _};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use crate::client::{Answer, Call};
 use crate::error::{Context as _, Error, Result};
+use crate::identity;
+use crate::mesh::authority::Authority;
 use crate::process::{Process, Restartable, find, free_port};
 
-/// What a reader of policies may do.
-const READER: &str = r#"key_prefix "airflow-envoy/policy/" { policy = "read" }"#;
+/// What a reader of policies and of the intentions about `orders` may do.
+const READER: &str = r#"
+    key_prefix "airflow-envoy/policy/" { policy = "read" }
+    service "orders" { policy = "read" intentions = "read" }
+"#;
 /// The value of the host header.
 const HOST: &str = "consul.internal";
 /// The header that carries a token.
 const TOKEN: &str = "x-consul-token";
+/// The issuer of workloads' JWTs, and how the names of the methods by which they log in begin.
+const WORKLOADS: &str = "workloads";
 /// The name of the cluster: what comes before `.consul` in its trust domain.
 pub const CLUSTER_ID: &str = "a1f10e00-0000-4000-8000-00000000c0de";
 
@@ -200,7 +210,7 @@ impl Consul {
         }
     }
 
-    /// A new token that may read policies and nothing else.
+    /// A new token that may read policies and intentions, and nothing else.
     ///
     /// # Errors
     /// If Consul has no access control, or refuses.
@@ -214,29 +224,54 @@ impl Consul {
         made.get("SecretID").and_then(Value::as_str).map(str::to_owned).context("a new token")
     }
 
-    /// A new token of `service`: it may register the service and have its certificates.
+    /// The name of an auth method, and the JWT by which `service` logs in there, as a workload does: what comes of it may
+    /// register the service and have its certificates.
     ///
     /// # Errors
     /// If Consul has no access control, or refuses.
-    pub async fn service_token(&self, service: &str) -> Result<String> {
-        let token = json!({ "ServiceIdentities": [{ "ServiceName": service }] }).to_string();
-        let made = self.ask("PUT", "/v1/acl/token", token).await?;
-        made.get("SecretID").and_then(Value::as_str).map(str::to_owned).context("a new token")
+    pub async fn workload(&self, service: &str) -> Result<(String, String)> {
+        let key = KeyPair::generate().context("making a workload's key")?;
+        // A method for each service: whose key this is may not log in as another.
+        let method = format!("{WORKLOADS}-{service}");
+        let definition = json!({
+            "Name": method, "Type": "jwt", "MaxTokenTTL": "5m",
+            "Config": {
+                "JWTValidationPubKeys": [key.public_key_pem()],
+                "BoundIssuer": WORKLOADS, "BoundAudiences": ["consul"],
+            },
+        });
+        self.ask("PUT", "/v1/acl/auth-method", definition.to_string()).await?;
+        let rule = json!({ "AuthMethod": method, "BindType": "service", "BindName": service });
+        self.ask("PUT", "/v1/acl/binding-rule", rule.to_string()).await?;
+        let claims = json!({
+            "iss": WORKLOADS, "aud": ["consul"], "sub": service,
+            "iat": identity::now(), "exp": identity::now() + 86_400,
+        });
+        let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let input = format!("{}.{}", encode(&json!({ "alg": "ES256" })), encode(&claims));
+        let signature = key.sign(input.as_bytes()).context("signing")?;
+        let signature = p256::ecdsa::Signature::from_der(&signature).context("a signature")?;
+        Ok((method, format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))))
     }
 
     /// Changes the mesh's certificate authority: how long its certificates live from now on (at least an hour, unless
-    /// Consul is told to accept anything, which this does; it dates them back by a minute), and its key, if there is one.
+    /// Consul is told to accept anything, which this does; it dates them back by a minute), and who signs them.
     ///
     /// # Errors
     /// If Consul refuses.
-    pub async fn set_authority(&self, lifetime: Duration, key: Option<&str>) -> Result<()> {
+    pub async fn set_authority(
+        &self,
+        lifetime: Duration,
+        authority: Option<&Authority>,
+    ) -> Result<()> {
         let mut wanted = json!({
             "LeafCertTTL": format!("{}s", lifetime.as_secs().saturating_add(60)),
             "SkipValidate": true,
             "cluster_id": CLUSTER_ID,
         });
-        if let (Some(key), Some(members)) = (key, wanted.as_object_mut()) {
-            members.insert("PrivateKey".to_owned(), key.into());
+        if let (Some(authority), Some(members)) = (authority, wanted.as_object_mut()) {
+            members.insert("PrivateKey".to_owned(), authority.key.clone().into());
+            members.insert("RootCert".to_owned(), authority.certificate.clone().into());
         }
         let wanted = json!({ "Provider": "consul", "Config": wanted }).to_string();
         self.ask("PUT", "/v1/connect/ca/configuration", wanted).await.map(|_| ())

@@ -249,9 +249,7 @@ impl Testbed {
     /// # Errors
     /// If Envoy does not answer.
     pub async fn stat(&self, name: &str) -> Result<u64> {
-        let stats = self.admin("/stats").await?;
-        let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        Ok(value.and_then(|value| value.trim().parse().ok()).unwrap_or(0))
+        envoy::stat(self.admin, name).await
     }
 
     /// Envoy's resident memory in KiB.
@@ -435,6 +433,11 @@ impl Testbed {
     /// The Envoy beside the worker, if there is one.
     pub fn worker(&self) -> Option<&Worker> {
         self.mesh.as_ref()?.worker.as_ref()
+    }
+
+    /// Where tasks call: Envoy, or in a mesh the Envoy beside the worker, if there is one.
+    pub fn entry(&self) -> SocketAddr {
+        self.worker().map_or(self.listener, |worker| worker.address)
     }
 
     /// The mesh as an operator sees it, if there is one.

@@ -14,6 +14,7 @@ use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
 use airflow_envoy_testbed::load::Credentials;
+use airflow_envoy_testbed::mesh::agent::{self, Token, Trust};
 use airflow_envoy_testbed::mesh::intentions::Action;
 use airflow_envoy_testbed::mesh::operate::{Change, Operator};
 use airflow_envoy_testbed::mesh::services::WORKER;
@@ -108,6 +109,8 @@ enum Verb {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Keep the certificate of a service of a Consul mesh in files that Envoy watches. Runs until it is ended.
+    Certificates(CertificatesArguments),
     /// Succeed if a testbed is ready.
     #[command(hide = true)]
     Running {
@@ -138,6 +141,29 @@ struct Pair {
     source: String,
     /// The service that is called, as `orders`.
     destination: String,
+}
+
+#[derive(Args)]
+struct CertificatesArguments {
+    /// The service.
+    #[arg(long)]
+    service: String,
+    /// Where its files go; made if it is not there.
+    #[arg(long)]
+    directory: PathBuf,
+    /// Consul's local agent: an address and a port; else what the variable `CONSUL_HTTP_ADDR` says, else 127.0.0.1:8500.
+    #[arg(long)]
+    consul: Option<SocketAddr>,
+    /// Which roots peers are checked against: all that Consul lists, or only the active one.
+    #[arg(long, value_enum, default_value = "listed")]
+    trust: Trust,
+    /// The auth method by which each certificate's token is had, with the JWT in `--bearer`. Else the token is in the variable
+    /// `CONSUL_HTTP_TOKEN`, unless Consul has no access control.
+    #[arg(long, requires = "bearer")]
+    login: Option<String>,
+    /// The file with the JWT that the platform gives the workload.
+    #[arg(long, requires = "login")]
+    bearer: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -212,6 +238,7 @@ async fn main() -> ExitCode {
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
+        Verb::Certificates(arguments) => certificates(arguments).await.map(|()| String::new()),
         Verb::Running { airflow, consul } => Running::find(&directory).and_then(|running| {
             if airflow {
                 running.airflow_home()?;
@@ -237,6 +264,27 @@ async fn main() -> ExitCode {
     }
 }
 
+/// Keeps a certificate until this process is ended.
+async fn certificates(arguments: CertificatesArguments) -> Result<()> {
+    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+    let consul = match (arguments.consul, variable("CONSUL_HTTP_ADDR")) {
+        (Some(address), _) => address,
+        (None, Some(address)) => {
+            let address = address.strip_prefix("http://").unwrap_or(&address);
+            address.parse().context("CONSUL_HTTP_ADDR: expected an IP address and a port")?
+        }
+        (None, None) => SocketAddr::from(([127, 0, 0, 1], 8500)),
+    };
+    let token = match (arguments.login, arguments.bearer, variable("CONSUL_HTTP_TOKEN")) {
+        (Some(method), Some(bearer), _) => Token::Login { method, bearer },
+        (_, _, Some(token)) => Token::Secret(token),
+        _ => Token::Nobody,
+    };
+    let CertificatesArguments { service, directory, trust, .. } = arguments;
+    let options = agent::Options { consul, service, directory, token, trust };
+    agent::run(options, |sentence| eprintln!("{sentence}")).await
+}
+
 /// Runs a testbed in `directory`, which `state.json` describes as long as it is ready.
 async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<()> {
     // Signals first: one that arrives while we start must end us, too.
@@ -257,22 +305,23 @@ async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<
     let state = directory.join("state.json");
     let _: Result<(), _> = fs::remove_file(&state);
 
-    let text = format!("{:#}\n", airflow_envoy_testbed::policy()?);
     let policy = directory.join("policy.json");
-    fs::write(&policy, text).context(policy.display())?;
+    let document = if with_consul { mesh::policy()? } else { airflow_envoy_testbed::policy()? };
+    fs::write(&policy, format!("{document:#}\n")).context(policy.display())?;
+    let options = if with_consul { mesh::whole(preferred(10001))? } else { Options::default() };
     let options = Options {
         listener_port: preferred(10000),
         admin_port: preferred(9901),
         directory: Some(directory.to_owned()),
         policy: Source::File(policy),
-        mesh: with_consul.then(|| mesh::Options::whole(preferred(10001))),
         airflow: with_airflow.then(|| airflow::Options {
             triggerer: true,
+            proxy: with_consul,
             port: preferred(8080),
             ..airflow::Options::default()
         }),
         log_level: "info",
-        ..Options::default()
+        ..options
     };
     let mut testbed = tokio::select! {
         testbed = Testbed::start(options) => testbed?,
@@ -490,6 +539,11 @@ async fn show_airflow(directory: &Path) -> Result<String> {
     let mut text = format!("\n{}", rule("Airflow: allowed")) + &ran(&api, &allowed, false).await?;
     text += &format!("\n{}", rule("Airflow: denied"));
     text += &ran(&api, &denied, true).await?;
+    if Running::find(directory)?.mesh().is_ok() {
+        let raw = api.trigger("raw_clients", json!({})).await?;
+        text += &format!("\n{}", rule("Airflow: with requests, httpx, curl …"));
+        text += &ran(&api, &raw, true).await?;
+    }
     Ok(text)
 }
 

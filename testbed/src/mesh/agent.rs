@@ -74,13 +74,23 @@ pub struct Options {
 /// How Consul knows who asks for a certificate, and so how a fresh one is had.
 ///
 /// Consul's local agent keeps certificates in a cache, whose key has the caller's token in it. Version 1.8 answers from it
-/// whatever it has, also what has expired, or was signed by a root of the past; later versions do not.
+/// whatever it has, also what has expired, or was signed by a root of the past; later versions do not. No header and no
+/// parameter goes around it, but a token that was not there before does.
 #[derive(Clone)]
 pub enum Token {
     /// Consul has no access control. Each question has a token of its own, which nobody knows: nothing is cached under it.
     Nobody,
-    /// The token's secret id; it has `service:write` for the service. Where the cache's answer will not do, the agent
-    /// asks for a newer one with `index` and waits, which Consul answers when it has one.
+    /// Each question has a token of its own, by a login, which is followed by a logout. Good for every version, and there is
+    /// no lasting secret.
+    Login {
+        /// The name of Consul's auth method.
+        method: String,
+        /// The file with the JWT that the platform gives the workload; read for each login.
+        bearer: PathBuf,
+    },
+    /// The secret id of a token that has `service:write` for the service. Where the cache's answer will not do, the agent
+    /// asks for a newer one with `index` and waits. Consul 1.8 then renews between 60 and 90 % of the lifetime, and after a
+    /// change of the root within half a minute the first time, and within eleven minutes from the second time on.
     Secret(String),
 }
 
@@ -88,6 +98,7 @@ impl std::fmt::Debug for Token {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(match self {
             Self::Nobody => "Nobody",
+            Self::Login { .. } => "Login(…)",
             Self::Secret(_) => "Secret(…)",
         })
     }
@@ -279,7 +290,7 @@ impl Keeper {
         lock.try_lock().map_err(taken)?;
         let generation = generations(&directory).into_iter().max().unwrap_or(0);
         let token = match &options.token {
-            Token::Nobody => None,
+            Token::Nobody | Token::Login { .. } => None,
             Token::Secret(token) => Some(token.clone()),
         };
         Ok(Self {
@@ -377,6 +388,13 @@ impl Keeper {
                 let answer = self.ask(&self.consul.fresh(), &path).await?;
                 read_leaf(&answer, &self.options.service, listed)
             }
+            Token::Login { method, bearer } => {
+                let consul = self.log_in(method, bearer).await?;
+                let answer = self.ask(&consul, &path).await;
+                // A token that stays ends by itself.
+                let _: Result<_> = consul.ask("POST", "/v1/acl/logout", String::new()).await;
+                read_leaf(&answer?, &self.options.service, listed)
+            }
             Token::Secret(_) => {
                 let answer = self.ask(&self.consul, &path).await?;
                 match read_leaf(&answer, &self.options.service, listed) {
@@ -397,6 +415,14 @@ impl Keeper {
             }
             _ => Ok(leaf),
         }
+    }
+
+    /// Consul, for somebody who has just logged in.
+    async fn log_in(&self, method: &str, bearer: &Path) -> Result<Client> {
+        let jwt = fs::read_to_string(bearer).context(bearer.display())?;
+        let asked = json!({ "AuthMethod": method, "BearerToken": jwt.trim() }).to_string();
+        let token = self.consul.ask("POST", "/v1/acl/login", asked).await.context("logging in")?;
+        Ok(Client::new(self.options.consul, Some(text(&token, "SecretID")?)))
     }
 
     async fn ask(&self, consul: &Client, path: &str) -> Result<Answer> {

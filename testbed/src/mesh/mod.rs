@@ -2,6 +2,7 @@
 //! sidecar of one of them, `orders`.
 
 pub mod agent;
+pub mod authority;
 pub mod client;
 pub mod intentions;
 pub mod operate;
@@ -10,21 +11,26 @@ pub mod services;
 pub mod worker;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 
 use crate::bootstrap::Bootstrap;
 use crate::consul::{Access, CLUSTER_ID, Consul};
+use crate::document::Source;
 use crate::error::{Context as _, Error, Result};
 use crate::mesh::agent::{Agent, Token, Trust};
 use crate::mesh::intentions::Action;
+use crate::mesh::probe::STATUS;
 use crate::mesh::services::{DESTINATION, Places, Services, TRIGGERER, WORKER};
 use crate::mesh::worker::Worker;
+use crate::write_private;
 
 /// The listener of `envoy-mesh.yaml` that peers call, and the one that Consul's health check calls.
 pub const LISTENERS: [&str; 2] = ["mesh", "health"];
@@ -44,6 +50,9 @@ pub struct Options {
     pub catalog: bool,
     /// Starts the Envoy beside the worker, at this port; 0 for any.
     pub worker: Option<u16>,
+    /// How long its connections live, if not as in `envoy-worker.yaml`: less than what is left of a certificate's life when it
+    /// is renewed.
+    pub worker_connections: Option<Duration>,
 }
 
 impl Default for Options {
@@ -51,9 +60,10 @@ impl Default for Options {
         Self {
             services: vec![WORKER.to_owned()],
             trust: Trust::Listed,
-            intentions: Vec::new(),
+            intentions: vec![(Action::Allow, WORKER, DESTINATION)],
             catalog: false,
             worker: None,
+            worker_connections: None,
         }
     }
 }
@@ -139,6 +149,7 @@ impl Mesh {
                 certificates: &self.directory.join(WORKER),
                 gate: places.gate,
                 port,
+                connections: options.worker_connections,
             };
             self.worker = Some(Worker::start(around).await?);
         }
@@ -157,7 +168,13 @@ impl Mesh {
     pub async fn start_agent(&self, service: &str, consul: &Consul) -> Result<Arc<Agent>> {
         let token = match self.access {
             Access::Open => Token::Nobody,
-            Access::ByToken => Token::Secret(consul.service_token(service).await?),
+            Access::ByToken => {
+                let bearer = self.directory.join(format!("{service}.jwt"));
+                fs::create_dir_all(&self.directory).context(self.directory.display())?;
+                let (method, jwt) = consul.workload(service).await?;
+                write_private(&bearer, &jwt)?;
+                Token::Login { method, bearer }
+            }
         };
         let options = agent::Options {
             consul: self.consul,
@@ -194,6 +211,45 @@ impl Mesh {
     /// All agents, by their service.
     pub fn agents(&self) -> BTreeMap<String, Arc<Agent>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a testbed is started with that is a whole mesh ([`Options::whole`]): its policy is [`policy`], its gate tells its state
+/// at [`STATUS`], and knows callers also by what they show to the worker's Envoy as their proxy.
+///
+/// # Errors
+/// If the example is no policy.
+pub fn whole(port: u16) -> Result<crate::Options> {
+    Ok(crate::Options {
+        policy: Source::Text(policy()?.to_string()),
+        mesh: Some(Options::whole(port)),
+        configure: Box::new(configure),
+        ..crate::Options::default()
+    })
+}
+
+/// The example policy of three teams, in a mesh: only the services in which tasks run may speak for tasks. And the DAG whose
+/// tasks call without a hook may, too.
+///
+/// # Errors
+/// If the example is no policy.
+pub fn policy() -> Result<Value> {
+    let mut policy = crate::policy()?;
+    let rules = policy.get_mut("rules").and_then(Value::as_array_mut);
+    rules.context("the rules")?.push(json!({
+        "id": "raw-clients-read-orders", "effect": "allow", "from": { "dags": ["raw_clients"] },
+        "to": [DESTINATION], "methods": ["GET"], "paths": ["/v1/orders/**"],
+    }));
+    let agreement =
+        json!([{ "id": "tasks-run-in-workers", "from": { "services": [WORKER, TRIGGERER] } }]);
+    policy.as_object_mut().context("an object")?.insert("agreement".to_owned(), agreement);
+    Ok(policy)
+}
+
+fn configure(configuration: &mut Value) {
+    if let Some(members) = configuration.as_object_mut() {
+        members.insert("status".to_owned(), json!({ "path": STATUS }));
+        members.insert("proxy_authorization".to_owned(), true.into());
     }
 }
 

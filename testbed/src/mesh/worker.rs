@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::bootstrap::Bootstrap;
-use crate::client::Call;
-use crate::envoy::Launch;
+use crate::envoy::{Launch, stat};
 use crate::error::{Context as _, Result};
 use crate::mesh::services::DESTINATION;
 use crate::process::Process;
@@ -46,6 +45,8 @@ pub(crate) struct Surroundings<'s> {
     pub gate: SocketAddr,
     /// The listener's port; 0 for any.
     pub port: u16,
+    /// How long connections to the gate live, if not as in the file.
+    pub connections: Option<Duration>,
 }
 
 impl Worker {
@@ -66,6 +67,11 @@ impl Worker {
             let place = format!("{tls}/{place}/sds_config/path_config_source/path");
             let path = bootstrap.cluster(DESTINATION)?.pointer_mut(&place).context(&place)?;
             *path = around.certificates.join(file).display().to_string().into();
+        }
+        if let Some(time) = around.connections {
+            let place = "/typed_extension_protocol_options/envoy.extensions.upstreams.http.v3.HttpProtocolOptions/common_http_protocol_options/max_connection_duration";
+            let duration = bootstrap.cluster(DESTINATION)?.pointer_mut(place).context(place)?;
+            *duration = format!("{}s", time.as_secs_f32()).into();
         }
         let launch = Launch {
             name: LISTENER,
@@ -108,9 +114,15 @@ impl Worker {
     /// # Errors
     /// If it does not answer.
     pub async fn gate_is_healthy(&self) -> Result<bool> {
-        let stats = Call::get("admin", "/stats?filter=cluster.orders.membership_healthy");
-        let stats = stats.send(self.admin, None).await?.text();
-        Ok(stats.lines().any(|line| line == "cluster.orders.membership_healthy: 1"))
+        self.stat("cluster.orders.membership_healthy").await.map(|healthy| healthy == 1)
+    }
+
+    /// The value of the counter or gauge `name`; 0 if it does not exist yet.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn stat(&self, name: &str) -> Result<u64> {
+        stat(self.admin, name).await
     }
 
     /// Its process id.
