@@ -7,6 +7,8 @@
 )]
 
 mod consul;
+mod enforced;
+mod modern;
 mod random;
 mod rbac;
 
