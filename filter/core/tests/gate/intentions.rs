@@ -109,6 +109,8 @@ fn permissions_see_the_path_that_the_upstream_sees_all_headers_and_the_token() {
     let permissions = json!({ "Permissions": [
         { "Action": "deny", "HTTP": { "Header": [{ "Name": "x-a", "Exact": "b" }] } },
         { "Action": "allow", "HTTP": { "PathExact": "/v1/a" } },
+        { "Action": "deny", "HTTP": { "PathExact": "/v1/b/admin" } },
+        { "Action": "allow", "HTTP": { "PathPrefix": "/v1/b/" } },
         { "Action": "allow", "HTTP": { "PathPrefix": "/v2/" }, "JWT": { "Providers": [
             { "Name": "okta", "VerifyClaims": [{ "Path": ["sub"], "Value": "airflow" }] }] } },
         { "Action": "allow", "HTTP": { "PathPrefix": "/v3/" }, "JWT": { "Providers": [
@@ -133,6 +135,9 @@ fn permissions_see_the_path_that_the_upstream_sees_all_headers_and_the_token() {
         ("/v1/%61", "permit"),
         ("//v1/./a", "permit"),
         ("/v1/ab", "intention_denied"),
+        ("/v1/b/admin", "intention_denied"),
+        ("/v1/b/admin;x", "intention_denied"),
+        ("/v1/b/user;x", "permit"),
         ("/v2/x", "permit"),
         ("/v3/x", "intention_denied"),
         ("/v1/%2f", "path_invalid"),
