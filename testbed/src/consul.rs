@@ -115,7 +115,7 @@ impl Consul {
     ///
     /// # Errors
     /// If there is no Consul or it does not come up.
-    pub(crate) async fn start(
+    pub async fn start(
         directory: &Path,
         log: PathBuf,
         access: Access,

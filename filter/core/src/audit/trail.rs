@@ -573,6 +573,7 @@ impl Outcome {
             Code::AuthorityInvalid
                 | Code::PathInvalid
                 | Code::DestinationUnknown
+                | Code::IntentionDenied
                 | Code::PeerNotAllowed
                 | Code::AssertionNotAllowed
                 | Code::PolicyNoMatch

@@ -93,7 +93,12 @@ impl Layer {
             headers,
             token: caller.token,
         };
-        intentions.judge(&question).map(|_| ())
+        intentions.judge(&question)?;
+        // Some servers cut parameters off (`;x`): what they serve must be allowed as well.
+        if let Some(bare) = path.as_deref().and_then(path::without_parameters) {
+            intentions.judge(&Question { path: Some(&bare), ..question })?;
+        }
+        Ok(())
     }
 
     fn is_about(&self, request: &Request<'_>) -> Result<bool, Reject> {

@@ -38,6 +38,9 @@ const HARMLESS: [&str; 14] = [
     "UpdatedAt",
 ];
 
+/// Characters of an intention's name in denials, records and metrics.
+const MOST_NAME: usize = 300;
+
 pub(super) fn read(
     document: &[u8],
     settings: &Settings,
@@ -347,6 +350,12 @@ fn intention(
         action = Action::Unfit("has a `SamenessGroup`, whose members only Consul knows".to_owned());
     }
     let order = format!("{namespace}/{destination}");
+    // It becomes the label of a metric. No certificate names a service that is called otherwise.
+    let shown = |character: char| match character {
+        ' ' | '!'..='~' if character != ';' => character,
+        _ => '?',
+    };
+    let name: String = name.chars().take(MOST_NAME).map(shown).collect();
     (Intention { source: place, name: name.into(), precedence, token: demand, action }, order)
 }
 

@@ -406,6 +406,16 @@ fn configuration_entries_say_the_same_as_answers_to_match() {
 }
 
 #[test]
+fn an_odd_name_forges_no_metric_and_no_line() {
+    let deny = json!({"Action": "deny"});
+    let odd =
+        all(&[one("a;rule=x\n\u{e9}", "orders", &deny), one(&"x".repeat(1000), "orders", &deny)]);
+    let names: Vec<_> = odd.order().map(|(name, _)| name.to_owned()).collect();
+    assert_eq!(names[0], "a?rule=x?? => orders");
+    assert_eq!(names[1].len(), 300);
+}
+
+#[test]
 fn among_many_sources_the_right_one_is_found() {
     let intentions: Vec<_> = (0..300)
         .map(|number| {

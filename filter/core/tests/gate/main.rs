@@ -9,6 +9,7 @@
 )]
 
 mod granting;
+mod intentions;
 mod narrowing;
 mod process;
 mod remembering;

@@ -96,12 +96,12 @@ pub fn credentials_with(
 
 pub struct Worker {
     pub gate: Gate,
+    /// What the host knows about the client's certificate.
+    pub peer: Option<String>,
     pub asked: u32,
     pub fetches: Vec<Fetch>,
     /// Verdicts on requests that waited: stream and code, or `permit`.
     pub decided: Vec<(u32, String)>,
-    /// What Envoy tells of the certificate of whoever asks.
-    pub peer: Option<String>,
 }
 
 impl Worker {
@@ -109,7 +109,7 @@ impl Worker {
         let gate =
             Gate::new(configuration.to_string().as_bytes(), Host::alone(Box::new(RustCrypto)))
                 .unwrap();
-        Self { gate, asked: 0, fetches: Vec::new(), decided: Vec::new(), peer: None }
+        Self { gate, peer: None, asked: 0, fetches: Vec::new(), decided: Vec::new() }
     }
 
     /// With keys `t1`, `a1` and a policy for the DAG `etl`.
