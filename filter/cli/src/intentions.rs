@@ -26,7 +26,7 @@ const NAME: &str = "mesh";
 /// Where intentions are, and what decides beside them.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Consul intentions")]
-pub struct Options {
+pub struct IntentionOptions {
     /// Consul's answer to /v1/connect/intentions/match?by=destination, or a service-intentions entry or a list of
     /// them: calls must be allowed by these intentions, too
     #[arg(long, value_name = "FILE")]
@@ -67,7 +67,7 @@ impl Mesh {
     ///
     /// # Errors
     /// A file that cannot be read, and what is wrong in it.
-    pub fn read(options: &Options) -> Result<Option<Self>, String> {
+    pub fn read(options: &IntentionOptions) -> Result<Option<Self>, String> {
         let Some(file) = &options.intentions else { return Ok(None) };
         let default = match options.intentions_default {
             Default::Deny => DefaultAction::Deny,

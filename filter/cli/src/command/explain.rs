@@ -15,7 +15,7 @@ use super::recorded::{self, Recorded};
 use super::{Exit, Failed, clock, time, usable_policy};
 use crate::audit::Decision;
 use crate::evaluate::{Answer, Evaluator, Peer, Request, Said, Token};
-use crate::intentions::{self, Mesh};
+use crate::intentions::{IntentionOptions, Mesh};
 use crate::model::Model;
 use crate::output::{Style, plural, print};
 use crate::remedy::{Asked, Remedy, remedy};
@@ -57,7 +57,7 @@ pub struct Options {
     #[command(flatten)]
     request: RequestOptions,
     #[command(flatten)]
-    intentions: intentions::Options,
+    intentions: IntentionOptions,
     /// The time of the call, instead of now
     #[arg(long, value_name = "TIME", value_parser = time)]
     at: Option<UnixTime>,

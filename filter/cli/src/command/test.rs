@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Exit, Failed, clock, time, usable_policy, write};
 use crate::coverage::{Coverage, Report, percent};
 use crate::evaluate::Evaluator;
-use crate::intentions::{self, Mesh};
+use crate::intentions::{IntentionOptions, Mesh};
 use crate::output::junit::{Test, junit};
 use crate::output::{Style, complain, plural, print};
 use crate::run::{Line, Tested, UnderTest, run as run_suite};
@@ -58,7 +58,7 @@ pub struct Options {
     #[arg(long, value_name = "POLICY")]
     policy: Vec<PathBuf>,
     #[command(flatten)]
-    intentions: intentions::Options,
+    intentions: IntentionOptions,
     /// Runs only tests whose names contain this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
