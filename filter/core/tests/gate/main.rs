@@ -9,6 +9,7 @@
 )]
 
 mod granting;
+mod peers;
 mod process;
 mod remembering;
 mod worker;

@@ -84,6 +84,8 @@ pub fn credentials(token_key: &str, identity_key: &str, dag: &str) -> (String, S
 pub struct Worker {
     pub gate: Gate,
     pub asked: u32,
+    /// What the host says about the certificate of the next requests.
+    pub peer: Option<String>,
     pub fetches: Vec<Fetch>,
     /// Verdicts on requests that waited: stream and code, or `permit`.
     pub decided: Vec<(u32, String)>,
@@ -94,7 +96,7 @@ impl Worker {
         let gate =
             Gate::new(configuration.to_string().as_bytes(), Host::alone(Box::new(RustCrypto)))
                 .unwrap();
-        Self { gate, asked: 0, fetches: Vec::new(), decided: Vec::new() }
+        Self { gate, asked: 0, peer: None, fetches: Vec::new(), decided: Vec::new() }
     }
 
     /// With keys `t1`, `a1` and a policy for the DAG `etl`.
@@ -176,7 +178,7 @@ impl Worker {
         self.gate.request(&Arrival {
             stream: StreamId(self.asked),
             headers: &headers,
-            peer: None,
+            peer: self.peer.as_deref().map(str::as_bytes),
             now: at(seconds),
             decision_id: DecisionId::new(1, self.asked.into()),
         })
