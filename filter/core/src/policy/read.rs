@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use serde_json::Value;
 
+use super::agreement::{Agreement, Entry, FROM, MAY_ASSERT};
 use super::authority::{HostFault, Hosts};
 use super::glob::Values;
 use super::grantable::{Approver, Granting, MAX_DURATION};
@@ -35,6 +36,7 @@ pub(super) struct Document {
     /// Sorted by id: the number of a rule is its rank, wherever it stood in the document.
     pub(super) rules: Vec<Rule>,
     pub(super) granting: Granting,
+    pub(super) agreement: Option<Agreement>,
 }
 
 /// A role and the selectors of which one must match.
@@ -169,9 +171,10 @@ pub(super) fn read(value: &Value, limits: &Limits, report: &mut Report) -> Optio
     if let Some(node) = top.optional("grantable") {
         grantables = read_list(&node, "grantables", &mut parts, report, read_grantable);
     }
+    let agreement = top.optional("agreement").map(|node| read_agreement(&node, &mut parts, report));
     top.finish(report);
     let granting = Granting::new(grantables, approvers);
-    Some(Document { revision, roles, destinations, hosts, rules, granting })
+    Some(Document { revision, roles, destinations, hosts, rules, granting, agreement })
 }
 
 /// Who may grant: a name and its keys.
@@ -337,6 +340,74 @@ fn read_grantable<'a>(
     let terms = Terms { max_duration: max_duration?, approvers: approvers? };
     let valid = Some(Box::new(Validity { terms: Some(terms), ..Validity::default() }));
     Some(Rule { id, intent, effect, shadow: false, from, to, methods, paths, valid })
+}
+
+/// Who may present identities, and who may assert what in them.
+fn read_agreement<'a>(
+    node: &Node<'a>,
+    parts: &mut Parts<'_, 'a>,
+    report: &mut Report,
+) -> Agreement {
+    let elements = node.nonempty_array(report).unwrap_or_default();
+    let most = parts.limits.policy_agreements;
+    if elements.len() > most {
+        let found = elements.len();
+        node.fault(report, format!("{found} entries are more than the {most} that are allowed"));
+        return Agreement(Box::default());
+    }
+    let mut entries: Vec<Entry> = Vec::with_capacity(elements.len());
+    for element in elements {
+        let Some(entry) = read_entry(&element, parts, report) else { continue };
+        let place = entries.partition_point(|known| known.id <= entry.id);
+        entries.insert(place, entry);
+    }
+    Agreement(entries.into())
+}
+
+fn read_entry<'a>(
+    node: &Node<'a>,
+    parts: &mut Parts<'_, 'a>,
+    report: &mut Report,
+) -> Option<Entry> {
+    let mut object = node.object(report)?;
+    let id: Option<Arc<str>> = read_id(&mut object, report).map(Into::into);
+    // Denials name entries as they name rules.
+    if let Some(id) = &id
+        && let Some(first) = parts.ids.insert(Arc::clone(id), node.path.clone())
+    {
+        node.fault(report, format!("the id {} is that of {first} already", quote(id)));
+    }
+    let from = object.required(report, "from");
+    let from = from.and_then(|node| read_fields(&node, &FROM, parts, report));
+    let may_assert = match object.optional("may_assert") {
+        Some(node) => read_fields(&node, &MAY_ASSERT, parts, report),
+        None => Some(Box::default()),
+    };
+    object.finish(report);
+    Some(Entry { id: id?, from: from?, may_assert: may_assert? })
+}
+
+/// The conditions of an object that may have just these fields of selectors, in their order.
+fn read_fields<'a>(
+    node: &Node<'a>,
+    names: &[&str],
+    parts: &mut Parts<'_, 'a>,
+    report: &mut Report,
+) -> Option<Box<[Arc<Condition>]>> {
+    let mut object = node.object(report)?;
+    if matches!(node.value, Value::Object(members) if members.is_empty()) {
+        node.fault(report, "must not be empty");
+    }
+    let mut conditions = Vec::new();
+    let fields = names.iter().filter_map(|name| FIELDS.iter().find(|field| field.name == *name));
+    for field in fields {
+        if let Some(node) = object.optional(field.name) {
+            let (subject, name) = (Subject::Fact(field), field.name);
+            conditions.extend(read_condition(&node, subject, name, parts.known, report));
+        }
+    }
+    object.finish(report);
+    Some(conditions.into())
 }
 
 /// Reads the conditions of a grant out of its claims.
