@@ -7,7 +7,9 @@
     reason = "a test's helpers may panic, too"
 )]
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -22,6 +24,7 @@ use airflow_envoy_testbed::mesh::client::{Leaf, configuration, connector, roots}
 use airflow_envoy_testbed::mesh::intentions::{self, Action};
 use airflow_envoy_testbed::mesh::services::{DESTINATION, WORKER};
 use airflow_envoy_testbed::mesh::{self, Mesh, spiffe_id};
+use airflow_envoy_testbed::process::Process;
 use airflow_envoy_testbed::{
     Access, Answer, Call, Consul, ORDERS, Options, Task, Testbed, consul, eventually, within,
 };
@@ -254,6 +257,46 @@ async fn a_certificate_of_the_mesh_opens_a_connection_and_a_faulty_one_none() {
         assert_eq!((answer.status, code), (401, Some("peer_invalid")), "{uris:?}");
         assert_eq!(testbed.orders.calls(), calls, "{uris:?}");
     }
+}
+
+#[tokio::test]
+async fn an_agent_of_its_own_keeps_a_certificate_and_its_log_has_no_key() {
+    if skipped() {
+        return;
+    }
+    let testbed = Testbed::start(options(mesh::Options::default())).await.unwrap();
+    let credentials = credentials(&testbed).await;
+    let folder = std::env::temp_dir().join(format!("own-agent-{}", std::process::id()));
+    let log = folder.with_extension("log");
+    let program = Path::new(env!("CARGO_BIN_EXE_airflow-envoy-testbed"));
+    let agent = Process::start("agent", program, &log, |command| {
+        command.args(["certificates", "--service", WORKER, "--trust", "active", "--directory"]);
+        command.arg(&folder).env("CONSUL_HTTP_ADDR", consul(&testbed).address.to_string());
+    })
+    .unwrap();
+    let live = folder.join("live");
+    let files = || {
+        let read = |name: &str| fs::read_to_string(live.join(name));
+        let (certificate, key) = (read("cert.pem").ok()?, read("key.pem").ok()?);
+        let leaf = Leaf { certificate, key, uri: String::new(), valid_before: String::new() };
+        connector(Some(&leaf), &read("ca.pem").ok()?, &spiffe_id(DESTINATION)).ok()
+    };
+    eventually("the agent has a certificate", async || files().is_some()).await.unwrap();
+    let own = files().unwrap();
+    assert_eq!(call(testbed.listener, &own, &credentials).await.unwrap().status, 200);
+    let authority = Authority::new("next").unwrap();
+    consul(&testbed).set_authority(HOUR, Some(&authority)).await.unwrap();
+    eventually("it trusts the active root only", async || {
+        fs::read_to_string(live.join("ca.pem")).is_ok_and(|roots| roots == authority.certificate)
+    })
+    .await
+    .unwrap();
+    drop(agent);
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.starts_with(&format!("generation 1: {}", spiffe_id(WORKER))), "{said}");
+    assert!(said.contains("1 root is trusted") && !said.contains("PRIVATE"), "{said}");
+    fs::remove_dir_all(folder).unwrap();
+    fs::remove_file(log).unwrap();
 }
 
 #[tokio::test]
