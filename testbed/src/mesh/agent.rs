@@ -19,29 +19,27 @@
 //!
 //! What it is not: a judge of peers. Envoy is, by these files, and the trust domain stands in Envoy's configuration.
 
+mod answer;
+mod files;
+
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use airflow_envoy_core::time::{Span, UnixTime};
+use airflow_envoy_core::time::UnixTime;
 use p256::elliptic_curve::rand_core::{OsRng, RngCore as _};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio_rustls::rustls::RootCertStore;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime as Now};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
 
+use self::answer::{Issued, Listed, index, listed, now, read_leaf, text};
+use self::files::{generations, publish};
 use crate::client::Answer;
 use crate::consul::Client;
 use crate::error::{Context as _, Error, Result};
 use crate::mesh::client::Leaf;
-use crate::write_private;
 
 /// The longest time that one question to Consul stays open: well below what [`Client`] waits for an answer.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
@@ -236,28 +234,6 @@ pub async fn run(options: Options, mut report: impl FnMut(String) + Send) -> Res
     Ok(())
 }
 
-/// A certificate with its key, as Consul issued it.
-struct Issued {
-    chain: String,
-    key: String,
-    spiffe_id: String,
-    serial: String,
-    expires: UnixTime,
-    renew_at: UnixTime,
-    /// The root that was the active one then.
-    root: String,
-}
-
-/// What Consul says of its roots.
-struct Listed {
-    index: u64,
-    /// The id of the active one.
-    active: String,
-    active_pem: String,
-    /// What peers are checked against, PEM.
-    trusted: Vec<String>,
-}
-
 struct Keeper {
     options: Options,
     consul: Client,
@@ -266,6 +242,8 @@ struct Keeper {
     generation: u64,
     index: u64,
     leaf: Option<Issued>,
+    /// Whether the certificate is in the files.
+    published: bool,
     /// The roots of the last generation.
     trusted: Vec<String>,
 }
@@ -283,6 +261,11 @@ impl Keeper {
         made.context(folder.display())?;
         // In files that Envoy reads a path is absolute, or one from where Envoy was started.
         let directory = fs::canonicalize(folder).context(folder.display())?;
+        let mode = fs::metadata(&directory).context(directory.display())?.permissions().mode();
+        if mode & 0o022 != 0 {
+            let place = directory.display();
+            return Err(Error::new(format!("others than its owner may write to {place}")));
+        }
         let place = directory.join("lock");
         let lock = fs::File::options().write(true).create(true).truncate(false).open(&place);
         let lock = lock.context(place.display())?;
@@ -300,6 +283,7 @@ impl Keeper {
             generation,
             index: 0,
             leaf: None,
+            published: false,
             trusted: Vec::new(),
         })
     }
@@ -337,10 +321,12 @@ impl Keeper {
             .as_ref()
             .is_none_or(|leaf| leaf.root != listed.active || leaf.renew_at <= now());
         let issued = if due { Some(self.issue(&listed).await) } else { None };
-        let renewed = matches!(issued, Some(Ok(_)));
         let mut trouble = None;
         match issued {
-            Some(Ok(leaf)) => self.leaf = Some(leaf),
+            Some(Ok(leaf)) => {
+                self.leaf = Some(leaf);
+                self.published = false;
+            }
             Some(Err(error)) => trouble = Some(error),
             None => {}
         }
@@ -348,7 +334,7 @@ impl Keeper {
             return Err(trouble.unwrap_or_else(|| Error::new("no certificate")));
         };
         // Whom to trust does not wait for the own certificate.
-        if renewed || listed.trusted != self.trusted {
+        if !self.published || listed.trusted != self.trusted {
             self.generation = self.generation.saturating_add(1);
             let news = Published {
                 generation: self.generation,
@@ -360,6 +346,7 @@ impl Keeper {
             };
             publish(&self.options.directory, &news, leaf, &listed.trusted)?;
             self.trusted = listed.trusted;
+            self.published = true;
             report(news);
         }
         match trouble {
@@ -434,170 +421,10 @@ impl Keeper {
     }
 }
 
-/// The index of an answer (`X-Consul-Index`); 0 if it has none.
-fn index(answer: &Answer) -> u64 {
-    answer.header("x-consul-index").and_then(|index| index.parse().ok()).unwrap_or(0)
-}
-
-fn text(value: &Value, name: &str) -> Result<String> {
-    value.get(name).and_then(Value::as_str).map(str::to_owned).context(name)
-}
-
-fn time(value: &Value, name: &str) -> Result<UnixTime> {
-    UnixTime::from_rfc3339(&text(value, name)?).context(name)
-}
-
-fn listed(answer: &Answer, trust: Trust) -> Result<Listed> {
-    let body = answer.json();
-    let active = text(&body, "ActiveRootID")?;
-    let (mut active_pem, mut trusted) = (None, Vec::new());
-    for root in body.get("Roots").and_then(Value::as_array).into_iter().flatten() {
-        let pem = text(root, "RootCert")?.trim().to_owned() + "\n";
-        certificates(&pem).context("RootCert")?;
-        let is_active = text(root, "ID")? == active;
-        if is_active || trust == Trust::Listed {
-            trusted.push(pem.clone());
-        }
-        if is_active {
-            active_pem = Some(pem);
-        }
-    }
-    let active_pem = active_pem.context("the active one")?;
-    Ok(Listed { index: index(answer), active, active_pem, trusted })
-}
-
-/// The certificate in Consul's answer, if it is one of `service` that the active root signed and that is good now.
-fn read_leaf(answer: &Answer, service: &str, listed: &Listed) -> Result<Issued> {
-    let body = answer.json();
-    let leaf = Issued {
-        chain: text(&body, "CertPEM")?.trim().to_owned() + "\n",
-        key: text(&body, "PrivateKeyPEM")?.trim().to_owned() + "\n",
-        spiffe_id: text(&body, "ServiceURI")?,
-        serial: text(&body, "SerialNumber")?,
-        expires: time(&body, "ValidBefore")?,
-        renew_at: renewal(time(&body, "ValidAfter")?, time(&body, "ValidBefore")?, now()),
-        root: listed.active.clone(),
-    };
-    if text(&body, "Service")? != service {
-        return Err(Error::new("it is another service's"));
-    }
-    PrivateKeyDer::from_pem_slice(leaf.key.as_bytes())
-        .map_err(|_| Error::new("PrivateKeyPEM: no key"))?;
-    let chain = certificates(&leaf.chain).context("CertPEM")?;
-    let own = chain.first().context("CertPEM")?;
-    let mut roots = RootCertStore::empty();
-    for root in certificates(&listed.active_pem)? {
-        roots.add(root).context("the active root")?;
-    }
-    // Without the intermediates: what they lead to may be a former root.
-    WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::new(ring::default_provider()))
-        .build()
-        .context("the active root")?
-        .verify_client_cert(own, &[], Now::now())
-        .context("not one that the active root signed and that is good now")?;
-    Ok(leaf)
-}
-
-/// When a certificate that is good from `since` until `until` is to be renewed. Consul dates it back by a minute.
-fn renewal(since: UnixTime, until: UnixTime, now: UnixTime) -> UnixTime {
-    let issued = since.plus(Span::from_secs(60)).min(now);
-    let lifetime = until.since(issued).as_millis();
-    issued.plus(Span::from_millis(lifetime / 10 * 6))
-}
-
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    let all = all.context("reading PEM")?;
-    if all.is_empty() { Err(Error::new("no certificate")) } else { Ok(all) }
-}
-
-/// Writes a generation and lets `live` lead to it.
-fn publish(directory: &Path, news: &Published, leaf: &Issued, trusted: &[String]) -> Result<()> {
-    let name = format!("{GENERATION}{}", news.generation);
-    let folder = directory.join(&name);
-    fs::DirBuilder::new().mode(0o700).create(&folder).context(folder.display())?;
-    let about = json!({
-        "spiffe_id": news.spiffe_id,
-        "serial": news.serial,
-        "expires": news.expires.to_string(),
-        "renewed_at": leaf.renew_at.to_string(),
-        "active_root": news.root,
-        "roots": news.roots,
-    });
-    write_private(&folder.join("cert.pem"), &leaf.chain)?;
-    write_private(&folder.join("key.pem"), &leaf.key)?;
-    write_private(&folder.join("ca.pem"), &trusted.concat())?;
-    write_private(&folder.join("about.json"), &format!("{about:#}\n"))?;
-    describe(directory)?;
-    let draft = directory.join(".live");
-    let _: Result<(), _> = fs::remove_file(&draft);
-    symlink(&name, &draft).context(draft.display())?;
-    fs::rename(&draft, directory.join(LIVE)).context("changing over to the new files")?;
-    for old in generations(directory) {
-        if old.saturating_add(1) < news.generation {
-            // One that cannot be removed is removed next time.
-            let _: Result<(), _> = fs::remove_dir_all(directory.join(format!("{GENERATION}{old}")));
-        }
-    }
-    Ok(())
-}
-
-/// Writes what Envoy is pointed to, if it is not there yet.
-fn describe(directory: &Path) -> Result<()> {
-    let live = directory.join(LIVE);
-    let file = |name: &str| json!({ "filename": live.join(name).display().to_string() });
-    let watched = json!({ "path": directory.display().to_string() });
-    let secrets = [
-        (
-            "certificate",
-            "tls_certificate",
-            json!({
-                "certificate_chain": file("cert.pem"),
-                "private_key": file("key.pem"),
-                "watched_directory": watched,
-            }),
-        ),
-        (
-            "roots",
-            "validation_context",
-            json!({
-                "trusted_ca": file("ca.pem"),
-                "watched_directory": watched,
-            }),
-        ),
-    ];
-    for (name, kind, secret) in secrets {
-        let resource = json!({
-            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
-            "name": name,
-            kind: secret,
-        });
-        let text = format!("{:#}\n", json!({ "resources": [resource] }));
-        let place = directory.join(format!("{name}.json"));
-        if fs::read_to_string(&place).is_ok_and(|known| known == text) {
-            continue;
-        }
-        let draft = directory.join(format!(".{name}.json"));
-        write_private(&draft, &text)?;
-        fs::rename(&draft, &place).context(place.display())?;
-    }
-    Ok(())
-}
-
-/// The numbers of the generations in `directory`.
-fn generations(directory: &Path) -> Vec<u64> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let number =
-        |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(GENERATION)?.parse().ok();
-    entries.filter_map(number).collect()
-}
-
-fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
-
 /// Between half of `pause` and all of it: agents that lost the same Consul do not all come back at once.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + f64::from(OsRng.next_u32()) / f64::from(u32::MAX) / 2.0)
 }
+
+#[cfg(test)]
+mod tests;
