@@ -7,7 +7,9 @@
     reason = "a test's helpers may panic, too"
 )]
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,8 +21,10 @@ use airflow_envoy_testbed::load::{Connection, Credentials, get};
 use airflow_envoy_testbed::mesh::agent::Trust;
 use airflow_envoy_testbed::mesh::authority::{Authority, Wanted};
 use airflow_envoy_testbed::mesh::client::{Leaf, configuration, connector, roots};
+use airflow_envoy_testbed::mesh::intentions::{self, Action};
 use airflow_envoy_testbed::mesh::services::{DESTINATION, WORKER};
 use airflow_envoy_testbed::mesh::{self, Mesh, spiffe_id};
+use airflow_envoy_testbed::process::Process;
 use airflow_envoy_testbed::{
     Access, Answer, Call, Consul, ORDERS, Options, Task, Testbed, consul, eventually, within,
 };
@@ -152,6 +156,8 @@ async fn a_certificate_of_the_mesh_opens_a_connection_and_a_faulty_one_none() {
     let credentials = credentials(&testbed).await;
     let former = mesh(&testbed).connector(WORKER).unwrap();
     assert_eq!(call(testbed.listener, &former, &credentials).await.unwrap().status, 200);
+    let plain = Call::get(ORDERS, "/v1/orders/7").send(testbed.listener, None).await;
+    assert!(plain.is_err(), "in the clear: {plain:?}");
     eventually("Consul's check of the sidecar passes", async || {
         let check = Call::get("health", "/ready").send(testbed.second.unwrap(), None).await;
         check.is_ok_and(|answer| answer.status == 200)
@@ -233,6 +239,64 @@ async fn a_certificate_of_the_mesh_opens_a_connection_and_a_faulty_one_none() {
             .context(name)
             .unwrap();
     }
+
+    // Envoy takes a certificate of which one name is good. The filter wants it to be the only one.
+    let nameless = spiffe_id("");
+    for uris in [
+        vec![worker.as_str(), &spiffe_id(DESTINATION)],
+        vec![&worker, &elsewhere],
+        vec![&elsewhere, &worker],
+        vec![&worker, &worker],
+        vec![&nameless],
+    ] {
+        let leaf = authority.sign(&Wanted { uris: &uris, ..good.clone() }).unwrap();
+        let connector = showing(&testbed, Some(&leaf)).await;
+        let calls = testbed.orders.calls();
+        let answer = call(testbed.listener, &connector, &credentials).await.unwrap();
+        let code = answer.header("x-airflow-envoy-code");
+        assert_eq!((answer.status, code), (401, Some("peer_invalid")), "{uris:?}");
+        assert_eq!(testbed.orders.calls(), calls, "{uris:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_of_its_own_keeps_a_certificate_and_its_log_has_no_key() {
+    if skipped() {
+        return;
+    }
+    let testbed = Testbed::start(options(mesh::Options::default())).await.unwrap();
+    let credentials = credentials(&testbed).await;
+    let folder = std::env::temp_dir().join(format!("own-agent-{}", std::process::id()));
+    let log = folder.with_extension("log");
+    let program = Path::new(env!("CARGO_BIN_EXE_airflow-envoy-testbed"));
+    let agent = Process::start("agent", program, &log, |command| {
+        command.args(["certificates", "--service", WORKER, "--trust", "active", "--directory"]);
+        command.arg(&folder).env("CONSUL_HTTP_ADDR", consul(&testbed).address.to_string());
+    })
+    .unwrap();
+    let live = folder.join("live");
+    let files = || {
+        let read = |name: &str| fs::read_to_string(live.join(name));
+        let (certificate, key) = (read("cert.pem").ok()?, read("key.pem").ok()?);
+        let leaf = Leaf { certificate, key, uri: String::new(), valid_before: String::new() };
+        connector(Some(&leaf), &read("ca.pem").ok()?, &spiffe_id(DESTINATION)).ok()
+    };
+    eventually("the agent has a certificate", async || files().is_some()).await.unwrap();
+    let own = files().unwrap();
+    assert_eq!(call(testbed.listener, &own, &credentials).await.unwrap().status, 200);
+    let authority = Authority::new("next").unwrap();
+    consul(&testbed).set_authority(HOUR, Some(&authority)).await.unwrap();
+    eventually("it trusts the active root only", async || {
+        fs::read_to_string(live.join("ca.pem")).is_ok_and(|roots| roots == authority.certificate)
+    })
+    .await
+    .unwrap();
+    drop(agent);
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.starts_with(&format!("generation 1: {}", spiffe_id(WORKER))), "{said}");
+    assert!(said.contains("1 root is trusted") && !said.contains("PRIVATE"), "{said}");
+    fs::remove_dir_all(folder).unwrap();
+    fs::remove_file(log).unwrap();
 }
 
 #[tokio::test]
@@ -288,20 +352,25 @@ async fn an_expired_certificate_is_refused_by_a_new_handshake_and_by_a_resumed_s
         let mut client = configuration(Some(&leaf), &roots, &spiffe_id(DESTINATION)).unwrap();
         client.resumption = Resumption::in_memory_sessions(8);
         let client = TlsConnector::from(Arc::new(client));
-        let mut kinds = Vec::new();
+        let mut seen = Vec::new();
         for _ in 0..2 {
             let mut open = Open::new(address(name), &client).await.unwrap();
-            assert_eq!(open.call(request()).await.unwrap().0, 200, "{name}");
-            kinds.push(open.handshake);
+            seen.push((open.handshake, open.call(request()).await.unwrap().0));
         }
+        // The filter refuses what Envoy has not verified on this connection: a second lock, should the flags be missing.
+        let resumes = name.starts_with("resuming");
         let second =
-            if name.starts_with("resuming") { HandshakeKind::Resumed } else { HandshakeKind::Full };
-        assert_eq!(kinds, [HandshakeKind::Full, second], "{name}");
+            if resumes { (HandshakeKind::Resumed, 401) } else { (HandshakeKind::Full, 200) };
+        assert_eq!(seen, [(HandshakeKind::Full, 200), second], "{name}");
         clients.push((name, client));
     }
+    let mut kept = Open::new(address("mesh"), &clients[0].1).await.unwrap();
+    assert_eq!(kept.call(request()).await.unwrap().0, 200);
     assert!(issued.elapsed() < Duration::from_secs(5), "too slow to tell: {:?}", issued.elapsed());
 
     tokio::time::sleep(Duration::from_secs(8).saturating_sub(issued.elapsed())).await;
+    // On a connection from before it expired the filter refuses it.
+    assert_eq!(kept.call(request()).await.unwrap().0, 401);
     for (name, client) in &clients {
         let again = async {
             let mut open = Open::new(address(name), client).await?;
@@ -312,12 +381,9 @@ async fn an_expired_certificate_is_refused_by_a_new_handshake_and_by_a_resumed_s
         };
         let again = again.await;
         if name.starts_with("resuming") {
-            // What the two flags are for: without them Envoy takes an expired certificate.
+            // What the two flags are for: without them Envoy lets an expired certificate in.
             let ((status, _), kind) = again.unwrap();
-            assert_eq!(kind, HandshakeKind::Resumed, "{name}");
-            println!(
-                "{name}: an expired certificate's session is resumed, the filter answers {status}"
-            );
+            assert_eq!((kind, status), (HandshakeKind::Resumed, 401), "{name}");
         } else {
             assert!(again.is_err(), "{name}: {again:?}");
         }
@@ -493,19 +559,28 @@ async fn calls_go_on_without_consul_and_after_it_was_born_again_with_another_aut
         assert_eq!(call(testbed.listener, &former, &credentials).await.unwrap().status, 200);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    let begun = Instant::now();
     consul(&testbed).start_again().await.unwrap();
-    let took =
-        within(Duration::from_secs(20), "both have certificates of the new root", async || {
-            [DESTINATION, WORKER].iter().all(|service| {
-                mesh(&testbed).agent(service).unwrap().published().root != before.root
-            })
-        });
-    println!("both agents had certificates of the new Consul after {:?}", took.await.unwrap());
-    let took = within(Duration::from_secs(10), "calls are answered again", async || {
+    // It has forgotten who may call, too.
+    intentions::put(&consul(&testbed).client(), Action::Allow, WORKER, DESTINATION).await.unwrap();
+    within(Duration::from_secs(20), "both have certificates of the new root", async || {
+        let published =
+            [DESTINATION, WORKER].map(|service| mesh(&testbed).agent(service).unwrap().published());
+        published.iter().all(|published| published.root != before.root)
+    })
+    .await
+    .unwrap();
+    println!(
+        "both agents had certificates of the new Consul {:?} after its start",
+        begun.elapsed()
+    );
+    within(Duration::from_secs(20), "calls are answered again", async || {
         let worker = mesh(&testbed).connector(WORKER).unwrap();
         call(testbed.listener, &worker, &credentials).await.is_ok_and(|it| it.status == 200)
-    });
-    println!("and a call was answered {:?} later", took.await.unwrap());
+    })
+    .await
+    .unwrap();
+    println!("and a call was answered after {:?}", begun.elapsed());
     // The new Consul knows nothing of the former root.
     assert!(call(testbed.listener, &former, &credentials).await.is_err());
 }
@@ -517,6 +592,10 @@ async fn with_access_control_an_agent_logs_in_and_has_a_fresh_certificate_after_
     }
     let mut options = options(mesh::Options::default());
     options.consul = Some(Access::ByToken);
+    options.configure = Box::new(|configuration| {
+        let source = configuration.pointer_mut("/policy/sources/1/consul_intentions").unwrap();
+        source["token_env"] = json!("CONSUL_HTTP_TOKEN");
+    });
     let testbed = Testbed::start(options).await.unwrap();
     let credentials = credentials(&testbed).await;
     for name in ["first", "second", "third"] {
