@@ -41,16 +41,18 @@ fn envoy_accepts_the_checked_in_file_as_it_is() {
 
 /// Beside what an agent keeps, of which Envoy wants to see that it is there.
 #[test]
-fn envoy_accepts_the_sidecar_s_file_as_it_is() {
-    let folder = std::env::temp_dir().join(format!("sidecar-{}", std::process::id()));
-    let certificates = folder.join("certificates/orders");
-    fs::create_dir_all(&certificates).unwrap();
-    for name in ["certificate.json", "roots.json"] {
-        fs::write(certificates.join(name), r#"{"resources": []}"#).unwrap();
+fn envoy_accepts_the_files_of_the_sidecar_and_of_the_worker_as_they_are() {
+    for (service, file) in [("orders", "envoy-mesh.yaml"), ("airflow-worker", "envoy-worker.yaml")] {
+        let folder = std::env::temp_dir().join(format!("{service}-{}", std::process::id()));
+        let certificates = folder.join("certificates").join(service);
+        fs::create_dir_all(&certificates).unwrap();
+        for name in ["certificate.json", "roots.json"] {
+            fs::write(certificates.join(name), r#"{"resources": []}"#).unwrap();
+        }
+        symlink(repository().join("target"), folder.join("target")).unwrap();
+        accepted(file, &folder);
+        fs::remove_dir_all(folder).unwrap();
     }
-    symlink(repository().join("target"), folder.join("target")).unwrap();
-    accepted("envoy-mesh.yaml", &folder);
-    fs::remove_dir_all(folder).unwrap();
 }
 
 /// The bound that the README states, and what it rests on.

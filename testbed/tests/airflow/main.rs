@@ -11,6 +11,7 @@
 )]
 
 mod ingress;
+mod mesh;
 
 use std::collections::BTreeSet;
 use std::fs;
