@@ -35,10 +35,12 @@ use crate::configuration::{
 };
 use crate::document::Faults;
 use crate::feed::{
-    Answer, Feed, FeedId, Fetch, Observation, Outcome as FeedOutcome, Read, Reader, Site,
+    Answer, Body, Feed, FeedId, Fetch, Observation, Outcome as FeedOutcome, Read, Reader, Site,
+    reader,
 };
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
+use crate::pace::{Pace, Task};
 use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
@@ -53,6 +55,9 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Time between two looks at the age of keys and policies for the metrics.
 const OBSERVATION: Span = Span::from_secs(1);
 
+/// What one slice of work that takes long may spend, see [`Pace`](crate::pace::Pace): about half a millisecond.
+const SLICE: u64 = 500;
+
 /// Parked requests that are decided at one event or tick. Each may cost two signatures, and a worker that
 /// verifies the forged ones of a whole waiting room serves nobody else.
 const DECISIONS_AT_ONCE: usize = 32;
@@ -60,7 +65,7 @@ const DECISIONS_AT_ONCE: usize = 32;
 /// One worker's state of one filter instance.
 pub struct Gate {
     limits: Limits,
-    verifier: Box<dyn SignatureVerifier>,
+    verifier: Rc<dyn SignatureVerifier>,
     tokens: Realm,
     identities: Realm,
     sessions: Cache<Session>,
@@ -70,7 +75,11 @@ pub struct Gate {
     policy: PolicySet,
     /// What permits for a while what they say nothing about.
     grants: Option<Grants>,
-    trust: Trust,
+    /// Policies that are no longer in use, to be freed,
+    retired: Vec<Rc<Policy>>,
+    /// and one that is being freed.
+    releasing: Option<Task<()>>,
+    trust: Rc<Trust>,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
     heard: Option<u64>,
@@ -289,13 +298,15 @@ impl Gate {
         });
         Ok(Self {
             grants: grants.map(|source| Grants::new(source, &policy, &site)),
-            verifier,
+            verifier: Rc::from(verifier),
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
             policy,
             policies,
-            trust,
+            retired: Vec::new(),
+            releasing: None,
+            trust: Rc::new(trust),
             shared,
             heard: None,
             outbox: Vec::new(),
@@ -368,10 +379,41 @@ impl Gate {
         Status { worker: self.worker, mode: self.mode, sources, audit }
     }
 
+    /// Whether a large document is being loaded, or one that was replaced is being freed: then
+    /// [`Self::work`] goes on with it. So does each [`Self::tick`], but there is no reason to wait for that.
+    pub fn is_at_work(&self) -> bool {
+        let loading = self.policies.iter().any(|(_, feed)| feed.is_loading());
+        loading || self.releasing.is_some() || self.retired.iter().any(|old| is_unused(old))
+    }
+
+    /// Goes on for about half a millisecond with what takes long. Requests are decided in between, by what
+    /// was in use before.
+    pub fn work(&mut self, now: UnixTime) -> Vec<Effect> {
+        let mut effects = std::mem::take(&mut self.outbox);
+        let at_work = self.policies.iter().position(|(_, feed)| feed.is_loading());
+        if let Some((id, (_, feed))) = at_work.and_then(|id| Some((id, self.policies.get(id)?))) {
+            let (id, answered) = (FeedId(id), feed.has_answer());
+            if let Some((name, outcome)) = self.feed_event(id, Event::GoOn, now) {
+                if answered {
+                    effects.extend(outcome_count(&name, &outcome));
+                }
+                self.taken_in(id, &name, outcome, now, &mut effects);
+            }
+            return effects;
+        }
+        let releasing = self.releasing.take().or_else(|| {
+            let unused = self.retired.iter().position(is_unused)?;
+            let policy = Rc::into_inner(self.retired.swap_remove(unused))?;
+            Some(Task::new(|pace| async move { policy.release(&pace).await }))
+        });
+        self.releasing = releasing.and_then(|task| task.go_on(SLICE).err());
+        effects
+    }
+
     /// Time has passed: what is due now.
     pub fn tick(&mut self, now: UnixTime) -> Vec<Effect> {
         self.sync(now);
-        let mut effects = std::mem::take(&mut self.outbox);
+        let mut effects = self.work(now);
         for id in self.feed_ids() {
             effects.extend(self.due(id, now));
         }
@@ -417,9 +459,22 @@ impl Gate {
         };
         let mut effects = std::mem::take(&mut self.outbox);
         effects.extend(outcome_count(&name, &outcome));
+        self.taken_in(id, &name, outcome, now, &mut effects);
+        effects
+    }
+
+    /// A feed came to something.
+    fn taken_in(
+        &mut self,
+        id: FeedId,
+        name: &str,
+        outcome: FeedOutcome,
+        now: UnixTime,
+        effects: &mut Vec<Effect>,
+    ) {
         let settled = matches!(outcome, FeedOutcome::Updated { .. } | FeedOutcome::Unchanged);
-        self.tell(id, &name, outcome, &mut effects);
-        self.load_grants(now, &mut effects);
+        self.tell(id, name, outcome, effects);
+        self.load_grants(now, effects);
         // The next question of a conversation, before what may take long.
         effects.extend(self.due(id, now));
         if settled {
@@ -427,7 +482,6 @@ impl Gate {
             self.reconsider();
             effects.extend(self.settle(now));
         }
-        effects
     }
 
     /// Loads what other workers published since the last look.
@@ -506,24 +560,35 @@ impl Gate {
         now: UnixTime,
     ) -> Option<(String, FeedOutcome)> {
         let Self { limits, trust, verifier, policies, .. } = self;
+        let limits = *limits;
         if let Some((_, feed)) = policies.get_mut(id.0) {
-            let read = |body: &[u8], last: &str| {
-                let last = Accepted::from_text(last);
-                let Admitted { policy, accepted, .. } =
-                    trust.admit(body, last.as_ref(), limits, verifier.as_ref())?;
-                let mark = accepted.map(|accepted| accepted.to_string()).unwrap_or_default();
-                Ok(Read { document: policy, notes: Vec::new(), mark })
-            };
-            return event.put_to(feed, now, &read);
+            let (trust, verifier) = (Rc::clone(trust), Rc::clone(verifier));
+            let read: Reader<Policy> = Rc::new(move |body: Body, last: String, pace: Pace| {
+                let (trust, verifier) = (Rc::clone(&trust), Rc::clone(&verifier));
+                Box::pin(async move {
+                    let last = Accepted::from_text(&last);
+                    let admitted = trust.load(&body, last.as_ref(), &limits, &*verifier, &pace);
+                    let Admitted { policy, accepted, .. } = admitted.await?;
+                    let mark = accepted.map(|accepted| accepted.to_string()).unwrap_or_default();
+                    Ok(Read { document: policy, notes: Vec::new(), mark })
+                })
+            });
+            let outcome = event.put_to(feed, now, &read);
+            self.retired.extend(feed.take_retired());
+            return outcome;
         }
-        let limits = self.limits;
         match self.feed_mut(id) {
-            AnyFeed::Keys(feed) => event.put_to(feed, now, &|body, _| read_keys(body, &limits)),
-            AnyFeed::Grants(feed) => event.put_to(feed, now, &|body, _| {
-                let document = GrantDocument::parse(body, &limits);
-                let document = document.map_err(|faults| faults.to_string())?;
-                Ok(Read { document, notes: Vec::new(), mark: String::new() })
-            }),
+            AnyFeed::Keys(feed) => {
+                event.put_to(feed, now, &reader(move |body, _| read_keys(body, &limits)))
+            }
+            AnyFeed::Grants(feed) => {
+                let read = move |body: &[u8], _: &str| {
+                    let document = GrantDocument::parse(body, &limits);
+                    let document = document.map_err(|faults| faults.to_string())?;
+                    Ok(Read { document, notes: Vec::new(), mark: String::new() })
+                };
+                event.put_to(feed, now, &reader(read))
+            }
             AnyFeed::Policy(_) | AnyFeed::None => None,
         }
     }
@@ -534,6 +599,7 @@ impl Gate {
         let (severity, text) = match outcome {
             FeedOutcome::Unchanged
             | FeedOutcome::More
+            | FeedOutcome::Loading
             | FeedOutcome::Superseded
             | FeedOutcome::Failed { repeated: true, .. }
             | FeedOutcome::Unfit { repeated: true, .. } => return,
@@ -1023,18 +1089,21 @@ enum Event {
     Answered(Answer),
     /// Another worker may have published.
     Sync,
+    /// There is time to go on loading.
+    GoOn,
 }
 
 impl Event {
-    fn put_to<T>(
+    fn put_to<T: 'static>(
         self,
         feed: &mut Feed<T>,
         now: UnixTime,
-        read: Reader<'_, T>,
+        read: &Reader<T>,
     ) -> Option<(String, FeedOutcome)> {
         let outcome = match self {
             Self::Answered(answer) => Some(feed.answered(answer, now, read)),
             Self::Sync => feed.sync(now, read),
+            Self::GoOn => feed.go_on(SLICE, now),
         };
         Some((feed.name()?.to_owned(), outcome?))
     }
@@ -1048,9 +1117,13 @@ fn outcome_count(name: &str, outcome: &FeedOutcome) -> Option<Effect> {
         FeedOutcome::More => "discovered",
         FeedOutcome::Failed { .. } => "failed",
         FeedOutcome::Unfit { .. } => "unfit",
-        FeedOutcome::Superseded => return None,
+        FeedOutcome::Superseded | FeedOutcome::Loading => return None,
     };
     Some(Effect::Count(format!("callouts.{name}.{word}")))
+}
+
+fn is_unused(policy: &Rc<Policy>) -> bool {
+    Rc::strong_count(policy) == 1
 }
 
 fn policy_set(policies: &[(Arc<str>, Feed<Policy>)]) -> PolicySet {
