@@ -136,7 +136,7 @@ impl Policy {
     }
 
     /// Frees it a slice at a time.
-    pub(crate) async fn release(self, pace: &Pace) {
+    pub async fn release(self, pace: &Pace) {
         release(self.rules, 2, pace).await;
         for index in [self.allow, self.deny, self.shadow] {
             index.release(pace).await;
