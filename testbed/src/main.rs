@@ -522,6 +522,14 @@ async fn soak_for(minutes: u64, rules: usize, rate: u32, quick: bool) -> Result<
     let plan = if quick { soak::Plan::QUICK } else { soak::Plan { rules, rate, ..whole } };
     println!("{}", soak::Sample::HEAD);
     let found = soak::run(plan, |sample| println!("{sample}")).await?;
+    let late = |share| format!("{:.1}", found.tally.latency(share).as_secs_f64() * 1e3);
+    println!(
+        "{} calls: p50 {} ms, p99 {} ms, at most {} ms",
+        found.tally.calls(),
+        late(0.5),
+        late(0.99),
+        late(1.0)
+    );
     let faults = found.faults();
     if faults.is_empty() {
         return Ok(String::new());

@@ -81,8 +81,7 @@ fn ask(gate: &mut Gate, number: u32, groups: usize, claims: usize) {
     }
     let mut signature = [7; 64];
     signature[..4].copy_from_slice(&number.to_be_bytes());
-    let bearer =
-        format!("Bearer {header}.{}.{}", part(payload), URL_SAFE_NO_PAD.encode(signature));
+    let bearer = format!("Bearer {header}.{}.{}", part(payload), URL_SAFE_NO_PAD.encode(signature));
     let verdict = gate.request(&Arrival {
         stream: StreamId(number),
         headers: &[
@@ -115,7 +114,9 @@ fn what_is_remembered_of_callers_weighs_what_it_takes() {
         let remembered = gate.levels(UnixTime::from_secs(NOW));
         let count = |name| remembered.iter().find(|(known, _)| *known == name).unwrap().1;
         let (sessions, tokens) = (count("remembered.sessions"), count("remembered.tokens"));
-        println!("{groups} groups, {claims} claims: {most} bytes at most, {sessions} sessions, {tokens} tokens");
+        println!(
+            "{groups} groups, {claims} claims: {most} bytes at most, {sessions} sessions, {tokens} tokens"
+        );
         assert!(most <= MOST + MOST / 20, "{most} bytes, where {MOST} are the bound");
         // Where the bytes are the bound and not the number, they are used.
         if sessions < 4_096 && tokens < 4_096 {
