@@ -66,13 +66,13 @@ impl Index {
         for (number, rule) in (0_u32..).zip(rules) {
             if wanted(rule) {
                 members.push((number, rule));
-                growing.count(rule);
+                growing.count(rule, pace).await;
             }
             pace.spend(1).await;
         }
         growing.children.reserve(members.len());
         for (member, rule) in &members {
-            growing.add(rule, *member);
+            growing.add(rule, *member, pace).await;
             pace.spend(1).await;
         }
         let Growing { nodes: grown, children, roots, any, .. } = growing;
@@ -241,7 +241,7 @@ struct GrowingNode {
 }
 
 impl<'r> Growing<'r> {
-    fn count(&mut self, rule: &Rule) {
+    async fn count(&mut self, rule: &Rule, pace: &Pace) {
         for destination in destinations(rule) {
             let root = crowd_of(destination);
             for text in rule.paths.iter().flat_map(|paths| paths.texts()) {
@@ -251,11 +251,12 @@ impl<'r> Growing<'r> {
                     crowd = hash(crowd, key);
                     *self.crowds.entry(crowd).or_default() += 1;
                 }
+                pace.spend(1).await;
             }
         }
     }
 
-    fn add(&mut self, rule: &'r Rule, number: u32) {
+    async fn add(&mut self, rule: &'r Rule, number: u32, pace: &Pace) {
         for destination in destinations(rule) {
             let root = self.root(destination);
             let Some(paths) = &rule.paths else {
@@ -264,6 +265,7 @@ impl<'r> Growing<'r> {
             };
             for text in paths.texts() {
                 self.add_below(root, crowd_of(destination), text, number);
+                pace.spend(1).await;
             }
         }
     }
