@@ -110,10 +110,7 @@ impl Bootstrap {
     /// # Errors
     /// If there is no filter.
     pub fn remove_filter(&mut self) -> Result<()> {
-        let filters = at(
-            self.at("/static_resources/listeners/0")?,
-            "/filter_chains/0/filters/0/typed_config/http_filters",
-        )?;
+        let filters = at(self.manager()?, "/http_filters")?;
         let filters = filters.as_array_mut().context("a list of filters")?;
         let before = filters.len();
         filters.retain(|filter| filter.pointer("/typed_config/config/vm_config").is_none());
@@ -143,7 +140,7 @@ impl Bootstrap {
         other.set_listener_port(0)?;
         let mut listener = other.at("/static_resources/listeners/0")?.take();
         *at(&mut listener, "/name")? = name.into();
-        *at(&mut listener, "/filter_chains/0/filters/0/typed_config/stat_prefix")? = name.into();
+        *at(manager_of(&mut listener)?, "/stat_prefix")? = name.into();
         let listeners = self.at("/static_resources/listeners")?.as_array_mut();
         listeners.context("a list of listeners")?.push(listener);
         Ok(())
@@ -220,6 +217,14 @@ impl Bootstrap {
         filter_of(self.at("/static_resources/listeners/0")?)
     }
 
+    /// The HTTP connection manager of the first listener: its `typed_config`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn manager(&mut self) -> Result<&mut Value> {
+        manager_of(self.at("/static_resources/listeners/0")?)
+    }
+
     /// The cluster `name`.
     ///
     /// # Errors
@@ -238,8 +243,12 @@ impl Bootstrap {
 }
 
 fn filter_of(listener: &mut Value) -> Result<&mut Value> {
-    let filters = at(listener, "/filter_chains/0/filters/0/typed_config/http_filters")?;
-    at(named(filters, "airflow-envoy")?, "/typed_config")
+    at(named(at(manager_of(listener)?, "/http_filters")?, "airflow-envoy")?, "/typed_config")
+}
+
+fn manager_of(listener: &mut Value) -> Result<&mut Value> {
+    let filters = at(listener, "/filter_chains/0/filters")?;
+    at(named(filters, "envoy.filters.network.http_connection_manager")?, "/typed_config")
 }
 
 fn at<'v>(value: &'v mut Value, pointer: &str) -> Result<&'v mut Value> {

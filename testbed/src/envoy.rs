@@ -41,6 +41,17 @@ pub(crate) struct Addresses {
     pub listeners: Vec<Option<SocketAddr>>,
 }
 
+/// The value of the counter or gauge `name` (a whole name, as `/stats` prints it) of the Envoy whose admin interface is at
+/// `admin`; 0 if it does not exist yet.
+///
+/// # Errors
+/// If Envoy does not answer.
+pub(crate) async fn stat(admin: SocketAddr, name: &str) -> Result<u64> {
+    let stats = Call::get("admin", "/stats").send(admin, None).await?.text();
+    let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    Ok(value.and_then(|value| value.trim().parse().ok()).unwrap_or(0))
+}
+
 impl Addresses {
     /// The first listener.
     ///

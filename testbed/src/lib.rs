@@ -2,7 +2,7 @@
 //!
 //! [`Testbed::start`] brings up Envoy with the repository's `envoy.yaml`, a real OIDC provider, a policy
 //! server, two destinations, the testbed identity issuer, which stands in for Airflow's API server, and, if
-//! asked for, a real Airflow and a real Consul.
+//! asked for, a real Airflow and a real Consul. In a mesh, Envoy is the sidecar of a destination and has `envoy-mesh.yaml`.
 //! Everything listens on free loopback ports, every key and secret is made for the run, and nothing
 //! outlives the [`Testbed`], not even when its process is killed.
 //!
@@ -21,6 +21,7 @@ pub mod error;
 pub mod identity;
 pub mod ingress;
 pub mod load;
+pub mod mesh;
 pub mod oidc;
 pub mod postgres;
 pub mod process;
@@ -50,6 +51,10 @@ use crate::document::{Document, Source};
 use crate::envoy::Launch;
 use crate::error::{Context as _, Error, Result};
 use crate::identity::{IdentityIssuer, secret};
+use crate::mesh::Mesh;
+use crate::mesh::operate::Operator;
+use crate::mesh::services::Places;
+use crate::mesh::worker::Worker;
 use crate::process::{Process, Restartable, find};
 use crate::upstream::Upstream;
 
@@ -103,6 +108,8 @@ pub struct Options {
     pub airflow: Option<airflow::Options>,
     /// Starts Consul, too. With access control, Envoy's environment has a token that reads policies.
     pub consul: Option<Access>,
+    /// Makes Envoy the sidecar of `orders` in a mesh, by `envoy-mesh.yaml` instead of `envoy.yaml`; starts Consul, too.
+    pub mesh: Option<mesh::Options>,
     /// The token for Consul in Envoy's environment, instead of one that reads policies.
     pub consul_token: Option<String>,
     /// Takes Envoy's listeners from a file, so that [`Testbed::reload`] can change them.
@@ -134,6 +141,7 @@ impl Default for Options {
             airflow_keys_fault: None,
             airflow: None,
             consul: None,
+            mesh: None,
             consul_token: None,
             reloadable: false,
             log_level: "warning",
@@ -169,9 +177,11 @@ pub struct Testbed {
     pub provider: Restartable,
     /// Consul, if it was asked for.
     pub consul: Option<Consul>,
-    /// Where Envoy listens.
+    /// The certificates of the mesh, if it was asked for.
+    pub mesh: Option<Mesh>,
+    /// Where Envoy listens; in a mesh, for peers with a certificate.
     pub listener: SocketAddr,
-    /// Where the second listener does, if it was asked for.
+    /// Where the second listener does, if it was asked for; in a mesh, the listener for health checks.
     pub second: Option<SocketAddr>,
     /// Envoy's admin interface.
     pub admin: SocketAddr,
@@ -240,9 +250,7 @@ impl Testbed {
     /// # Errors
     /// If Envoy does not answer.
     pub async fn stat(&self, name: &str) -> Result<u64> {
-        let stats = self.admin("/stats").await?;
-        let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        Ok(value.and_then(|value| value.trim().parse().ok()).unwrap_or(0))
+        envoy::stat(self.admin, name).await
     }
 
     /// Envoy's resident memory in KiB.
@@ -399,8 +407,14 @@ impl Testbed {
             .collect();
         json!({
             "supervisor": std::process::id(),
-            "processes": { "envoy": self.envoy.id(), "oidc": self.provider.id() },
+            "processes": {
+                "envoy": self.envoy.id(),
+                "oidc": self.provider.id(),
+                "consul": self.consul.as_ref().map(|consul| consul.process.id()),
+                "worker": self.worker().map(Worker::process),
+            },
             "addresses": addresses,
+            "mesh": self.mesh.as_ref().map(|mesh| json!({ "certificates": mesh.certificates() })),
             "airflow": self.real_airflow.as_ref().map(|airflow| json!({
                 "processes": airflow.processes(),
                 "address": airflow.address.to_string(),
@@ -421,13 +435,32 @@ impl Testbed {
         if !self.provider.is_running() {
             return Err(self.provider.failed("ended"));
         }
+        self.worker().map_or(Ok(()), Worker::check)?;
         self.real_airflow.as_ref().map_or(Ok(()), Airflow::check)
+    }
+
+    /// The Envoy beside the worker, if there is one.
+    pub fn worker(&self) -> Option<&Worker> {
+        self.mesh.as_ref()?.worker.as_ref()
+    }
+
+    /// Where tasks call: Envoy, or in a mesh the Envoy beside the worker, if there is one.
+    pub fn entry(&self) -> SocketAddr {
+        self.worker().map_or(self.listener, |worker| worker.address)
+    }
+
+    /// The mesh as an operator sees it, if there is one.
+    pub fn operator(&self) -> Option<Operator> {
+        let (mesh, consul) = (self.mesh.as_ref()?, self.consul.as_ref()?);
+        let certificates = mesh.certificates().to_owned();
+        Some(Operator { consul: consul.client(), gate: self.listener, certificates })
     }
 }
 
 impl Drop for Testbed {
     fn drop(&mut self) {
         drop(self.real_airflow.take());
+        drop(self.mesh.take());
         self.envoy.end(Duration::ZERO);
         self.provider.end(Duration::from_millis(200));
         if let Some(consul) = &self.consul {
@@ -603,15 +636,22 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     let orders = Arc::new(Upstream::new("orders"));
     let partner = Arc::new(Upstream::new("partner"));
     let tls = |host| authority.issue(host)?.acceptor().map(Some);
-    let consul = match options.consul {
+    let consul_access = options.consul.or(options.mesh.as_ref().map(|_| Access::Open));
+    let consul = match consul_access {
         None => None,
         Some(access) => {
             Some(Consul::start(&directory, log("consul"), access, threads.clone()).await?)
         }
     };
-    let consul_token = match (&consul, options.consul) {
+    let consul_token = match (&consul, consul_access) {
         _ if options.consul_token.is_some() => options.consul_token,
         (Some(consul), Some(Access::ByToken)) => Some(consul.reader().await?),
+        _ => None,
+    };
+    let mut mesh = match (&options.mesh, &consul, consul_access) {
+        (Some(options), Some(consul), Some(access)) => {
+            Some(Mesh::start(options, consul, access, &directory).await?)
+        }
         _ => None,
     };
     let (mut real_airflow, mut worker_ring) = (None, None);
@@ -628,7 +668,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
             authority_file: &authority_file,
             idp,
             client_secret: &oidc.secret,
-            threads,
+            threads: threads.clone(),
         };
         real_airflow = Some(Airflow::start(options, around).await?);
     }
@@ -642,11 +682,16 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     addresses.extend(consul.as_ref().map(|consul| ("consul", consul.address)));
     addresses.extend(real_airflow.as_ref().map(|airflow| ("airflow-jwks", airflow.keys.address)));
 
-    let mut bootstrap = Bootstrap::read(&repository().join("envoy.yaml"))?;
+    let (file, listeners) = match &mesh {
+        None => ("envoy.yaml", LISTENERS),
+        Some(_) => ("envoy-mesh.yaml", mesh::LISTENERS),
+    };
+    let mut bootstrap = Bootstrap::read(&repository().join(file))?;
     bootstrap.set_admin_port(options.admin_port)?;
     bootstrap.set_listener_port(options.listener_port)?;
     // Where nobody listens, unless there is a Consul, or a test has a collector of audit records.
-    for cluster in ["consul", "audit"] {
+    let absent: &[&str] = if mesh.is_none() { &["consul", "audit"] } else { &[] };
+    for cluster in absent {
         bootstrap.set_endpoint(cluster, SocketAddr::from(([127, 0, 0, 1], 1)))?;
     }
     if let Some(ring) = &worker_ring {
@@ -655,17 +700,23 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         trust_besides_airflow(&mut bootstrap, keys)?;
     }
     for (cluster, address) in &addresses {
-        bootstrap.set_endpoint(cluster, *address)?;
+        // In the mesh Envoy stands before one destination.
+        if mesh.is_none() || *cluster != "partner" {
+            bootstrap.set_endpoint(cluster, *address)?;
+        }
     }
     bootstrap.set_trusted_authority(&authority_file)?;
-    bootstrap.set_partner_credential(&credential_file)?;
+    match &mesh {
+        None => bootstrap.set_partner_credential(&credential_file)?,
+        Some(_) => mesh::set_certificates(&mut bootstrap, &directory)?,
+    }
     bootstrap.set_filter(&filter)?;
     bootstrap.configure_filter(options.configure)?;
     if consul_token.is_some() {
         bootstrap.expose_variable(CONSUL_TOKEN)?;
     }
     if let Some(change) = options.second {
-        bootstrap.add_listener(LISTENERS[1], change)?;
+        bootstrap.add_listener(listeners[1], change)?;
     }
     (options.bootstrap)(&mut bootstrap);
     let mut told = bootstrap.clone();
@@ -685,14 +736,26 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         concurrency: options.concurrency,
         log_level: options.log_level,
         wasm_log_level: options.wasm_log_level,
-        listeners: &LISTENERS,
+        listeners: &listeners,
         environment: &environment,
     };
     let (envoy, listening) = launch.run(&told).await?;
     let (admin, listener) = (listening.admin, listening.first()?);
     let second = listening.listeners.get(1).copied().flatten();
+    let mut worker = None;
+    if let (Some(mesh), Some(consul), Some(options)) = (&mut mesh, &consul, &options.mesh) {
+        let destination = addresses.iter().find(|(name, _)| *name == "orders");
+        let places = Places {
+            destination: destination.context("the destination")?.1,
+            gate: listener,
+            health: second.context("the listener for health checks")?,
+        };
+        mesh.settle(options, consul, places, &threads).await?;
+        worker = mesh.worker.as_ref().map(|worker| worker.address);
+    }
+    addresses.extend(worker.map(|address| ("worker", address)));
     if let Some(airflow) = &real_airflow {
-        airflow.egress.lead_to(Some(listener));
+        airflow.egress.lead_to(Some(worker.unwrap_or(listener)));
     }
 
     let addresses =
@@ -709,6 +772,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
         audit_key,
         provider,
         consul,
+        mesh,
         listener,
         second,
         admin,

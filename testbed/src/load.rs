@@ -14,10 +14,13 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::HeaderValue;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
+use crate::certificates::server_name;
 use crate::error::{Context as _, Error, Result};
 
 /// How long an answer may take.
@@ -215,6 +218,7 @@ pub struct Answered {
 /// A connection that is used again and again, and made anew when Envoy closed it.
 pub struct Connection {
     address: SocketAddr,
+    tls: Option<TlsConnector>,
     open: Option<(SendRequest<Empty<Bytes>>, AbortHandle)>,
     reconnections: u64,
 }
@@ -222,7 +226,12 @@ pub struct Connection {
 impl Connection {
     /// One to `address`, not made yet.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, open: None, reconnections: 0 }
+        Self { address, tls: None, open: None, reconnections: 0 }
+    }
+
+    /// One to `address` as a service of the mesh, not made yet.
+    pub fn of_mesh(address: SocketAddr, tls: TlsConnector) -> Self {
+        Self { address, tls: Some(tls), open: None, reconnections: 0 }
     }
 
     /// Makes a call.
@@ -240,8 +249,14 @@ impl Connection {
         self.close();
         let stream = TcpStream::connect(self.address).await.context("connecting")?;
         stream.set_nodelay(true).context("connecting")?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.context("connecting")?;
-        self.open = Some((sender, tokio::spawn(connection).abort_handle()));
+        let opened = match &self.tls {
+            None => open(stream).await,
+            Some(tls) => {
+                let stream = tls.connect(server_name(crate::ORDERS)?, stream).await;
+                open(stream.context("TLS")?).await
+            }
+        };
+        self.open = Some(opened?);
         self.attempt(request()).await
     }
 
@@ -268,6 +283,13 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+async fn open(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<(SendRequest<Empty<Bytes>>, AbortHandle)> {
+    let (sender, connection) = handshake(TokioIo::new(stream)).await.context("connecting")?;
+    Ok((sender, tokio::spawn(connection).abort_handle()))
 }
 
 async fn read(response: Response<hyper::body::Incoming>) -> Result<Answered> {

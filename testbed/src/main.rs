@@ -9,13 +9,19 @@ use std::time::Duration;
 
 use airflow_envoy_testbed::airflow::{self, Api, Run};
 use airflow_envoy_testbed::certificates::connector;
+use airflow_envoy_testbed::consul::Client;
 use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
+use airflow_envoy_testbed::load::Credentials;
+use airflow_envoy_testbed::mesh::agent::{self, Token, Trust};
+use airflow_envoy_testbed::mesh::intentions::Action;
+use airflow_envoy_testbed::mesh::operate::{Change, Operator};
+use airflow_envoy_testbed::mesh::services::WORKER;
 use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
 use airflow_envoy_testbed::{
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, repository,
-    soak, write_private,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, mesh,
+    repository, soak, write_private,
 };
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -41,6 +47,9 @@ enum Verb {
         /// A real Airflow, too.
         #[arg(long)]
         airflow: bool,
+        /// In a mesh, with a real Consul.
+        #[arg(long)]
+        consul: bool,
     },
     /// Call through Envoy as an Airflow task, and show the whole answer.
     Call(Box<CallArguments>),
@@ -59,6 +68,11 @@ enum Verb {
     },
     /// Show processes, ports, health and decisions.
     Status,
+    /// Let one service of the mesh call another, or not; `*` is every service.
+    Intention {
+        #[command(subcommand)]
+        verb: IntentionVerb,
+    },
     /// Make the OIDC provider sign with new keys.
     Rotate {
         /// Drop the old keys at once, as after a leak.
@@ -111,13 +125,61 @@ enum Verb {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Keep the certificate of a service of a Consul mesh in files that Envoy watches. Runs until it is ended.
+    Certificates(CertificatesArguments),
     /// Succeed if a testbed is ready.
     #[command(hide = true)]
     Running {
         /// And has Airflow.
         #[arg(long)]
         airflow: bool,
+        /// And is in a mesh.
+        #[arg(long)]
+        consul: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum IntentionVerb {
+    /// Allow it, and wait until the gate acts by it.
+    Allow(Pair),
+    /// Deny it, and wait until the gate acts by it.
+    Deny(Pair),
+    /// Forget what was said of the two, and wait until the gate acts by it.
+    Delete(Pair),
+    /// Show all, those that count more first.
+    List,
+}
+
+#[derive(Args)]
+struct Pair {
+    /// The service that calls, as `airflow-worker`.
+    source: String,
+    /// The service that is called, as `orders`.
+    destination: String,
+}
+
+#[derive(Args)]
+struct CertificatesArguments {
+    /// The service.
+    #[arg(long)]
+    service: String,
+    /// Where its files go; made if it is not there.
+    #[arg(long)]
+    directory: PathBuf,
+    /// Consul's local agent: an address and a port; else what the variable `CONSUL_HTTP_ADDR` says, else 127.0.0.1:8500.
+    #[arg(long)]
+    consul: Option<SocketAddr>,
+    /// Which roots peers are checked against: all that Consul lists, or only the active one.
+    #[arg(long, value_enum, default_value = "listed")]
+    trust: Trust,
+    /// The auth method by which each certificate's token is had, with the JWT in `--bearer`. Else the token is in the variable
+    /// `CONSUL_HTTP_TOKEN`, unless Consul has no access control.
+    #[arg(long, requires = "bearer")]
+    login: Option<String>,
+    /// The file with the JWT that the platform gives the workload.
+    #[arg(long, requires = "login")]
+    bearer: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -167,6 +229,9 @@ struct CallArguments {
     /// By HTTP/2.
     #[arg(long)]
     http2: bool,
+    /// In the mesh: call the gate as this service, with a certificate of its own, instead of through the worker's Envoy.
+    #[arg(long = "as", value_name = "SERVICE")]
+    service: Option<String>,
 }
 
 #[tokio::main]
@@ -174,12 +239,15 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let directory = cli.directory.unwrap_or_else(|| repository().join(".testbed/run"));
     let done = match cli.command {
-        Verb::Run { airflow } => run(&directory, airflow).await.map(|()| String::new()),
+        Verb::Run { airflow, consul } => {
+            run(&directory, airflow, consul).await.map(|()| String::new())
+        }
         Verb::Call(arguments) => call(&directory, *arguments).await,
         Verb::Show => show(&directory).await,
         Verb::ShowAirflow => show_airflow(&directory).await,
         Verb::Trigger { dag, conf } => trigger(&directory, &dag, &conf).await,
         Verb::Status => status(&directory).await,
+        Verb::Intention { verb } => intention(&directory, verb).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
         Verb::Soak { minutes, rules, rate, quick } => soak_for(minutes, rules, rate, quick).await,
@@ -187,8 +255,17 @@ async fn main() -> ExitCode {
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
-        Verb::Running { airflow } => Running::find(&directory).and_then(|running| {
-            if airflow { running.airflow_home().map(|_| String::new()) } else { Ok(String::new()) }
+        Verb::Certificates(arguments) => certificates(arguments).await.map(|()| String::new()),
+        Verb::Running { airflow, consul } => Running::find(&directory).and_then(|running| {
+            if airflow {
+                running.airflow_home()?;
+            }
+            // The two differ in where calls go: one that is up is not the other.
+            match (consul, running.mesh()) {
+                (true, Err(error)) => Err(error),
+                (false, Ok(_)) => Err(Error::new("a testbed in a mesh is running")),
+                _ => Ok(String::new()),
+            }
         }),
     };
     match done {
@@ -204,8 +281,29 @@ async fn main() -> ExitCode {
     }
 }
 
+/// Keeps a certificate until this process is ended.
+async fn certificates(arguments: CertificatesArguments) -> Result<()> {
+    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+    let consul = match (arguments.consul, variable("CONSUL_HTTP_ADDR")) {
+        (Some(address), _) => address,
+        (None, Some(address)) => {
+            let address = address.strip_prefix("http://").unwrap_or(&address);
+            address.parse().context("CONSUL_HTTP_ADDR: expected an IP address and a port")?
+        }
+        (None, None) => SocketAddr::from(([127, 0, 0, 1], 8500)),
+    };
+    let token = match (arguments.login, arguments.bearer, variable("CONSUL_HTTP_TOKEN")) {
+        (Some(method), Some(bearer), _) => Token::Login { method, bearer },
+        (_, _, Some(token)) => Token::Secret(token),
+        _ => Token::Nobody,
+    };
+    let CertificatesArguments { service, directory, trust, .. } = arguments;
+    let options = agent::Options { consul, service, directory, token, trust };
+    agent::run(options, |sentence| eprintln!("{sentence}")).await
+}
+
 /// Runs a testbed in `directory`, which `state.json` describes as long as it is ready.
-async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
+async fn run(directory: &Path, with_airflow: bool, with_consul: bool) -> Result<()> {
     // Signals first: one that arrives while we start must end us, too.
     let mut interrupted = signal(SignalKind::interrupt()).context("listening for signals")?;
     let mut terminated = signal(SignalKind::terminate()).context("listening for signals")?;
@@ -224,9 +322,10 @@ async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
     let state = directory.join("state.json");
     let _: Result<(), _> = fs::remove_file(&state);
 
-    let text = format!("{:#}\n", airflow_envoy_testbed::policy()?);
     let policy = directory.join("policy.json");
-    fs::write(&policy, text).context(policy.display())?;
+    let document = if with_consul { mesh::policy()? } else { airflow_envoy_testbed::policy()? };
+    fs::write(&policy, format!("{document:#}\n")).context(policy.display())?;
+    let options = if with_consul { mesh::whole(preferred(10001))? } else { Options::default() };
     let options = Options {
         listener_port: preferred(10000),
         admin_port: preferred(9901),
@@ -234,11 +333,12 @@ async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
         policy: Source::File(policy),
         airflow: with_airflow.then(|| airflow::Options {
             triggerer: true,
+            proxy: with_consul,
             port: preferred(8080),
             ..airflow::Options::default()
         }),
         log_level: "info",
-        ..Options::default()
+        ..options
     };
     let mut testbed = tokio::select! {
         testbed = Testbed::start(options) => testbed?,
@@ -270,6 +370,10 @@ async fn run(directory: &Path, with_airflow: bool) -> Result<()> {
         }
     };
     let _: Result<(), _> = fs::remove_file(&state);
+    // Nobody is to call a gate that is about to end.
+    if let Some(services) = testbed.mesh.as_ref().and_then(|mesh| mesh.services.as_ref()) {
+        let _: Result<()> = services.deregister().await;
+    }
     // By a signal, so that its audit trail has an end.
     let _: Result<()> = testbed.quit_envoy().await;
     ended
@@ -318,6 +422,17 @@ impl Running {
     fn airflow_home(&self) -> Result<PathBuf> {
         let home = self.state.pointer("/airflow/home").and_then(Value::as_str).map(PathBuf::from);
         home.ok_or_else(|| Error::new("no Airflow is running: `scripts/testbed up --airflow`"))
+    }
+
+    /// The mesh.
+    fn mesh(&self) -> Result<Operator> {
+        let folder = self.state.pointer("/mesh/certificates").and_then(Value::as_str);
+        let none = || Error::new("no mesh is running: `scripts/testbed up --consul`");
+        Ok(Operator {
+            certificates: folder.map(PathBuf::from).ok_or_else(none)?,
+            consul: Client::new(self.address("consul")?, None),
+            gate: self.address("listener")?,
+        })
     }
 
     /// The API of Airflow.
@@ -376,10 +491,19 @@ async fn call(directory: &Path, arguments: CallArguments) -> Result<String> {
     if arguments.http2 {
         call = call.http2();
     }
-    let answer = call.send(running.address("listener")?, None).await?;
-    let CallArguments { method, host, path, dag, task, team, .. } = arguments;
+    let CallArguments { method, host, path, dag, task, team, service, .. } = arguments;
+    let (answer, from) = match (service, running.mesh()) {
+        (Some(service), mesh) => {
+            (mesh?.call_as(&service, call).await?, format!(", from service `{service}`"))
+        }
+        (None, Ok(_)) => {
+            let answer = call.send(running.address("worker")?, None).await?;
+            (answer, format!(", from service `{WORKER}`"))
+        }
+        (None, Err(_)) => (call.send(running.address("listener")?, None).await?, String::new()),
+    };
     Ok(format!(
-        "{method} http://{host}{path}\nas task `{task}` of DAG `{dag}`, team `{team}`\n\n{}",
+        "{method} http://{host}{path}\nas task `{task}` of DAG `{dag}`, team `{team}`{from}\n\n{}",
         shown(&answer)
     ))
 }
@@ -389,20 +513,54 @@ async fn show(directory: &Path) -> Result<String> {
     let allowed = call(directory, CallArguments::example()).await?;
     let another = CallArguments { team: "sales".to_owned(), ..CallArguments::example() };
     let denied = call(directory, another).await?;
-    let rule = |title: &str| format!("── {title} {}\n", "─".repeat(70 - title.len()));
-    Ok(format!("{}{allowed}\n{}{denied}", rule("allowed"), rule("denied")))
+    let mut text = format!("{}{allowed}\n{}{denied}", rule("allowed"), rule("denied"));
+    if Running::find(directory)?.mesh().is_ok() {
+        let service = Some("airflow-scheduler".to_owned());
+        let other = call(directory, CallArguments { service, ..CallArguments::example() }).await?;
+        text += &format!("\n{}{other}", rule("the same call from another service"));
+    }
+    Ok(text)
+}
+
+fn rule(title: &str) -> String {
+    format!("── {title} {}\n", "─".repeat(70_usize.saturating_sub(title.len())))
+}
+
+async fn intention(directory: &Path, verb: IntentionVerb) -> Result<String> {
+    let mesh = Running::find(directory)?.mesh()?;
+    let (change, Pair { source, destination }) = match verb {
+        IntentionVerb::List => return mesh.intentions().await,
+        IntentionVerb::Allow(pair) => (Change::Put(Action::Allow), pair),
+        IntentionVerb::Deny(pair) => (Change::Put(Action::Deny), pair),
+        IntentionVerb::Delete(pair) => (Change::Delete, pair),
+    };
+    let running = Running::find(directory)?;
+    let CallArguments { dag, task, team, path, .. } = CallArguments::example();
+    let token = running.oidc()?.token(&TokenRequest::default()).await?;
+    let identity = running.identity(&Task::new(&dag, &task).team(&team), Some(&token)).await?;
+    let credentials = Credentials::new(&token, &identity)?;
+    let (mut text, caller) = mesh.change(change, &source, &destination, &path, credentials).await?;
+    if let Some(service) = caller {
+        let next = CallArguments { service: Some(service), ..CallArguments::example() };
+        text += &format!("\n{}{}", rule("the next call"), call(directory, next).await?);
+    }
+    Ok(text)
 }
 
 /// A DAG that the policy allows and one that it denies: what their tasks did, and what the denied one's log says.
 async fn show_airflow(directory: &Path) -> Result<String> {
     let api = Running::find(directory)?.airflow().await?;
-    let rule = |title: &str| format!("\n── {title} {}\n", "─".repeat(70 - title.len()));
     // Both at once.
     let allowed = api.trigger("ds_orders", json!({})).await?;
     let denied = api.trigger("etl_orders", json!({})).await?;
-    let mut text = rule("Airflow: allowed") + &ran(&api, &allowed, false).await?;
-    text += &rule("Airflow: denied");
+    let mut text = format!("\n{}", rule("Airflow: allowed")) + &ran(&api, &allowed, false).await?;
+    text += &format!("\n{}", rule("Airflow: denied"));
     text += &ran(&api, &denied, true).await?;
+    if Running::find(directory)?.mesh().is_ok() {
+        let raw = api.trigger("raw_clients", json!({})).await?;
+        text += &format!("\n{}", rule("Airflow: with requests, httpx, curl …"));
+        text += &ran(&api, &raw, true).await?;
+    }
     Ok(text)
 }
 
@@ -450,8 +608,7 @@ impl CallArguments {
 
 async fn status(directory: &Path) -> Result<String> {
     let running = Running::find(directory)?;
-    let number =
-        |pointer: &str| running.state.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let number = |pointer: &str| running.state.pointer(pointer).and_then(Value::as_u64);
     let clusters = running.admin("/clusters").await?.text();
     let health = |cluster: &str| {
         let flags = clusters
@@ -461,9 +618,12 @@ async fn status(directory: &Path) -> Result<String> {
         flags.map_or_else(String::new, |(_, flags)| flags.trim_matches('/').replace('/', ", "))
     };
     let mut text = String::from("processes\n");
-    for name in ["supervisor", "processes/envoy", "processes/oidc"] {
-        let short = name.trim_start_matches("processes/");
-        text += &format!("  {short:12} {}\n", number(&format!("/{name}")));
+    for name in
+        ["supervisor", "processes/envoy", "processes/worker", "processes/oidc", "processes/consul"]
+    {
+        if let Some(id) = number(&format!("/{name}")) {
+            text += &format!("  {:12} {id}\n", name.trim_start_matches("processes/"));
+        }
     }
     let components = running.state.pointer("/airflow/processes").and_then(Value::as_array);
     for (name, id) in
@@ -489,6 +649,9 @@ async fn status(directory: &Path) -> Result<String> {
             cluster => health(cluster),
         };
         text += &format!("  {name:12} {:16} {health}\n", address.as_str().unwrap_or_default());
+    }
+    if let Ok(mesh) = running.mesh() {
+        text += &mesh.status().await?;
     }
     text += "decisions\n";
     let stats = running.admin("/stats?filter=airflow_envoy&usedonly").await?.text();

@@ -3,6 +3,8 @@
 //! Every phase makes calls at a fixed rate and judges each answer by what was true when it was given. Where the truth
 //! changes, an answer may go by the former one for [`TOLERANCE`]; where only keys change, there is nothing to tolerate.
 
+mod mesh;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,6 +160,14 @@ pub async fn run(plan: Plan, filter: &str, mut say: impl FnMut(&Row)) -> Result<
             let row =
                 if name == kept[0] { bed.consul_changes().await } else { bed.consul_away().await };
             let row = row.context(name)?;
+            say(&row);
+            rows.push(row);
+        }
+    }
+    if consul::absence().is_none() && wanted(&mesh::PHASES) {
+        let bed = Bed::start(plan, mesh::options()).await?;
+        for name in mesh::PHASES.into_iter().filter(|name| name.contains(filter)) {
+            let row = bed.in_mesh(name).await.context(name)?;
             say(&row);
             rows.push(row);
         }
@@ -371,7 +381,7 @@ impl Bed {
         let traffic = Arc::new(Mixed { callers, truths, unknown: None });
         let bed = Self { testbed, plan, traffic, revision: AtomicU64::new(1) };
         within(Duration::from_secs(10), "the policy serves", async || {
-            let mut connection = Connection::new(bed.testbed.listener);
+            let mut connection = Connection::new(bed.testbed.entry());
             let known = bed.callers().known;
             let answer = connection.call(|| get(PATHS[0], known.first())).await;
             answer.is_ok_and(|answer| answer.status == 200)
@@ -396,7 +406,7 @@ impl Bed {
         let before = self.testbed.memory_kib()?;
         let load = |time| {
             let load = Load { rate: self.plan.rate, connections: 64, time };
-            tokio::spawn(load.run(self.testbed.listener, Arc::clone(&self.traffic)))
+            tokio::spawn(load.run(self.testbed.entry(), Arc::clone(&self.traffic)))
         };
         let slice = Duration::from_secs(1);
         let mut tally = Tally::default();

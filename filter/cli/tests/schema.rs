@@ -201,7 +201,17 @@ fn full_configurations() -> Vec<Value> {
         "datacenter": "dc1", "token_env": "TOKEN",
     }});
     proxy.as_object_mut().unwrap().remove("token_cookie");
-    vec![full, untyped, proxy]
+    let mut meshed = full.clone();
+    meshed["peer"] = json!({"identity": "required", "trust_domains": ["a.consul", "b.consul"]});
+    meshed["policy"]["sources"].as_array_mut().unwrap().push(json!({
+        "name": "d", "consul_intentions": {
+            "cluster": "consul", "destination": "orders", "hosts": ["orders.internal"], "default": "deny",
+            "namespace": "default", "partition": "default", "datacenter": "dc1", "trust_domain": "a.consul",
+            "jwt_providers": {"okta": "one"}, "entries": false, "wait": "55s", "timeout": "5s", "poll": "5s",
+            "token_env": "TOKEN",
+        },
+    }));
+    vec![full, untyped, proxy, meshed]
 }
 
 /// Every policy and every configuration that there is, fit or not.

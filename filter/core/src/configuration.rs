@@ -11,9 +11,11 @@ use crate::audit;
 use crate::credential::IssuerRules;
 use crate::document::{Faults, Node, Object, Report};
 use crate::feed::{Endpoint, Protocol, Secret, Uri};
+use crate::intentions::{self, Surroundings};
 use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
+use crate::peer;
 use crate::policy::{GrantDocument, Policy, Trust};
 use crate::quote::quote;
 use crate::time::Span;
@@ -29,6 +31,8 @@ pub struct Configuration {
     pub identity: Requirement,
     /// Issuers of Airflow identities.
     pub airflow_issuers: Vec<Issuer>,
+    /// Which mesh peers are believed; `None`: nobody looks at client certificates.
+    pub peer: Option<peer::Settings>,
     /// The policies.
     pub policy: Policies,
     /// Where credentials may be beside their headers.
@@ -109,6 +113,8 @@ pub enum KeySource {
 pub struct Policies {
     /// Names and places.
     pub sources: Vec<(String, PolicySource)>,
+    /// The sources of Consul intentions, and where they are fetched.
+    pub intentions: Vec<(intentions::Settings, Endpoint)>,
     /// Who may sign what is fetched, and whether somebody must.
     pub trust: Trust,
     /// Where temporary grants come from, if there are any.
@@ -240,6 +246,11 @@ fn read(
         report.fault("token", "is `off` as `airflow.identity` is: nobody would be identified");
     }
 
+    let peer = match root.optional("peer") {
+        Some(node) => peer::Settings::read(&node, report),
+        None => Some(None),
+    };
+
     for token_issuer in issuers.iter().flatten() {
         let mut identities = airflow_issuers.iter().flatten();
         if identities.any(|issuer| issuer.rules.overlaps(&token_issuer.rules)) {
@@ -251,9 +262,21 @@ fn read(
         }
     }
 
+    let names_of = |issuers: &[Issuer]| -> Vec<String> {
+        issuers.iter().map(|issuer| issuer.rules.name.clone()).collect()
+    };
+    let token_issuers = issuers.as_deref().map(names_of).unwrap_or_default();
+    let surroundings = Surroundings {
+        issuers: token_issuers.iter().map(String::as_str).collect(),
+        trust_domains: peer.as_ref().and_then(Option::as_ref).map(|peer: &peer::Settings| {
+            peer.trust_domains.iter().map(|domain| &**domain).collect()
+        }),
+        environment,
+        max_age: None,
+    };
     let policy = root
         .required(report, "policy")
-        .and_then(|node| read_policies(&node, report, limits, environment, &mut names));
+        .and_then(|node| read_policies(&node, report, limits, surroundings, &mut names));
     let ways = read_ways(&mut root, report, token);
     let forward_token =
         root.optional("forward_token").map_or(Some(false), |node| node.boolean(report));
@@ -272,6 +295,7 @@ fn read(
         issuers: issuers?,
         identity,
         airflow_issuers: airflow_issuers?,
+        peer: peer?,
         policy: policy?,
         ways: ways?,
         forward_token: forward_token?,
@@ -305,7 +329,12 @@ fn read_ways(root: &mut Object<'_>, report: &mut Report, token: Requirement) -> 
     proxy.map(|_| Ways::Cookie(name.into()))
 }
 
-fn requirement(object: &mut Object<'_>, report: &mut Report, name: &'static str) -> Requirement {
+/// Whether something is needed; it is if nobody says otherwise.
+pub(crate) fn requirement(
+    object: &mut Object<'_>,
+    report: &mut Report,
+    name: &'static str,
+) -> Requirement {
     object
         .optional(name)
         .and_then(|node| node.choice(report, &REQUIREMENTS))
@@ -508,7 +537,7 @@ fn read_policies(
     node: &Node<'_>,
     report: &mut Report,
     limits: &Limits,
-    environment: Environment<'_>,
+    surroundings: Surroundings<'_>,
     names: &mut BTreeSet<String>,
 ) -> Option<Policies> {
     let mut object = node.object(report)?;
@@ -516,6 +545,8 @@ fn read_policies(
         Some(node) => positive_span(&node, report),
         None => Some(POLICY_MAX_AGE),
     };
+    let surroundings = Surroundings { max_age, ..surroundings };
+    let environment = surroundings.environment;
     let trust = match object.optional("trust") {
         Some(node) => Trust::read(&node, report, limits),
         None => Some(Trust::default()),
@@ -523,17 +554,29 @@ fn read_policies(
     let sources = object.required(report, "sources").and_then(|node| node.nonempty_array(report));
     let grants = object.optional("grants");
     object.finish(report);
-    let read: Vec<_> = sources
+    let (layered, sources): (Vec<_>, Vec<_>) = sources
         .unwrap_or_default()
+        .into_iter()
+        .partition(|node| node.value.get("consul_intentions").is_some());
+    if let (Some(node), true) = (layered.first(), sources.is_empty()) {
+        let problem = "only restricts, so it needs another source of policy beside it";
+        node.fault(report, problem);
+    }
+    let read: Vec<_> = sources
         .iter()
         .map(|node| read_policy(node, report, limits, environment, max_age, names))
+        .collect();
+    let intentions: Vec<_> = layered
+        .iter()
+        .map(|node| intentions::Settings::read(node, report, names, &surroundings))
         .collect();
     let grants = match grants {
         Some(node) => read_grants(&node, report, limits, environment, max_age, names).map(Some),
         None => Some(None),
     };
     let sources = read.into_iter().collect::<Option<_>>()?;
-    Some(Policies { sources, trust: trust?, grants: grants? })
+    let intentions = intentions.into_iter().collect::<Option<_>>()?;
+    Some(Policies { sources, intentions, trust: trust?, grants: grants? })
 }
 
 fn read_grants(
@@ -675,14 +718,9 @@ fn read_consul_kv(
         fit.then_some(key)
     });
     let datacenter = match object.optional("datacenter") {
-        Some(node) => node.string(report).and_then(|name| {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-            let fit = !name.is_empty() && name.bytes().all(plain);
-            if !fit {
-                node.fault(report, format!("{} is not a datacenter's name", quote(name)));
-            }
-            fit.then(|| format!("&dc={name}"))
-        }),
+        Some(node) => {
+            read_consul_name(&node, report, "a datacenter's name").map(|name| format!("&dc={name}"))
+        }
         None => Some(String::new()),
     };
     let wait = match object.optional("wait") {
@@ -714,12 +752,12 @@ fn read_consul_kv(
 const KEYS_REFRESH: Span = Span::from_secs(300);
 const KEYS_MIN_REFRESH: Span = Span::from_secs(2);
 const KEYS_MAX_AGE: Span = Span::from_secs(24 * 3600);
-const POLICY_POLL: Span = Span::from_secs(5);
+pub(crate) const POLICY_POLL: Span = Span::from_secs(5);
 const POLICY_MAX_AGE: Span = Span::from_secs(15 * 60);
 /// Less than the minute after which much of what lies between closes idle connections.
-const CONSUL_WAIT: Span = Span::from_secs(55);
+pub(crate) const CONSUL_WAIT: Span = Span::from_secs(55);
 
-fn interval(
+pub(crate) fn interval(
     object: &mut Object<'_>,
     report: &mut Report,
     name: &'static str,
@@ -739,6 +777,21 @@ pub(crate) fn timeout(object: &mut Object<'_>, report: &mut Report) -> Option<Sp
         Some(node) => bounded_span(&node, report, Span::from_millis(10), Span::from_secs(60)),
         None => Some(Span::from_secs(5)),
     }
+}
+
+/// A name that Consul gives, which needs no escape in a query.
+pub(crate) fn read_consul_name<'a>(
+    node: &Node<'a>,
+    report: &mut Report,
+    what: &str,
+) -> Option<&'a str> {
+    let name = node.string(report)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let fit = name.bytes().all(plain);
+    if !fit {
+        node.fault(report, format!("{} is not {what}", quote(name)));
+    }
+    fit.then_some(name)
 }
 
 /// A credential from the environment variable that `token_env` names, if it names one.
@@ -763,13 +816,18 @@ pub(crate) fn read_token(
 }
 
 /// How long a server may hold its answer back; Consul allows ten minutes.
-fn wait(node: &Node<'_>, report: &mut Report) -> Option<Span> {
+pub(crate) fn wait(node: &Node<'_>, report: &mut Report) -> Option<Span> {
     bounded_span(node, report, Span::from_secs(1), Span::from_secs(600))
 }
 
 /// A document that is too old before it is asked for again would be missing now and then, with no
 /// fault anywhere.
-fn check_max_age(endpoint: &Endpoint, node: &Node<'_>, interval_name: &str, report: &mut Report) {
+pub(crate) fn check_max_age(
+    endpoint: &Endpoint,
+    node: &Node<'_>,
+    interval_name: &str,
+    report: &mut Report,
+) {
     let Endpoint { interval, max_age, .. } = *endpoint;
     // One that is held back confirms nothing before it comes.
     let answer = endpoint.longest_answer();
@@ -793,7 +851,7 @@ pub(crate) fn read_uri(node: &Node<'_>, report: &mut Report) -> Option<Uri> {
 }
 
 /// A name for logs and metrics, unique in the configuration.
-fn read_name<'a>(
+pub(crate) fn read_name<'a>(
     node: &Node<'a>,
     report: &mut Report,
     names: &mut BTreeSet<String>,

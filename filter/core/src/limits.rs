@@ -26,6 +26,10 @@ pub struct Limits {
     pub grants: usize,
     /// Bytes of a document of grants.
     pub grants_bytes: usize,
+    /// Intentions about one destination.
+    pub intentions: usize,
+    /// Bytes of an answer with them.
+    pub intentions_bytes: usize,
     /// Nesting of a JSON document or a token's claims.
     pub json_depth: usize,
     /// Bytes of a request's path without the query.
@@ -49,6 +53,8 @@ impl Limits {
         policy_places: 1_000_000,
         grants: 1_000,
         grants_bytes: 4 * 1024 * 1024,
+        intentions: 10_000,
+        intentions_bytes: 4 * 1024 * 1024,
         json_depth: 32,
         path_bytes: 8 * 1024,
         path_segments: 128,

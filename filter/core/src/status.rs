@@ -16,7 +16,7 @@ pub struct Status {
     pub worker: u64,
     /// Whether decisions are carried out.
     pub mode: Mode,
-    /// Every source of keys, policy and grants.
+    /// Every source of keys, policy, intentions and grants.
     pub sources: Vec<Source>,
     /// The audit trail, if there is one.
     pub audit: Option<Audit>,
@@ -50,11 +50,11 @@ pub struct Source {
     pub ready: bool,
     /// Counts the documents that were taken into use; 0 before the first.
     pub version: u64,
-    /// The `revision` of a policy that has one.
+    /// The `revision` of a policy that has one; Consul's index of intentions.
     pub revision: Option<u64>,
     /// Names the document's bytes, in hexadecimal digits.
     pub digest: Option<String>,
-    /// Usable keys, rules, or grants that are in effect.
+    /// Usable keys, rules, intentions, or grants that are in effect.
     pub count: usize,
     /// Time since the document was last confirmed; `None` for one that has no age.
     pub age: Option<Span>,
@@ -82,6 +82,8 @@ pub enum Kind {
     Policy,
     /// Temporary grants.
     Grants,
+    /// Consul intentions.
+    Intentions,
 }
 
 /// How a document is fetched.
@@ -96,6 +98,8 @@ pub enum Origin {
     LongPoll,
     /// By a blocking query from Consul's key-value store.
     ConsulKv,
+    /// By blocking queries for Consul's intentions.
+    ConsulIntentions,
     /// From where the issuer's discovery document says.
     Discovery,
 }
@@ -203,6 +207,7 @@ impl Kind {
             Self::Keys => "keys",
             Self::Policy => "policy",
             Self::Grants => "grants",
+            Self::Intentions => "intentions",
         }
     }
 }
@@ -215,6 +220,7 @@ impl Origin {
             Self::Http => "http",
             Self::LongPoll => "long_poll",
             Self::ConsulKv => "consul_kv",
+            Self::ConsulIntentions => "consul_intentions",
             Self::Discovery => "discovery",
         }
     }

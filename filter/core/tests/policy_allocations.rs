@@ -1,10 +1,13 @@
 //! A permit costs no allocation: it is the hot path of every request.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use airflow_envoy_core::facts::{Call, Caller, Fact};
+use airflow_envoy_core::intentions::{DefaultAction, Intentions, Question, Settings};
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::peer::SpiffeId;
 use airflow_envoy_core::policy::{Outcome, Policy, PolicySet};
 use airflow_envoy_core::time::UnixTime;
 use serde_json::{Value, json};
@@ -30,8 +33,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+/// What counts at one time is one test.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 #[test]
 fn only_a_path_that_had_to_be_changed_is_allocated() {
+    let _one = ONE_AT_A_TIME.lock();
     let rules: Vec<Value> = (0..100)
         .map(|number| {
             let effect = if number % 2 == 0 { "allow" } else { "deny" };
@@ -68,5 +75,52 @@ fn only_a_path_that_had_to_be_changed_is_allocated() {
             allocations
         });
         assert_eq!(fewest.min() != Some(0), expected, "{authority}{target}");
+    }
+}
+
+#[test]
+fn intentions_that_allow_allocate_nothing() {
+    let _one = ONE_AT_A_TIME.lock();
+    let intention = |source: &str, more: Value| {
+        let mut intention = json!({"SourceName": source, "DestinationName": "orders"});
+        intention.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        intention
+    };
+    let permissions = json!({"Permissions": [
+        {"Action": "deny", "HTTP": {"PathPrefix": "/v1/admin"}},
+        {"Action": "allow", "HTTP": {"PathPrefix": "/v1/", "Methods": ["GET"], "Header": [{"Name": "X-A", "Contains": "b"}]}},
+    ]});
+    let listed =
+        (0..100).map(|number| intention(&format!("s{number}"), json!({"Action": "allow"})));
+    let listed: Vec<_> = listed.chain([intention("web", permissions)]).collect();
+    let settings = Settings {
+        name: "mesh".to_owned(),
+        destination: "orders".to_owned(),
+        hosts: Vec::new(),
+        default: DefaultAction::Deny,
+        namespace: "default".to_owned(),
+        partition: "default".to_owned(),
+        trust_domain: "td.consul".to_owned(),
+        jwt_providers: Vec::new(),
+        entries: false,
+    };
+    let document = json!({"orders": listed}).to_string();
+    let intentions = Intentions::parse(document.as_bytes(), &settings, &Limits::DEFAULT).unwrap();
+    for service in ["s42", "web"] {
+        let peer = format!("spiffe://td.consul/ns/default/dc/dc1/svc/{service}");
+        let peer = SpiffeId::parse(peer.as_bytes()).unwrap();
+        let question = Question {
+            peer: Some(&peer),
+            method: "GET",
+            path: Some("/v1/orders"),
+            headers: &[(b"x-a", b"a"), (b"x-a", b"abc")],
+            token: None,
+        };
+        let fewest = (0..20).map(|_| {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            assert!(intentions.judge(&question).is_ok());
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        });
+        assert_eq!(fewest.min(), Some(0), "{service}");
     }
 }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 /// Small, so that documents of a test exceed them too.
 const LIMITS: Limits =
-    Limits { policy_rules: 40, policy_places: 60, json_depth: 8, ..Limits::DEFAULT };
+    Limits { policy_rules: 40, policy_places: 36, json_depth: 8, ..Limits::DEFAULT };
 
 struct Random(u64);
 
@@ -269,7 +269,7 @@ fn a_policy_loaded_in_slices_is_the_policy_read_in_one_go() {
                     ("duplicate", "occurs more than once"),
                     ("deep", "nested too deeply"),
                     ("many", "more than the 40"),
-                    ("places", "more than the 60"),
+                    ("places", "more than the 36"),
                     ("ids", "already"),
                     ("unlisted", "more faults"),
                     ("unknown role", "there is no role"),

@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, UNIX_EPOCH};
 
 use airflow_envoy_core::audit::Line;
+use airflow_envoy_core::peer::EVIDENCE;
 use airflow_envoy_core::shared::{Refused, SharedData, Stamp};
 use airflow_envoy_core::time::UnixTime;
 use proxy_wasm::hostcalls;
@@ -81,6 +82,11 @@ pub(crate) fn response() -> (Option<u16>, u64) {
     };
     let status = number("code").and_then(|code| u16::try_from(code).ok());
     (status.filter(|status| *status > 0), number("flags").unwrap_or_default())
+}
+
+/// What Envoy knows about the client's certificate: the filter state that its listener keeps for each connection.
+pub(crate) fn peer() -> Option<Bytes> {
+    hostcalls::get_property(vec!["filter_state", EVIDENCE]).ok().flatten()
 }
 
 /// All headers of a map, in order, repeated ones repeated.

@@ -75,9 +75,11 @@ impl HttpContext for Stream {
         let verdict = {
             let mut worker = worker.borrow_mut();
             let (begun, verified) = (host::since_epoch(), worker.gate.verifications());
+            let peer = if worker.gate.wants_peer() { host::peer() } else { None };
             let arrival = Arrival {
                 stream: self.id,
                 headers: &headers,
+                peer: peer.as_deref(),
                 now: host::at(begun),
                 decision_id: worker.next_decision(),
             };

@@ -573,6 +573,9 @@ impl Outcome {
             Code::AuthorityInvalid
                 | Code::PathInvalid
                 | Code::DestinationUnknown
+                | Code::IntentionDenied
+                | Code::PeerNotAllowed
+                | Code::AssertionNotAllowed
                 | Code::PolicyNoMatch
                 | Code::PolicyDenied
         );

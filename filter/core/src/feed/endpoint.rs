@@ -62,6 +62,21 @@ pub enum Protocol {
         /// `X-Consul-Token`.
         token: Option<Secret>,
     },
+    /// Consul's intentions: documents that are read together, and that change only with Consul's index.
+    /// A single one whose answers have it is asked for by a blocking query. Otherwise, as with Consul before
+    /// 1.9, the list is, and then the documents. What the list says is never read: to whoever may not see
+    /// anything it is empty, and looks as if there were no intentions.
+    ConsulIntentions {
+        /// How long Consul may hold its answer back.
+        wait: Span,
+        /// `X-Consul-Token`.
+        token: Option<Secret>,
+        /// The paths of the documents. One: it is there, and as it comes. Several: an array of
+        /// them, in which `null` stands for one that does not exist.
+        parts: Vec<String>,
+        /// The path of the list.
+        list: String,
+    },
     /// OpenID Connect Discovery 1.0 §4: a document that says where the keys are, then the keys.
     Discovery {
         /// The document's `issuer` must be this one (§4.3).
@@ -105,8 +120,20 @@ impl Protocol {
     /// How long the server may hold its answer back.
     pub(super) fn wait(&self) -> Option<Span> {
         match self {
-            Self::LongPoll { wait } | Self::ConsulKv { wait, .. } => Some(*wait),
+            Self::LongPoll { wait }
+            | Self::ConsulKv { wait, .. }
+            | Self::ConsulIntentions { wait, .. } => Some(*wait),
             Self::Poll | Self::Discovery { .. } => None,
+        }
+    }
+
+    /// Whether the server is Consul, and what it is to be told.
+    pub(super) fn consul(&self) -> Option<Option<&Secret>> {
+        match self {
+            Self::ConsulKv { token, .. } | Self::ConsulIntentions { token, .. } => {
+                Some(token.as_ref())
+            }
+            Self::Poll | Self::LongPoll { .. } | Self::Discovery { .. } => None,
         }
     }
 
@@ -116,6 +143,7 @@ impl Protocol {
             Self::Poll => Origin::Http,
             Self::LongPoll { .. } => Origin::LongPoll,
             Self::ConsulKv { .. } => Origin::ConsulKv,
+            Self::ConsulIntentions { .. } => Origin::ConsulIntentions,
             Self::Discovery { .. } => Origin::Discovery,
         }
     }
@@ -143,7 +171,7 @@ impl Endpoint {
         // `Debug` shows everything but secrets, and is the same for all VMs of one build.
         let place = Sha256::digest(format!("{cluster} {uri:?}"));
         let mut whole = Sha256::new_with_prefix(format!("{salt}\n{self:?}"));
-        if let Protocol::ConsulKv { token: Some(Secret(token)), .. } = protocol {
+        if let Some(Some(Secret(token))) = protocol.consul() {
             whole.update(token);
         }
         let whole = whole.finalize();

@@ -15,6 +15,7 @@
 //! What it is not: it does not know what it carries; the reader is an argument.
 
 mod endpoint;
+mod intentions;
 mod record;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use sha2::{Digest as _, Sha256};
 
 use self::endpoint::discovered;
 pub use self::endpoint::{Endpoint, Protocol, Secret, Uri};
+use self::intentions::{Conversation, Next, Step};
 use self::record::{LEASE, Place, Record, State};
 use crate::limits::Limits;
 use crate::pace::{Pace, Task};
@@ -259,6 +261,8 @@ struct Remote {
     more: bool,
     /// Consul's index of what was seen last; `None` asks for an answer at once.
     index: Option<u64>,
+    /// Where the questions for intentions are.
+    conversation: Conversation,
     /// Where the keys are, and when that was looked up.
     discovered: Option<(Uri, UnixTime)>,
     /// The last time that a fetch was asked for here.
@@ -316,6 +320,7 @@ impl<T: 'static> Feed<T> {
             asked: None,
             more: false,
             index: None,
+            conversation: Conversation::default(),
             discovered: None,
             wanted: UnixTime::from_millis(i64::MIN),
             jitter: Jitter::new(worker),
@@ -630,6 +635,7 @@ impl<T: 'static> Feed<T> {
             }
         };
         let body = Rc::new(std::mem::take(&mut response.body));
+        let published = remote.with_index(&body);
         let known = remote.has_current().then(|| remote.state.digest.clone());
         let (mark, read) = (remote.state.mark.clone(), Rc::clone(read));
         let task = Task::new(|pace| async move {
@@ -642,8 +648,8 @@ impl<T: 'static> Feed<T> {
             if known.is_some_and(|known| known == digest) {
                 return Looked::Same;
             }
-            let read = read(Rc::clone(&body), mark, pace).await;
-            Looked::New { digest, body, read }
+            let read = read(Rc::clone(&published), mark, pace).await;
+            Looked::New { digest, body: published, read }
         });
         self.loading = Some(Loading::Fetched(Box::new(Fetched { asked, response }), task));
         self.go_on(AT_ONCE, now).unwrap_or(Outcome::Loading)
@@ -695,7 +701,7 @@ impl Remote {
     /// What this worker fetched is not what is to be published any more.
     fn superseded(&mut self) -> Outcome {
         // What Consul's index belongs to was not loaded.
-        self.index = None;
+        self.begin_anew();
         Outcome::Superseded
     }
 
@@ -744,7 +750,7 @@ impl Remote {
             return None;
         }
         if !self.lead(now) {
-            self.index = None;
+            self.begin_anew();
             self.more = false;
             return None;
         }
@@ -795,12 +801,24 @@ impl Remote {
                     held = Some(*wait);
                 }
             }
-            Protocol::ConsulKv { wait, token } => {
+            Protocol::ConsulKv { wait, .. } => {
                 if let Some(index) = self.index {
-                    path = format!("{path}&index={index}&wait={}ms", wait.as_millis());
+                    path = blocking_query(&path, index, *wait);
                     held = Some(*wait);
                 }
-                more.extend(token.iter().map(|Secret(token)| ("x-consul-token", token.clone())));
+            }
+            Protocol::ConsulIntentions { wait, parts, list, .. } => {
+                let Conversation { listing, .. } = &mut self.conversation;
+                *listing |= parts.len() > 1;
+                match (self.conversation.step(), self.conversation.listing) {
+                    (Step::Part(place), _) => path.clone_from(parts.get(place).unwrap_or(list)),
+                    (Step::First, true) => path.clone_from(list),
+                    (Step::First, false) => {}
+                }
+                if let (Step::First, Some(index)) = (self.conversation.step(), self.index) {
+                    path = blocking_query(&path, index, *wait);
+                    held = Some(*wait);
+                }
             }
             Protocol::Discovery { keys_cluster, .. } => {
                 let recent = |at: UnixTime| at <= now && now.since(at) <= REDISCOVERY;
@@ -819,16 +837,20 @@ impl Remote {
             (":authority", uri.authority.clone()),
         ];
         headers.extend(more);
-        let consul = matches!(protocol, Protocol::ConsulKv { .. });
-        let conditional = conditional.filter(|_| !discovery && !consul);
+        let consul = protocol.consul();
+        let token = consul.flatten().map(|Secret(token)| ("x-consul-token", token.clone()));
+        headers.extend(token);
+        let conditional = conditional.filter(|_| !discovery && consul.is_none());
         let is_conditional = conditional.is_some();
         headers.extend(conditional.map(|etag| ("if-none-match", etag)));
         let timeout = self.endpoint.timeout_after(held.unwrap_or(Span::ZERO));
+        // What follows on a question counts as asked with it: it may have been held back.
+        let (at, blocking) = self.conversation.began().unwrap_or((now, held.is_some()));
         self.asked = Some(Asked {
-            at: now,
+            at,
             until: now.plus(timeout.twice()),
             version: self.state.version,
-            blocking: held.is_some(),
+            blocking,
             discovery,
             conditional: is_conditional,
         });
@@ -839,7 +861,7 @@ impl Remote {
         let response = match answer {
             Answer::None => return self.unanswered("no answer".to_owned()),
             Answer::TooLarge { bytes } => {
-                self.index = None;
+                self.begin_anew();
                 return Received::Unfit(format!(
                     "{bytes} bytes are more than the {} allowed",
                     self.max_body
@@ -854,6 +876,10 @@ impl Remote {
             if response.status == 404 {
                 return Received::Absent("the key does not exist".to_owned());
             }
+        }
+        if let Protocol::ConsulIntentions { parts, .. } = &self.endpoint.protocol {
+            let count = parts.len();
+            return self.receive_intentions(response, count, asked);
         }
         match (response.status, &self.endpoint.protocol) {
             (200, Protocol::Discovery { issuer, .. }) if asked.discovery => {
@@ -876,9 +902,68 @@ impl Remote {
         }
     }
 
-    /// After any error Consul's index means nothing any more.
-    fn unanswered(&mut self, reason: String) -> Received {
+    /// An answer to one of the questions for intentions, of which there are `count` documents.
+    fn receive_intentions(&mut self, response: Response, count: usize, asked: &Asked) -> Received {
+        let status = response.status;
+        let header = response.index.as_deref();
+        // That of a document which is not there is what tells Consul's answer from that of a server which
+        // knows no such thing.
+        let absent = status == 404 && count > 1 && header.is_some();
+        if status != 200 && !absent {
+            return self.unanswered(format!("answered with status {status}"));
+        }
+        let depth = self.limits.json_depth;
+        let first = self.conversation.step() == Step::First;
+        let next = if first && self.conversation.listing {
+            if absent {
+                return self.unanswered(format!("answered with status {status}"));
+            }
+            let index = next_index(self.index, header);
+            let moved = index != self.index;
+            self.index = index;
+            self.conversation.listed(asked.at, asked.blocking, moved)
+        } else {
+            if first {
+                let index = next_index(self.index, header);
+                self.conversation.moved = index != self.index;
+                self.index = index;
+                // An old Consul: the list has the index, and is asked at once.
+                self.conversation.listing = header.is_none();
+                self.more = header.is_none();
+            }
+            let body = (!absent).then_some(response.body);
+            self.conversation.part(body, count, depth)
+        };
+        match next {
+            Next::Ask => Received::More,
+            Next::Read(body) => Received::Body(Response { status, body, ..Response::default() }),
+            Next::Unfit(reason) => {
+                self.begin_anew();
+                Received::Unfit(reason)
+            }
+        }
+    }
+
+    /// What is published of a document: that of intentions has Consul's index of when it came before it.
+    fn with_index(&self, body: &Body) -> Body {
+        match self.endpoint.protocol {
+            Protocol::ConsulIntentions { .. } => {
+                let line = format!("{}\n", self.index.unwrap_or_default());
+                Rc::new([line.as_bytes(), body].concat())
+            }
+            _ => Rc::clone(body),
+        }
+    }
+
+    /// Consul's index means nothing any more.
+    fn begin_anew(&mut self) {
         self.index = None;
+        self.conversation.reset();
+    }
+
+    /// After any error Consul is asked anew.
+    fn unanswered(&mut self, reason: String) -> Received {
+        self.begin_anew();
         Received::Failed(reason)
     }
 
@@ -971,9 +1056,11 @@ impl Remote {
         let wait = self.endpoint.protocol.wait()?;
         let was_held = asked.blocking && now.since(asked.at).twice() >= wait;
         let can_wait = match self.endpoint.protocol {
-            Protocol::ConsulKv { .. } => self.index.is_some(),
+            Protocol::ConsulKv { .. } | Protocol::ConsulIntentions { .. } => self.index.is_some(),
             _ => tagged,
         };
+        // Intentions about other services move the index, too.
+        let changed = changed || self.conversation.moved;
         (can_wait && (changed || was_held || !asked.blocking))
             .then(|| now.max(asked.at.plus(PAUSE)))
     }
@@ -991,7 +1078,7 @@ impl Remote {
 
     /// A document came that is none. A server that waits for changes is asked for the next one.
     fn unfit(&mut self, reason: &str, asked: &Asked, now: UnixTime) -> bool {
-        let waits = matches!(self.endpoint.protocol, Protocol::ConsulKv { .. });
+        let waits = self.endpoint.protocol.consul().is_some();
         let repeated = self.is_known(reason);
         let again = if waits { self.ask_again(asked, false, !repeated, now) } else { None };
         let Some(next_at) = again else { return self.failed(reason, now) };
@@ -1028,6 +1115,11 @@ impl State {
             Breaker::Open
         }
     }
+}
+
+fn blocking_query(path: &str, index: u64, wait: Span) -> String {
+    let separator = if path.contains('?') { '&' } else { '?' };
+    format!("{path}{separator}index={index}&wait={}ms", wait.as_millis())
 }
 
 /// The index for the next blocking query: one that is missing, not a number or lower than before

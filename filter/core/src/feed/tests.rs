@@ -1,5 +1,7 @@
 //! One feed, and several workers with one store.
 
+mod intentions;
+
 use super::*;
 use crate::shared::Memory;
 
@@ -501,17 +503,17 @@ fn consul_is_asked_with_the_index_that_it_gave() {
     assert!(!format!("{fetch:?}").contains("s.secret"));
     process.answer(0, at_index(200, "42", "good 1"), after(0, 20));
     let (_, fetch) = process.fetch(after(0, 100));
-    assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=42&wait=16000ms"));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json?index=42&wait=16000ms"));
     process.answer(0, at_index(200, "50", "good 2"), at(3));
     assert_eq!(process.documents(at(3)), [Some("good 2".to_owned())]);
     let (_, fetch) = process.fetch(at(3));
-    assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=50&wait=16000ms"));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json?index=50&wait=16000ms"));
     // An unfit value: the next one is waited for.
     let unfit = process.answer(0, at_index(200, "60", "bad"), at(4));
     assert!(matches!(unfit, Outcome::Unfit { .. }));
     assert_eq!(process.workers[0].breaker(), Breaker::Closed);
     let (_, fetch) = process.fetch(at(4));
-    assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=60&wait=16000ms"));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json?index=60&wait=16000ms"));
     assert_eq!(process.documents(at(4)), [Some("good 2".to_owned())]);
 }
 
@@ -547,7 +549,7 @@ fn a_key_that_is_not_in_consul_is_waited_for() {
     let reason = "the key does not exist".to_owned();
     assert_eq!(outcome, Outcome::Failed { reason, repeated: false });
     let (_, fetch) = process.fetch(after(0, 100));
-    assert_eq!(header(&fetch, ":path"), Some("/policy.json&index=7&wait=16000ms"));
+    assert_eq!(header(&fetch, ":path"), Some("/policy.json?index=7&wait=16000ms"));
     assert_eq!(process.workers[0].breaker(), Breaker::Closed);
     process.answer(0, at_index(200, "9", "good"), at(2));
     assert_eq!(process.documents(at(2)), [Some("good".to_owned())]);

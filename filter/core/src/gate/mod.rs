@@ -7,6 +7,7 @@
 
 mod credentials;
 mod grants;
+mod intentions;
 mod permit;
 mod realm;
 mod session;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use self::credentials::{Cookies, Credentials, Look};
 use self::grants::Grants;
+use self::intentions::Layer;
 pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
 use self::permit::{Onward, removals};
 use self::realm::{Realm, read_keys};
@@ -39,9 +41,11 @@ use crate::feed::{
     Answer, Body, Feed, FeedId, Fetch, Observation, Outcome as FeedOutcome, Read, Reader, Site,
     reader,
 };
+use crate::intentions::Token;
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
 use crate::pace::{Pace, Task};
+use crate::peer::{self, Presented};
 use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
@@ -70,6 +74,8 @@ pub struct Gate {
     verifier: Rc<dyn SignatureVerifier>,
     tokens: Realm,
     identities: Realm,
+    /// Which mesh peers are believed, if any is looked at.
+    peers: Option<peer::Settings>,
     sessions: Cache<Session>,
     /// By the names of their sources, in the order of the configuration.
     policies: Vec<(Arc<str>, Feed<Policy>)>,
@@ -81,6 +87,8 @@ pub struct Gate {
     retired: Vec<Rc<Policy>>,
     /// and one that is being freed.
     releasing: Option<Task<()>>,
+    /// What the mesh lets through at all.
+    intentions: Vec<Layer>,
     trust: Rc<Trust>,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
@@ -159,6 +167,7 @@ pub enum Severity {
 struct Parked {
     stream: StreamId,
     headers: Vec<(Vec<u8>, Vec<u8>)>,
+    peer: Option<Vec<u8>>,
     arrived: UnixTime,
     deadline: UnixTime,
     decision_id: DecisionId,
@@ -207,6 +216,15 @@ enum Lack {
     Document,
     /// A key that is not in a set that is here.
     Key,
+}
+
+impl Parked {
+    /// The request once more. Its headers are borrowed before.
+    fn arrival<'a>(&'a self, headers: &'a [(&'a [u8], &'a [u8])], now: UnixTime) -> Arrival<'a> {
+        let Self { stream, peer, decision_id, .. } = self;
+        let peer = peer.as_deref();
+        Arrival { stream: *stream, headers, peer, now, decision_id: *decision_id }
+    }
 }
 
 impl Refusal {
@@ -281,7 +299,7 @@ impl Gate {
         let configuration = Configuration::parse(configuration, &limits, environment)?;
         let Configuration { token, issuers, identity, airflow_issuers, .. } = configuration;
         let site = Site { shared: Rc::clone(&shared), worker, limits };
-        let Policies { sources, trust, grants } = configuration.policy;
+        let Policies { sources, intentions, trust, grants } = configuration.policy;
         let salt = format!("policy {}", trust.id());
         let read = |source| match source {
             PolicySource::Inline(policy) => Feed::fixed(*policy),
@@ -291,18 +309,26 @@ impl Gate {
         };
         let policies: Vec<_> =
             sources.into_iter().map(|(name, source)| (name.into(), read(source))).collect();
+        let intentions: Vec<_> =
+            intentions.into_iter().map(|source| Layer::new(source, &site)).collect();
         let policy = policy_set(&policies);
         let mode = configuration.mode;
         let audit = configuration.audit.map(|settings| {
             let trail = Trail::new(settings, mode.name(), worker, Rc::clone(&shared));
             let claims = trail.claims();
-            Audited { trail: Rc::new(RefCell::new(trail)), claims, policies: revisions(&policy) }
+            Audited {
+                trail: Rc::new(RefCell::new(trail)),
+                claims,
+                policies: revisions(&policy, &intentions),
+            }
         });
         Ok(Self {
             grants: grants.map(|source| Grants::new(source, &policy, &site)),
             verifier: Rc::from(verifier),
+            intentions,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
+            peers: configuration.peer,
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
             policy,
             policies,
@@ -338,7 +364,7 @@ impl Gate {
             return Verdict::Status(Box::new(reply));
         }
         let times = Times { arrived: arrival.now, now: arrival.now };
-        let verdict = match self.authorize(arrival.headers, times, arrival.decision_id) {
+        let verdict = match self.authorize(arrival, times) {
             Ok(permit) => Verdict::Permit(permit),
             Err(Halt::Refuse(refusal)) => self.refuse(arrival, *refusal),
             Err(Halt::Missing(missing)) => self.wait(arrival, *missing),
@@ -348,6 +374,11 @@ impl Gate {
             trail.borrow_mut().arrived(arrival, &verdict, policies, &self.limits);
         }
         verdict
+    }
+
+    /// Whether it looks at [`Arrival::peer`]: if not, nobody has to ask for it.
+    pub fn wants_peer(&self) -> bool {
+        self.peers.is_some()
     }
 
     /// Whether decisions are carried out.
@@ -368,6 +399,7 @@ impl Gate {
                 ..feed.status(now)
             });
         }
+        sources.extend(self.intentions.iter().map(|layer| layer.status(now)));
         for issuer in self.tokens.issuers.iter().chain(&self.identities.issuers) {
             sources.push(Source {
                 name: issuer.rules.name.clone(),
@@ -384,17 +416,23 @@ impl Gate {
     /// Whether a large document is being loaded, or one that was replaced is being freed: then
     /// [`Self::work`] goes on with it. So does each [`Self::tick`], but there is no reason to wait for that.
     pub fn is_at_work(&self) -> bool {
-        let loading = self.policies.iter().any(|(_, feed)| feed.is_loading());
-        loading || self.releasing.is_some() || self.retired.iter().any(|old| is_unused(old))
+        let policies = self.policies.iter().any(|(_, feed)| feed.is_loading());
+        let mut issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
+        policies
+            || self.releasing.is_some()
+            || self.retired.iter().any(is_unused)
+            || self.grants.as_ref().is_some_and(|grants| grants.feed.is_loading())
+            || self.intentions.iter().any(|layer| layer.feed.is_loading())
+            || issuers.any(|issuer| issuer.keys.is_loading())
     }
 
     /// Goes on for about half a millisecond with what takes long. Requests are decided in between, by what
     /// was in use before.
     pub fn work(&mut self, now: UnixTime) -> Vec<Effect> {
         let mut effects = std::mem::take(&mut self.outbox);
-        let at_work = self.policies.iter().position(|(_, feed)| feed.is_loading());
-        if let Some((id, (_, feed))) = at_work.and_then(|id| Some((id, self.policies.get(id)?))) {
-            let (id, answered) = (FeedId(id), feed.has_answer());
+        let mut ids = self.feed_ids();
+        if let Some((id, answered)) = ids.find_map(|id| Some((id, self.feed_mut(id).on_its_way()?)))
+        {
             if let Some((name, outcome)) = self.feed_event(id, Event::GoOn, now) {
                 if answered {
                     effects.extend(outcome_count(&name, &outcome));
@@ -518,6 +556,7 @@ impl Gate {
     /// Differs from what it was when any document was replaced or confirmed that requests wait for.
     fn confirmed(&self) -> i64 {
         let policies = self.policies.iter().map(|(_, feed)| feed.as_of());
+        let policies = policies.chain(self.intentions.iter().map(|layer| layer.feed.as_of()));
         let issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         let all = policies.chain(issuers.map(|issuer| issuer.keys.as_of()));
         all.fold(0, |sum, as_of| sum.wrapping_mul(31).wrapping_add(as_of.as_millis()))
@@ -530,6 +569,8 @@ impl Gate {
         let observed = observed.chain(issuers.map(|issuer| ("keys", issuer.keys.observe(now))));
         let grants = self.grants.iter().map(|grants| ("policy", grants.feed.observe(now)));
         let observed = observed.chain(grants);
+        let layers = self.intentions.iter().map(|layer| ("policy", layer.feed.observe(now)));
+        let observed = observed.chain(layers);
         for (what, observation) in observed {
             let Some(Observation { name, age, max_age, breaker }) = observation else { continue };
             effects.push(Effect::Gauge(format!("breaker.{name}"), breaker as u64));
@@ -547,6 +588,7 @@ impl Gate {
         let due = match self.feed_mut(id) {
             AnyFeed::Policy(feed) => feed.due(id, now),
             AnyFeed::Grants(feed) => feed.due(id, now),
+            AnyFeed::Intentions(layer) => layer.feed.due(id, now),
             AnyFeed::Keys(feed) => feed.due(id, now),
             AnyFeed::None => None,
         };
@@ -581,7 +623,7 @@ impl Gate {
         }
         match self.feed_mut(id) {
             AnyFeed::Keys(feed) => {
-                event.put_to(feed, now, &reader(move |body, _| read_keys(body, &limits)))
+                event.put_to_small(feed, now, move |body, _| read_keys(body, &limits))
             }
             AnyFeed::Grants(feed) => {
                 let read = move |body: &[u8], _: &str| {
@@ -589,7 +631,11 @@ impl Gate {
                     let document = document.map_err(|faults| faults.to_string())?;
                     Ok(Read { document, notes: Vec::new(), mark: String::new() })
                 };
-                event.put_to(feed, now, &reader(read))
+                event.put_to_small(feed, now, read)
+            }
+            AnyFeed::Intentions(layer) => {
+                let read = layer.reader(limits);
+                event.put_to_small(&mut layer.feed, now, read)
             }
             AnyFeed::Policy(_) | AnyFeed::None => None,
         }
@@ -628,6 +674,7 @@ impl Gate {
             match self.feed_mut(id) {
                 AnyFeed::Policy(feed) => feed.leave(now),
                 AnyFeed::Grants(feed) => feed.leave(now),
+                AnyFeed::Intentions(layer) => layer.feed.leave(now),
                 AnyFeed::Keys(feed) => feed.leave(now),
                 AnyFeed::None => {}
             }
@@ -685,6 +732,7 @@ impl Gate {
     fn is_ready(&self, now: UnixTime) -> bool {
         let mut issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
         self.policies.iter().all(|(_, feed)| feed.usable(now).is_some())
+            && self.intentions.iter().all(|layer| layer.feed.usable(now).is_some())
             && issuers.all(|issuer| issuer.keys.usable(now).is_some())
     }
 
@@ -696,7 +744,7 @@ impl Gate {
             let Some(policy) = feed.current() else { return String::new() };
             self.policy = policy_set(&self.policies);
             if let Some(audited) = &mut self.audit {
-                audited.policies = revisions(&self.policy);
+                audited.policies = revisions(&self.policy, &self.intentions);
             }
             if let Some(grants) = &mut self.grants {
                 grants.renew_under(&self.policy);
@@ -707,6 +755,16 @@ impl Gate {
             let Some(revision) = revision else { return format!("loaded: {rules} rules") };
             effects.push(Effect::Gauge(format!("policy.{name}.revision"), revision));
             return format!("loaded: revision {revision}, {rules} rules");
+        }
+        if let AnyFeed::Intentions(layer) = self.feed_mut(id) {
+            let Some(intentions) = layer.feed.current() else { return String::new() };
+            let (count, index) = (intentions.len(), intentions.index());
+            effects.push(Effect::Gauge(format!("policy.{name}.rules"), count as u64));
+            effects.push(Effect::Gauge(format!("policy.{name}.revision"), index));
+            if let Some(audited) = &mut self.audit {
+                audited.policies = revisions(&self.policy, &self.intentions);
+            }
+            return format!("loaded: index {index}, {count} intentions");
         }
         if !self.is_of_keys(id) {
             let Some(grants) = &mut self.grants else { return String::new() };
@@ -728,10 +786,14 @@ impl Gate {
         format!("loaded: {keys} usable")
     }
 
-    /// The policies first, then the issuers of tokens, then those of identities, then the grants.
+    /// The policies first, then the issuers of tokens, then those of identities, then the grants, then the
+    /// intentions.
     fn feed_ids(&self) -> impl Iterator<Item = FeedId> + use<> {
-        let grants = usize::from(self.grants.is_some());
-        (0..self.end_of_keys().saturating_add(grants)).map(FeedId)
+        (0..self.end_of_grants().saturating_add(self.intentions.len())).map(FeedId)
+    }
+
+    fn end_of_grants(&self) -> usize {
+        self.end_of_keys().saturating_add(usize::from(self.grants.is_some()))
     }
 
     fn is_of_keys(&self, id: FeedId) -> bool {
@@ -744,6 +806,9 @@ impl Gate {
     }
 
     fn feed_mut(&mut self, id: FeedId) -> AnyFeed<'_> {
+        if let Some(index) = id.0.checked_sub(self.end_of_grants()) {
+            return self.intentions.get_mut(index).map_or(AnyFeed::None, AnyFeed::Intentions);
+        }
         if id.0 >= self.end_of_keys() {
             let grants = self.grants.as_mut();
             return grants.map_or(AnyFeed::None, |grants| AnyFeed::Grants(&mut grants.feed));
@@ -820,6 +885,7 @@ impl Gate {
                 .iter()
                 .map(|(name, value)| (name.to_vec(), value.to_vec()))
                 .collect(),
+            peer: arrival.peer.map(<[u8]>::to_vec),
             arrived: arrival.now,
             deadline: arrival.now.plus(self.waiting.time),
             decision_id: arrival.decision_id,
@@ -878,7 +944,7 @@ impl Gate {
     fn try_parked(&mut self, parked: &Parked, now: UnixTime) -> Result<Permit, Halt> {
         let headers = borrow(&parked.headers);
         let times = Times { arrived: parked.arrived, now };
-        self.authorize(&headers, times, parked.decision_id)
+        self.authorize(&parked.arrival(&headers, now), times)
     }
 
     fn conclude(
@@ -888,12 +954,7 @@ impl Gate {
         now: UnixTime,
     ) -> Effect {
         let headers = borrow(&parked.headers);
-        let arrival = Arrival {
-            stream: parked.stream,
-            headers: &headers,
-            now,
-            decision_id: parked.decision_id,
-        };
+        let arrival = parked.arrival(&headers, now);
         let verdict = match outcome {
             Ok(permit) => Verdict::Permit(permit),
             Err(Halt::Refuse(refusal)) => self.refuse(&arrival, *refusal),
@@ -928,13 +989,9 @@ impl Gate {
         }
     }
 
-    fn authorize(
-        &mut self,
-        headers: &[(&[u8], &[u8])],
-        times: Times,
-        decision_id: DecisionId,
-    ) -> Result<Permit, Halt> {
+    fn authorize(&mut self, arrival: &Arrival<'_>, times: Times) -> Result<Permit, Halt> {
         let now = times.now;
+        let &Arrival { headers, decision_id, .. } = arrival;
         let request = Request::read(headers)?;
         let look = Look {
             token: self.tokens.requirement,
@@ -943,7 +1000,7 @@ impl Gate {
             limits: &self.limits,
         };
         let credentials = Credentials::find(&request, headers, look)?;
-        let session = self.session(&request, &credentials, times)?;
+        let session = self.session(&request, &credentials, arrival, times)?;
         agree(&request, &session, self.identities.requirement)
             .map_err(|reject| Refusal::of(reject, &session))?;
 
@@ -952,6 +1009,11 @@ impl Gate {
         let standing = session.standing(policy);
         let decision =
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
+        // The mesh would refuse first; what the policy knows about the call goes into the record.
+        if let Err(reject) = self.admitted(&request, &session, headers) {
+            let known = session.known(decision.destination, Vec::new());
+            return Err(Refusal { known, ..Refusal::of(reject, &session) }.into());
+        }
         match decision.outcome {
             Outcome::Permit { rule, grant } => Ok(Permit {
                 decision_id,
@@ -975,18 +1037,43 @@ impl Gate {
         }
     }
 
+    /// Whether the intentions of the mesh let the call through.
+    fn admitted(
+        &self,
+        request: &Request<'_>,
+        session: &Session,
+        headers: &[(&[u8], &[u8])],
+    ) -> Result<(), Reject> {
+        if self.intentions.is_empty() {
+            return Ok(());
+        }
+        let issuer = session.token_issuer.and_then(|index| self.tokens.issuers.get(index));
+        let caller = intentions::Caller {
+            peer: session.peer.as_ref(),
+            token: issuer
+                .map(|issuer| Token { issuer: &issuer.rules.name, claims: &session.caller.claims }),
+        };
+        let mut layers = self.intentions.iter();
+        layers.try_for_each(|layer| layer.judge(caller, request, headers, &self.limits))
+    }
+
     /// The policy. With one source missing nobody knows what it would deny, so all are needed.
     fn usable_policy(&self, session: &Rc<Session>, now: UnixTime) -> Result<&PolicySet, Halt> {
         let mut feeds = self.policies.iter();
-        let Some((name, feed)) = feeds.find(|(_, feed)| feed.usable(now).is_none()) else {
-            return Ok(&self.policy);
-        };
-        let detail = match feed.current() {
-            None => format!("policy `{name}` was not fetched yet"),
-            Some(_) => format!("policy `{name}` is too old and could not be fetched again"),
+        let policy = feeds.find(|(_, feed)| feed.usable(now).is_none());
+        let policy =
+            policy.map(|(name, feed)| (name, feed.current().is_some(), feed.retry_at(now)));
+        let missing = policy.or_else(|| {
+            let mut layers = self.intentions.iter();
+            let layer = layers.find(|layer| layer.feed.usable(now).is_none())?;
+            Some((&layer.name, layer.feed.current().is_some(), layer.feed.retry_at(now)))
+        });
+        let Some((name, is_old, retry_at)) = missing else { return Ok(&self.policy) };
+        let detail = match is_old {
+            false => format!("policy `{name}` was not fetched yet"),
+            true => format!("policy `{name}` is too old and could not be fetched again"),
         };
         let refusal = Refusal::of(Reject::new(Code::PolicyUnavailable, detail), session);
-        let retry_at = feed.retry_at(now);
         Err(Missing { refusal, retry_at, lacks: Lack::Document, formerly: None }.into())
     }
 
@@ -1011,20 +1098,26 @@ impl Gate {
         }
     }
 
-    /// The caller, by both credentials.
+    /// The caller, by both credentials and by the peer: a session is of the peer that it was opened with.
     fn session(
         &mut self,
         request: &Request<'_>,
         credentials: &Credentials<'_>,
+        arrival: &Arrival<'_>,
         times: Times,
     ) -> Result<Rc<Session>, Halt> {
         let now = times.now;
         let Credentials { token, identity } = credentials;
         let (token, identity) = (token.as_deref(), identity.as_deref());
         let primary = identity.or(token);
+        let presented = match &self.peers {
+            Some(peers) => peers.presented(arrival.peer, arrival.headers),
+            None => Presented::default(),
+        };
         if let Some(session) = primary.and_then(|primary| self.sessions.find(primary))
             && session.token.as_deref() == token
             && session.identity.as_deref() == identity
+            && session.presented.is(&presented)
             && (session.valid_from..session.valid_until).contains(&now)
             && self.keys_usable(&session, now)
         {
@@ -1032,6 +1125,11 @@ impl Gate {
             return Ok(session);
         }
 
+        // Whom the mesh would not let in costs no signature.
+        let peer = match &self.peers {
+            Some(peers) => peers.verify(&presented, now)?,
+            None => None,
+        };
         let verifier = self.verifier.as_ref();
         let (limits, tally) = (&self.limits, &mut self.tally);
         let ways = &self.ways;
@@ -1063,6 +1161,7 @@ impl Gate {
         let session = Session::open(
             (&self.tokens, token, from_token.as_deref()),
             (&self.identities, identity, from_identity.as_deref()),
+            (&presented, peer),
             self.audit.as_ref().map(|audited| &*audited.claims),
         )?;
         let session = Rc::new(session);
@@ -1107,6 +1206,18 @@ impl Event {
         };
         Some((feed.name()?.to_owned(), outcome?))
     }
+
+    /// The same for documents that are read and freed at once.
+    fn put_to_small<T: 'static>(
+        self,
+        feed: &mut Feed<T>,
+        now: UnixTime,
+        read: impl Fn(&[u8], &str) -> Result<Read<T>, String> + 'static,
+    ) -> Option<(String, FeedOutcome)> {
+        let outcome = self.put_to(feed, now, &reader(read));
+        drop(feed.take_retired());
+        outcome
+    }
 }
 
 /// The counter of what a callout brought.
@@ -1134,10 +1245,17 @@ fn policy_set(policies: &[(Arc<str>, Feed<Policy>)]) -> PolicySet {
     )
 }
 
-/// The policies as audit records show them.
-fn revisions(policies: &PolicySet) -> Rc<Fragment> {
-    let revisions = policies.sources().map(|(name, policy)| (name, policy.revision()));
-    Rc::new(Fragment::policies(revisions))
+/// The policies and intentions as audit records show them.
+fn revisions(policies: &PolicySet, intentions: &[Layer]) -> Rc<Fragment> {
+    let mut revisions: Vec<_> =
+        policies.sources().map(|(name, policy)| (name, policy.revision())).collect();
+    for layer in intentions {
+        let Some(document) = layer.feed.current() else { continue };
+        // Members are in the order of their names (RFC 8785 §3.2.3); there are too few for a sort.
+        let place = revisions.partition_point(|(name, _)| **name < *layer.name);
+        revisions.insert(place, (&layer.name, Some(document.index())));
+    }
+    Rc::new(Fragment::policies(revisions.into_iter()))
 }
 
 /// What the host has to do for the collector of audit records.
@@ -1155,7 +1273,22 @@ enum AnyFeed<'a> {
     Policy(&'a mut Feed<Policy>),
     Grants(&'a mut Feed<GrantDocument>),
     Keys(&'a mut Feed<KeySet>),
+    Intentions(&'a mut Layer),
     None,
+}
+
+impl AnyFeed<'_> {
+    /// Of a document that is on its way: whether it is the answer to a fetch of this worker.
+    fn on_its_way(&self) -> Option<bool> {
+        let (loading, answered) = match self {
+            Self::Policy(feed) => (feed.is_loading(), feed.has_answer()),
+            Self::Grants(feed) => (feed.is_loading(), feed.has_answer()),
+            Self::Keys(feed) => (feed.is_loading(), feed.has_answer()),
+            Self::Intentions(layer) => (layer.feed.is_loading(), layer.feed.has_answer()),
+            Self::None => (false, false),
+        };
+        loading.then_some(answered)
+    }
 }
 
 /// Without what it remembers.

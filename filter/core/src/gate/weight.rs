@@ -85,5 +85,6 @@ pub(super) fn session(session: &Session) -> usize {
     let plain: usize = session.plain.iter().flatten().map(|value| text(value)).sum();
     let record = session.record.as_ref().map_or(0, |record| record.bytes() + 4 * ALLOCATION);
     let own = size_of::<Session>() + ALLOCATION;
-    own + credentials + plain + record + caller(&session.caller)
+    let peer = session.presented.bytes();
+    own + credentials + plain + record + peer + caller(&session.caller)
 }

@@ -15,16 +15,16 @@ const MOST_HOST_BYTES: usize = 255;
 
 /// A host in its normal form and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Authority<'a> {
+pub(crate) struct Authority<'a> {
     /// Lower case, without a trailing dot; an IPv6 address in brackets as RFC 5952 writes it.
-    pub(super) host: Cow<'a, str>,
+    pub(crate) host: Cow<'a, str>,
     /// The port as given, or the default one of the scheme.
-    pub(super) port: u16,
+    pub(crate) port: u16,
     /// The port is the default one of the scheme, written out or not.
-    pub(super) port_is_default: bool,
+    pub(crate) port_is_default: bool,
     /// The host and, if there was one, the port in their normal form, unless it was written so. A
     /// router that compares texts must not take another way than the policy judged.
-    pub(super) normal: Option<String>,
+    pub(crate) normal: Option<String>,
 }
 
 impl<'a> Authority<'a> {
@@ -32,7 +32,7 @@ impl<'a> Authority<'a> {
     ///
     /// # Errors
     /// What is wrong with it, as the end of a sentence.
-    pub(super) fn parse(text: &'a str, scheme: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(text: &'a str, scheme: &str) -> Result<Self, &'static str> {
         let (host, written) = split(text)?;
         let default = if scheme.eq_ignore_ascii_case("https") {
             Some(443)
@@ -60,7 +60,7 @@ impl<'a> Authority<'a> {
     ///
     /// # Errors
     /// What is wrong with it, as the end of a sentence.
-    pub(super) fn of_tunnel(text: &'a str) -> Result<Self, &'static str> {
+    pub(crate) fn of_tunnel(text: &'a str) -> Result<Self, &'static str> {
         if split(text)?.1.is_none() {
             return Err("has no port, and a CONNECT must have one");
         }
@@ -70,7 +70,7 @@ impl<'a> Authority<'a> {
 
 /// Where a request goes, by its authority. Indexed: the number of hosts does not matter.
 #[derive(Debug, Default)]
-pub(super) struct Hosts {
+pub(crate) struct Hosts {
     exact: FxHashMap<Box<str>, Vec<Entry>>,
     /// Of `*.example.com`, `example.com`.
     below: FxHashMap<Box<str>, Vec<Entry>>,
@@ -99,7 +99,7 @@ impl Hosts {
     ///
     /// # Errors
     /// What is wrong with the entry, or the other destination that has the host already.
-    pub(super) fn add(&mut self, text: &str, destination: u32) -> Result<(), HostFault> {
+    pub(crate) fn add(&mut self, text: &str, destination: u32) -> Result<(), HostFault> {
         let (map, rest) = match text.strip_prefix("*.") {
             Some(domain) => (&mut self.below, domain),
             None => (&mut self.exact, text),
@@ -126,7 +126,7 @@ impl Hosts {
 
     /// The destination of `authority`: an exact host beats a wildcard, a longer domain a shorter
     /// one, among the entries whose port fits.
-    pub(super) fn find(&self, authority: &Authority<'_>) -> Option<u32> {
+    pub(crate) fn find(&self, authority: &Authority<'_>) -> Option<u32> {
         let fitting = |entries: &Vec<Entry>| {
             entries
                 .iter()
@@ -155,7 +155,7 @@ impl Hosts {
 
 /// Why a host cannot be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HostFault {
+pub(crate) enum HostFault {
     /// The end of a sentence about it.
     Invalid(&'static str),
     /// It belongs to this destination already.

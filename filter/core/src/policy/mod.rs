@@ -29,7 +29,7 @@
 //! What it is not: it verifies no credential, fetches no document, and does not know Consul's
 //! intentions, which are a layer of their own.
 
-mod authority;
+pub(crate) mod authority;
 #[cfg(feature = "explain")]
 pub mod explain;
 mod glob;

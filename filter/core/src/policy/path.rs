@@ -180,7 +180,7 @@ fn remove_dot_segments(path: &str) -> Result<String, &'static str> {
 }
 
 /// A path in its normal form without the parameters of its segments (RFC 3986 §3.3), if it has any.
-pub(super) fn without_parameters(path: &str) -> Option<String> {
+pub(crate) fn without_parameters(path: &str) -> Option<String> {
     if !path.contains(';') {
         return None;
     }

@@ -201,7 +201,7 @@ fn of_many_grants_few_are_verified_at_once_and_each_only_once() {
     let mut host = Host::alone(Box::new(RustCrypto));
     host.verifier = Box::new(Counting(Rc::clone(&asked)));
     let gate = Gate::new(granting().to_string().as_bytes(), host).unwrap();
-    let mut worker = Worker { gate, asked: 0, fetches: vec![], decided: vec![] };
+    let mut worker = Worker { gate, peer: None, asked: 0, fetches: vec![], decided: vec![] };
     worker.tick(0);
     worker.bring("policy", &grantable(ON_CALL), 0);
     let mut grants: Vec<_> = (0..99).map(|number| grant(&format!("g-{number}"), 600)).collect();

@@ -9,6 +9,7 @@
 )]
 
 mod granting;
+mod intentions;
 mod process;
 mod remembering;
 mod worker;

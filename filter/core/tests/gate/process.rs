@@ -56,7 +56,7 @@ impl Process {
             environment: &|_| None,
         };
         let gate = Gate::new(self.configuration.to_string().as_bytes(), host).unwrap();
-        self.workers.push(Worker { gate, asked: 0, fetches: vec![], decided: vec![] });
+        self.workers.push(Worker { gate, peer: None, asked: 0, fetches: vec![], decided: vec![] });
     }
 
     pub fn serve(&mut self, cluster: &str, status: u16, body: Vec<u8>) {

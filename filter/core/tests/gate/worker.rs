@@ -83,6 +83,8 @@ pub fn credentials(token_key: &str, identity_key: &str, dag: &str) -> (String, S
 
 pub struct Worker {
     pub gate: Gate,
+    /// What the host knows about the client's certificate.
+    pub peer: Option<String>,
     pub asked: u32,
     pub fetches: Vec<Fetch>,
     /// Verdicts on requests that waited: stream and code, or `permit`.
@@ -94,7 +96,7 @@ impl Worker {
         let gate =
             Gate::new(configuration.to_string().as_bytes(), Host::alone(Box::new(RustCrypto)))
                 .unwrap();
-        Self { gate, asked: 0, fetches: Vec::new(), decided: Vec::new() }
+        Self { gate, peer: None, asked: 0, fetches: Vec::new(), decided: Vec::new() }
     }
 
     /// With keys `t1`, `a1` and a policy for the DAG `etl`.
@@ -176,6 +178,7 @@ impl Worker {
         self.gate.request(&Arrival {
             stream: StreamId(self.asked),
             headers: &headers,
+            peer: self.peer.as_deref().map(str::as_bytes),
             now: at(seconds),
             decision_id: DecisionId::new(1, self.asked.into()),
         })
