@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use airflow_envoy_core::arrival::CONNECT;
-use airflow_envoy_core::facts::{Caller, Fact};
+use airflow_envoy_core::facts::{Assertion, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::Policy;
 use airflow_envoy_core::policy::explain::glob;
@@ -261,6 +261,7 @@ fn stranger() -> Caller {
         spiffe_ids: none(),
         issuers: Fact::one("a-stranger"),
         key_ids: none(),
+        assertion: Some(Assertion { issuer: "a-stranger".to_owned(), key_id: None }),
         subjects: Fact::one("a-stranger"),
         scopes: none(),
         claims: Value::Object(Map::new()),

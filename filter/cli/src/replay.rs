@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-use airflow_envoy_core::facts::{Call, Caller, Fact};
+use airflow_envoy_core::facts::{Assertion, Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{Outcome, Policy, PolicySet, Standing};
 use airflow_envoy_core::reject::Code;
@@ -247,6 +247,10 @@ pub fn caller(recorded: &record::Caller<'_>) -> Caller {
         ..Caller::default()
     };
     if let Some(identity) = identity {
+        caller.assertion = identity.issuer.as_ref().map(|issuer| Assertion {
+            issuer: issuer.to_string(),
+            key_id: identity.key_id.as_ref().map(|key| format!("{issuer}/{key}")),
+        });
         caller.dags = Fact::one(&*identity.dag_id);
         caller.tasks = Fact::one(&*identity.task_id);
         caller.runs = Fact::one(&*identity.run_id);
@@ -269,7 +273,8 @@ pub fn caller(recorded: &record::Caller<'_>) -> Caller {
         caller.claims = Value::Object(claims);
     }
     if let Some(peer) = peer {
-        caller.services = one(&peer.service);
+        // A peer that is no service is known to be none.
+        caller.services = Fact::Known(peer.service.iter().map(|text| text.to_string()).collect());
         caller.spiffe_ids = one(&peer.spiffe_id);
     }
     caller
@@ -288,11 +293,15 @@ pub fn decided_at(record: &Record<'_>) -> Option<UnixTime> {
 pub fn is_of_policy(record: &Record<'_>) -> bool {
     match (record.decision, record.code.as_deref()) {
         (Some(Decision::Permit), _) => true,
-        (Some(Decision::Reject), Some(code)) => {
-            [Code::PolicyNoMatch, Code::PolicyDenied, Code::DestinationUnknown]
-                .iter()
-                .any(|known| known.name() == code)
-        }
+        (Some(Decision::Reject), Some(code)) => [
+            Code::PolicyNoMatch,
+            Code::PolicyDenied,
+            Code::DestinationUnknown,
+            Code::PeerNotAllowed,
+            Code::AssertionNotAllowed,
+        ]
+        .iter()
+        .any(|known| known.name() == code),
         _ => false,
     }
 }

@@ -6,12 +6,14 @@
 
 use airflow_envoy_cli::evaluate::{Evaluator, Request, Said, Token};
 use airflow_envoy_core::arrival::{Arrival, DecisionId, Request as Arrived, StreamId};
+use airflow_envoy_core::configuration::Configuration;
 use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{GrantDocument, Policy};
 use airflow_envoy_core::reject::{Code, Reject};
 use airflow_envoy_core::time::UnixTime;
+use airflow_envoy_corpus::Exchange;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
@@ -20,14 +22,14 @@ use serde_json::{Map, Value};
 const NOW: i64 = 1_795_262_400;
 
 /// What the filter says: the rule that permits, or the refusal.
-fn filter(configuration: &[u8], headers: &[(Vec<u8>, Vec<u8>)]) -> Option<Result<String, Reject>> {
-    let mut gate = Gate::new(configuration, Host::alone(Box::new(RustCrypto))).ok()?;
+fn filter(exchange: &Exchange) -> Option<Result<String, Reject>> {
+    let mut gate = Gate::new(&exchange.configuration, Host::alone(Box::new(RustCrypto))).ok()?;
     let headers: Vec<(&[u8], &[u8])> =
-        headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
+        exchange.headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
     let verdict = gate.request(&Arrival {
         stream: StreamId(1),
         headers: &headers,
-        peer: None,
+        peer: exchange.peer.as_deref(),
         now: UnixTime::from_secs(NOW),
         decision_id: DecisionId::new(7, 1),
     });
@@ -46,6 +48,8 @@ fn is_by_policy(answer: &Result<String, Reject>) -> bool {
             Code::PolicyDenied
                 | Code::PolicyNoMatch
                 | Code::DestinationUnknown
+                | Code::PeerNotAllowed
+                | Code::AssertionNotAllowed
                 | Code::PathInvalid
                 | Code::AuthorityInvalid
         ),
@@ -92,7 +96,7 @@ fn the_tools_decide_every_case_as_the_filter_does() {
     let mut seen = std::collections::BTreeMap::<String, usize>::new();
     for case in airflow_envoy_corpus::cases().unwrap() {
         let exchange = case.exchange(NOW).unwrap();
-        let Some(answer) = filter(&exchange.configuration, &exchange.headers) else { continue };
+        let Some(answer) = filter(&exchange) else { continue };
         if !is_by_policy(&answer) {
             continue;
         }
@@ -130,9 +134,17 @@ fn the_tools_decide_every_case_as_the_filter_does() {
             said.insert("key_id".into(), header["kid"].clone());
             said
         });
-        let caller = Said { identity, token, peer: None }.caller().unwrap_or_else(|problem| {
+        let mut caller = Said { identity, token, peer: None }.caller().unwrap_or_else(|problem| {
             panic!("{}: {problem}", case.name);
         });
+        let limits = &Limits::DEFAULT;
+        let read = Configuration::parse(&exchange.configuration, limits, &|_| None).unwrap();
+        if let Some(peers) = read.peer {
+            let presented = peers.presented(exchange.peer.as_deref(), &headers);
+            if let Some(peer) = peers.verify(&presented, UnixTime::from_secs(NOW)).unwrap() {
+                peer.id.describe(&mut caller);
+            }
+        }
         let request = Request {
             method: arrived.method.to_owned(),
             scheme: arrived.scheme.to_owned(),
@@ -158,5 +170,5 @@ fn the_tools_decide_every_case_as_the_filter_does() {
     println!("{compared} cases of the corpus, {seen:?}");
     assert!(tunnels > 8 && subjects > 5, "{tunnels} tunnels, {subjects} paths of callers");
     assert!(granted > 40, "{granted} with grants");
-    assert!(compared > 150 && seen.len() == 6, "too few were compared: {compared}, {seen:?}");
+    assert!(compared > 150 && seen.len() == 8, "too few were compared: {compared}, {seen:?}");
 }

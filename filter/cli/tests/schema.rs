@@ -123,6 +123,20 @@ fn full_policy() -> Value {
                 "max_duration": "30d", "approvers": ["on-call"],
             },
         ],
+        "agreement": [
+            {
+                "id": "workers",
+                "from": {
+                    "services": ["airflow-worker"], "spiffe_ids": ["spiffe://td.consul/*"], "issuers": ["airflow"],
+                    "key_ids": ["airflow/*"],
+                },
+                "may_assert": {
+                    "dags": ["*"], "tasks": ["*"], "owners": ["x"], "tags": ["x"], "teams": ["x", "y"],
+                    "queues": ["x"], "run_types": ["manual"], "airflow_roles": ["User"],
+                },
+            },
+            {"id": "others", "from": {"issuers": ["*"]}},
+        ],
         "rules": [
             {
                 "id": "full", "intent": "Everything.", "effect": "deny", "from": from, "to": ["here"],
@@ -177,6 +191,10 @@ fn full_configurations() -> Vec<Value> {
             "grants": {"max_age": "5m", "http": {
                 "cluster": "g", "uri": "http://g/g.json", "poll": "5s", "timeout": "5s", "long_poll": "55s",
             }},
+        },
+        "peer": {
+            "identity": "optional", "trust_domains": ["td.consul"],
+            "source": {"xfcc": {"hops": ["spiffe://td.consul/ns/default/dc/dc1/svc/ingress"]}},
         },
         "proxy_authorization": false, "token_cookie": "_token",
         "forward_token": true, "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",

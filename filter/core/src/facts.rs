@@ -28,7 +28,8 @@ impl Fact {
     }
 }
 
-/// Everything verified about who calls. Every field has the name of the policy selector that reads it.
+/// Everything verified about who calls. Every field but one has the name of the policy
+/// selector that reads it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Caller {
     /// `dag_id` of the Airflow identity.
@@ -61,8 +62,19 @@ pub struct Caller {
     pub subjects: Fact,
     /// Scopes of the access token: `scope` (space-delimited, RFC 8693 §4.2) or `scp`.
     pub scopes: Fact,
+    /// Who asserts the Airflow identity, for the policy's `agreement`; `None` without an identity.
+    pub assertion: Option<Assertion>,
     /// All claims of the access token, for `claims: {name: [values]}`; null without a token.
     pub claims: Value,
+}
+
+/// Who asserts an Airflow identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assertion {
+    /// The configured name of its issuer.
+    pub issuer: String,
+    /// The key that signed it, as `issuer/kid`, if it was named.
+    pub key_id: Option<String>,
 }
 
 /// What is asked for, before the policy has normalised it.

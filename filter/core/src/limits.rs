@@ -19,6 +19,8 @@ pub struct Limits {
     pub policy_bytes: usize,
     /// Rules in a policy.
     pub policy_rules: usize,
+    /// Entries of a policy's agreement: each new caller is put to all of them.
+    pub policy_agreements: usize,
     /// Pairs of a destination and a path that the rules of a policy name together: a rule stands in
     /// the index once for each of its own.
     pub policy_places: usize,
@@ -50,6 +52,7 @@ impl Limits {
         rsa_modulus_bits: 4096,
         policy_bytes: 32 * 1024 * 1024,
         policy_rules: 200_000,
+        policy_agreements: 1_000,
         policy_places: 1_000_000,
         grants: 1_000,
         grants_bytes: 4 * 1024 * 1024,

@@ -162,6 +162,21 @@ impl Random {
                 );
             }
         }
+        if self.now_and_then(3) {
+            let list: Vec<_> = (0..1 + self.below(3))
+                .map(|number| {
+                    let id = if self.now_and_then(faults) {
+                        "r001".to_owned()
+                    } else {
+                        format!("a{number}")
+                    };
+                    let from = self.value(json!({"issuers": ["airflow"]}), faults);
+                    let may_assert = self.value(json!({"dags": ["ds_*", "etl"]}), faults);
+                    json!({"id": id, "from": from, "may_assert": may_assert})
+                })
+                .collect();
+            add(&mut members, "agreement", self.value(json!(list), faults * 4));
+        }
         if self.now_and_then(faults * 2) {
             let inner = self.below(12);
             let deep = (0..inner).fold(json!({"x": [2]}), |inner, _| json!([1, inner]));

@@ -39,7 +39,7 @@ const BASES: &str = include_str!("../cases/bases.json");
 /// The names and texts of all case files.
 pub const fn files() -> &'static [(&'static str, &'static str)] {
     embedded! {
-        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "grants" "paths" "authorities" "configuration" "shadow" "ways" "peer"
+        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "grants" "paths" "authorities" "configuration" "shadow" "ways" "peer" "agreement"
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use airflow_envoy_cli::audit::Record;
 use airflow_envoy_cli::replay;
 use airflow_envoy_core::audit::{CallerParts, Fragment, IdentityParts, TokenParts};
-use airflow_envoy_core::facts::{Caller, Fact};
+use airflow_envoy_core::facts::{Assertion, Caller, Fact};
 use serde_json::{Value, json};
 
 use crate::trail::{Called, Stream, key, signer};
@@ -470,6 +470,7 @@ fn a_record_becomes_the_caller_that_it_was_written_of() {
             spiffe_ids: Fact::one("spiffe://x/y"),
             issuers: Fact::Known(vec!["idp".to_owned(), "airflow".to_owned()]),
             key_ids: Fact::Known(vec!["idp/k".to_owned()]),
+            assertion: Some(Assertion { issuer: "airflow".to_owned(), key_id: None }),
             subjects: Fact::one("worker"),
             scopes: fact.clone(),
             claims: json!({"department": "x", "sub": "worker"}),

@@ -12,7 +12,7 @@ use crate::arrival::{PLAIN_HEADERS, Request};
 use crate::audit::{CallerParts, Fragment, IdentityParts, TokenParts};
 use crate::configuration::Requirement;
 use crate::credential::Verified;
-use crate::facts::{Caller, Fact};
+use crate::facts::{Assertion, Caller, Fact};
 use crate::identity::{TaskIdentity, access_token_hash};
 use crate::jose::base64url;
 use crate::peer::{Kept, Peer, Presented, SpiffeId};
@@ -213,16 +213,17 @@ pub fn caller(
     task: Option<TaskIdentity>,
 ) -> Caller {
     let both = || token.into_iter().chain(identity);
+    // With the issuer's name, which has no `/`: any issuer can call its keys as another one does.
+    let key_id = |Verified { issuer_name, key_id, .. }: &Verified| {
+        Some(format!("{issuer_name}/{}", key_id.as_ref()?))
+    };
     let mut caller = Caller {
         issuers: Fact::Known(both().map(|verified| verified.issuer_name.clone()).collect()),
-        // With the issuer's name, which has no `/`: any issuer can call its keys as another one does.
-        key_ids: Fact::Known(
-            both()
-                .filter_map(|Verified { issuer_name, key_id, .. }| {
-                    Some(format!("{issuer_name}/{}", key_id.as_ref()?))
-                })
-                .collect(),
-        ),
+        key_ids: Fact::Known(both().filter_map(key_id).collect()),
+        assertion: identity.map(|identity| Assertion {
+            issuer: identity.issuer_name.clone(),
+            key_id: key_id(identity),
+        }),
         ..Caller::default()
     };
     if let Some(Verified { claims, .. }) = token {

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use super::agreement::Presenter;
 use super::authority::Authority;
 use super::read;
 use super::rule::{Effect, Miss, Question, Rule};
@@ -101,6 +102,25 @@ impl RoleSelector {
     }
 }
 
+/// What is said of one entry of the policy's agreement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreed {
+    /// Its id.
+    pub id: String,
+    /// Each of its conditions on who presents the identity and who signed it: both sides of the comparison, as the answer
+    /// to a denied call says it, and whether it holds.
+    pub from: Vec<(Asks, String, bool)>,
+    /// Each of its conditions on what the identity asserts.
+    pub may_assert: Vec<(Asks, String, bool)>,
+}
+
+impl Agreed {
+    /// Whether it covers the identity.
+    pub fn holds(&self) -> bool {
+        self.from.iter().chain(&self.may_assert).all(|(_, _, holds)| *holds)
+    }
+}
+
 /// Whether the whole of `value` matches `glob`, in which `*` stands for any run of characters.
 pub fn glob(glob: &str, value: &str) -> bool {
     super::glob::matches(glob, value)
@@ -170,6 +190,27 @@ impl Policy {
             found.push(RoleSelector { role: name.to_string(), index, conditions });
         }
         found
+    }
+}
+
+impl Policy {
+    /// Puts the caller's identity to every entry of the agreement, by their ids; `None` if there is no agreement, or no
+    /// identity.
+    pub fn agreed(&self, caller: &Caller) -> Option<Vec<Agreed>> {
+        let presenter = Presenter::new(caller)?;
+        let told = |condition: &std::sync::Arc<Condition>, holds: bool| {
+            (Asks::of(condition), presenter.explain(condition), holds)
+        };
+        let entries = self.agreement.as_ref()?.0.iter().map(|entry| Agreed {
+            id: entry.id.to_string(),
+            from: entry.from.iter().map(|asked| told(asked, presenter.is(asked))).collect(),
+            may_assert: entry
+                .may_assert
+                .iter()
+                .map(|asked| told(asked, presenter.asserts_only(asked)))
+                .collect(),
+        });
+        Some(entries.collect())
     }
 }
 

@@ -15,7 +15,7 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::Policy;
-use super::read::{Document, List, Reading, Section, read_numbers};
+use super::read::{AGREEMENT, Document, List, Reading, Section, read_numbers};
 use crate::document::{Fault, Faults, Node, Path, Report};
 use crate::json::{self, JsonError, Scanner};
 use crate::limits::Limits;
@@ -216,6 +216,7 @@ impl<'d> Loading<'d> {
                 }
                 self.reading.check_places(list, &node, &mut report);
             }
+            self.reading.agreement(&mut members, &mut report);
             members.finish(&mut report);
             revision
         };
@@ -301,7 +302,7 @@ impl<'d> Loading<'d> {
 
 /// Whether a document may have a member of this name.
 fn is_known(name: &str) -> bool {
-    matches!(name, "version" | "revision")
+    matches!(name, "version" | "revision" | AGREEMENT)
         || Section::ALL.into_iter().any(|section| section.name() == name)
         || List::ALL.into_iter().any(|list| list.name() == name)
 }

@@ -23,12 +23,15 @@
 //! What may be allowed for a while only, and by whom, is declared `grantable` there; a [`Grant`] that such an
 //! approver signed brings it to life ([`PolicySet::with_grants`]).
 //!
+//! Before any rule, an identity must be covered by the policy's `agreement`, if there is one ([`agreement`]).
+//!
 //! Several sources decide together as a [`PolicySet`]; a signed document is opened by a [`Trust`]
 //! before it is read.
 //!
 //! What it is not: it verifies no credential, fetches no document, and does not know Consul's
 //! intentions, which are a layer of their own.
 
+mod agreement;
 pub(crate) mod authority;
 #[cfg(feature = "explain")]
 pub mod explain;
@@ -52,6 +55,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashSet;
 use serde_json::Value;
 
+use self::agreement::Agreement;
 use self::authority::{Authority, Hosts};
 use self::grantable::Granting;
 use self::index::{Group, Index, Search};
@@ -89,6 +93,8 @@ pub struct Policy {
     /// Shadow rules, allowing and denying.
     shadow: Index,
     granting: Granting,
+    /// `None`: it says nothing about who may present and assert identities.
+    agreement: Option<Agreement>,
 }
 
 impl Policy {
@@ -132,6 +138,7 @@ impl Policy {
             hosts: read.hosts,
             rules,
             granting: read.granting,
+            agreement: read.agreement,
         }
     }
 

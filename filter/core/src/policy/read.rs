@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHasher};
 use serde_json::Value;
 
+use super::agreement::{Agreement, Entry, FROM, MAY_ASSERT};
 use super::authority::{HostFault, Hosts};
 use super::glob::Values;
 use super::grantable::{Approver, Granting, MAX_DURATION};
@@ -23,6 +24,9 @@ use crate::limits::Limits;
 use crate::pace::{Pace, at_once, release};
 use crate::quote::quote;
 use crate::time::Span;
+
+/// The member of a document that says who may present identities.
+pub(super) const AGREEMENT: &str = "agreement";
 
 /// Names are suggested out of at most this many.
 const MOST_SUGGESTIONS: usize = 1_000;
@@ -38,6 +42,7 @@ pub(super) struct Document {
     /// Sorted by id: the number of a rule is its rank, wherever it stood in the document.
     pub(super) rules: Vec<Rule>,
     pub(super) granting: Granting,
+    pub(super) agreement: Option<Agreement>,
 }
 
 /// A role and the selectors of which one must match.
@@ -145,7 +150,13 @@ impl List {
 
 /// Where each id of a document stands, by id. Rules and what is grantable share them, because a decision
 /// names either.
-type Ids = BTreeMap<Arc<str>, (List, usize)>;
+/// `None`: an entry of the agreement.
+type Ids = BTreeMap<Arc<str>, (Option<List>, usize)>;
+
+/// Where the id is that was there before another one.
+fn place_of((list, index): (Option<List>, usize)) -> String {
+    format!("{}[{index}]", list.map_or(AGREEMENT, List::name))
+}
 
 /// What was read before, by what it is and its texts: most parts of a rule are those of another
 /// one too.
@@ -252,6 +263,7 @@ pub(super) fn read(value: &Value, limits: &Limits, report: &mut Report) -> Optio
         }
         reading.check_places(list, &node, report);
     }
+    reading.agreement(&mut top, report);
     top.finish(report);
     Some(at_once(reading.finish(revision, &Pace::unhurried())))
 }
@@ -278,6 +290,7 @@ pub(super) struct Reading {
     approvers: Vec<Approver>,
     rules: Listed,
     grantables: Listed,
+    agreement: Option<Agreement>,
 }
 
 /// What was read of a list.
@@ -302,6 +315,7 @@ impl Reading {
             approvers: Vec::new(),
             rules: Listed::default(),
             grantables: Listed::default(),
+            agreement: None,
         }
     }
 
@@ -374,15 +388,23 @@ impl Reading {
         };
         if let Some(rule) = &rule {
             let place = listed.elements.len();
-            if let Some((first, index)) = ids.insert(Arc::clone(&rule.id), (list, place)) {
-                let (first, id) = (first.name(), quote(&rule.id));
-                node.fault(report, format!("the id {id} is that of {first}[{index}] already"));
+            if let Some(first) = ids.insert(Arc::clone(&rule.id), (Some(list), place)) {
+                let (first, id) = (place_of(first), quote(&rule.id));
+                node.fault(report, format!("the id {id} is that of {first} already"));
             }
             let destinations = rule.to.as_ref().map_or(1, |to| to.len());
             let paths = rule.paths.as_ref().map_or(1, |paths| paths.texts().count());
             listed.places = listed.places.saturating_add(destinations.saturating_mul(paths));
         }
         listed.elements.push(rule);
+    }
+
+    /// After all lists: reads who may present identities, if the document says so.
+    pub(super) fn agreement(&mut self, top: &mut Object<'_>, report: &mut Report) {
+        let Some(node) = top.optional(AGREEMENT) else { return };
+        let Self { names, known, limits, ids, .. } = self;
+        let mut parts = Parts { names, known, limits };
+        self.agreement = Some(read_agreement(&node, &mut parts, ids, report));
     }
 
     /// Forgets what was read of a list that turned out to have too many elements.
@@ -393,7 +415,7 @@ impl Reading {
         };
         release(std::mem::take(listed).elements, 2, pace).await;
         for (id, (of, place)) in std::mem::take(&mut self.ids) {
-            if of != list {
+            if of != Some(list) {
                 self.ids.insert(id, (of, place));
             }
             pace.spend(1).await;
@@ -421,8 +443,9 @@ impl Reading {
         let mut grantables = Vec::with_capacity(self.grantables.elements.len());
         for (_, (list, place)) in std::mem::take(&mut self.ids) {
             let (from, to) = match list {
-                List::Rules => (&mut self.rules, &mut rules),
-                List::Grantables => (&mut self.grantables, &mut grantables),
+                Some(List::Rules) => (&mut self.rules, &mut rules),
+                Some(List::Grantables) => (&mut self.grantables, &mut grantables),
+                None => continue,
             };
             to.extend(from.elements.get_mut(place).and_then(Option::take));
             pace.spend(1).await;
@@ -431,8 +454,9 @@ impl Reading {
         let (roles, destinations) =
             (std::mem::take(&mut self.roles), std::mem::take(&mut self.destinations));
         let hosts = std::mem::take(&mut self.hosts);
+        let agreement = self.agreement.take();
         self.release(pace).await;
-        Document { revision, roles, destinations, hosts, rules, granting }
+        Document { revision, roles, destinations, hosts, rules, granting, agreement }
     }
 
     /// Frees what is left a slice at a time.
@@ -565,6 +589,78 @@ fn read_grantable(node: &Node<'_>, parts: &mut Parts<'_>, report: &mut Report) -
     let terms = Terms { max_duration: max_duration?, approvers: approvers? };
     let valid = Some(Box::new(Validity { terms: Some(terms), ..Validity::default() }));
     Some(Rule { id, intent, effect, shadow: false, from, to, methods, paths, valid })
+}
+
+/// Who may present identities, and who may assert what in them.
+fn read_agreement(
+    node: &Node<'_>,
+    parts: &mut Parts<'_>,
+    ids: &mut Ids,
+    report: &mut Report,
+) -> Agreement {
+    let elements = node.nonempty_array(report).unwrap_or_default();
+    let most = parts.limits.policy_agreements;
+    if elements.len() > most {
+        let found = elements.len();
+        node.fault(report, format!("{found} entries are more than the {most} that are allowed"));
+        return Agreement(Box::default());
+    }
+    let mut entries: Vec<Entry> = Vec::with_capacity(elements.len());
+    for (index, element) in elements.into_iter().enumerate() {
+        let Some(entry) = read_entry(&element, index, parts, ids, report) else { continue };
+        let place = entries.partition_point(|known| known.id <= entry.id);
+        entries.insert(place, entry);
+    }
+    Agreement(entries.into())
+}
+
+fn read_entry(
+    node: &Node<'_>,
+    index: usize,
+    parts: &mut Parts<'_>,
+    ids: &mut Ids,
+    report: &mut Report,
+) -> Option<Entry> {
+    let mut object = node.object(report)?;
+    let id: Option<Arc<str>> = read_id(&mut object, report).map(Into::into);
+    // Denials name entries as they name rules.
+    if let Some(id) = &id
+        && let Some(first) = ids.insert(Arc::clone(id), (None, index))
+    {
+        let first = place_of(first);
+        node.fault(report, format!("the id {} is that of {first} already", quote(id)));
+    }
+    let from = object.required(report, "from");
+    let from = from.and_then(|node| read_fields(&node, &FROM, parts, report));
+    let may_assert = match object.optional("may_assert") {
+        Some(node) => read_fields(&node, &MAY_ASSERT, parts, report),
+        None => Some(Box::default()),
+    };
+    object.finish(report);
+    Some(Entry { id: id?, from: from?, may_assert: may_assert? })
+}
+
+/// The conditions of an object that may have just these fields of selectors, in their order.
+fn read_fields(
+    node: &Node<'_>,
+    names: &[&str],
+    parts: &mut Parts<'_>,
+    report: &mut Report,
+) -> Option<Box<[Arc<Condition>]>> {
+    let mut object = node.object(report)?;
+    if matches!(node.value, Value::Object(members) if members.is_empty()) {
+        node.fault(report, "must not be empty");
+    }
+    let mut conditions = Vec::new();
+    let fields = names.iter().filter_map(|name| FIELDS.iter().find(|field| field.name == *name));
+    for field in fields {
+        if let Some(node) = object.optional(field.name) {
+            let (subject, name) = (Subject::Fact(field), field.name);
+            conditions.extend(read_condition(&node, subject, name, parts.known, report));
+        }
+    }
+    object.finish(report);
+    Some(conditions.into())
 }
 
 /// Reads the conditions of a grant out of its claims.

@@ -16,6 +16,13 @@ pub(super) struct Field {
     read: fn(&Caller) -> &Fact,
 }
 
+impl Field {
+    /// What is known of it about a caller.
+    pub(super) fn of<'a>(&self, caller: &'a Caller) -> &'a Fact {
+        (self.read)(caller)
+    }
+}
+
 /// Every selector field that reads a plain fact; `roles` and `claims` are read in their own way.
 pub(super) static FIELDS: [Field; 15] = [
     Field { name: "dags", read: |caller| &caller.dags },

@@ -7,6 +7,8 @@
 //! `*.example.com` by naming it more exactly. Only `*` in `to` reaches beyond: it is every
 //! destination of every source, so that a source may deny for all of them.
 //!
+//! An identity must be covered by the agreement of every source that has one, before any rule is asked.
+//!
 //! What no rule of any source says anything about, a grant may permit: one that is some of what the policy
 //! of its source declares grantable ([`PolicySet::with_grants`]). It overrides no denial.
 //!
@@ -19,6 +21,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::agreement::Disagreement;
 use super::authority::Authority;
 use super::grants::Grants;
 use super::path;
@@ -41,7 +44,8 @@ pub struct PolicySet {
     grants: Rc<[Grants]>,
 }
 
-/// What the policies of a set say about a caller whatever it asks for: the roles that it holds.
+/// What the policies of a set say about a caller whatever it asks for: the roles that it holds, and
+/// whether its identity is one that it may present.
 ///
 /// Compute it once per verified caller and keep it beside; a clone shares it.
 #[derive(Debug, Clone)]
@@ -54,6 +58,8 @@ struct Part {
     held: Box<[Arc<str>]>,
     /// Only roles that deny rules ask for: for the others unknown is as good as not held.
     perhaps_held: Box<[Arc<str>]>,
+    /// Why its identity is not covered by the policy's agreement, if it is not.
+    disagreement: Option<Rc<Disagreement>>,
 }
 
 /// What the policy says about one call, and what it understood the call to be.
@@ -206,6 +212,11 @@ impl Part {
             mark: Arc::clone(&policy.mark),
             held: policy.roles.find(&who, Truth::Yes),
             perhaps_held: policy.roles.find(&who, Truth::Unknown),
+            disagreement: policy
+                .agreement
+                .as_ref()
+                .and_then(|agreement| agreement.check(caller).err())
+                .map(Rc::new),
         }
     }
 }
@@ -226,6 +237,7 @@ struct Asked<'a> {
     grants: Option<&'a Grants>,
     destination: Option<&'a Arc<str>>,
     question: Question<'a>,
+    disagreement: Option<&'a Disagreement>,
 }
 
 impl Asked<'_> {
@@ -248,10 +260,22 @@ impl Asked<'_> {
     }
 
     fn name_of(&self, rule: &Rule) -> Arc<str> {
+        self.name_of_id(&rule.id)
+    }
+
+    fn name_of_id(&self, id: &Arc<str>) -> Arc<str> {
         match self.name {
-            None => Arc::clone(&rule.id),
-            Some(source) => [source, "/", &rule.id].concat().into(),
+            None => Arc::clone(id),
+            Some(source) => [source, "/", id].concat().into(),
         }
+    }
+
+    /// The refusal of an identity that is not covered by the source's agreement.
+    fn disagreed(&self) -> Option<Reject> {
+        let Disagreement { code, entry, problem } = self.disagreement?;
+        let name = self.name_of_id(entry);
+        let detail = format!("agreement {} {problem}", quote(&name));
+        Some(Reject { rule: Some(name.to_string()), ..Reject::new(*code, detail) })
     }
 }
 
@@ -287,12 +311,17 @@ fn decide<'a, 'c>(
                 let path = path.as_deref();
                 let question =
                     Question { who, destination: number, method: call.method, path, now };
-                Asked { name, policy, grants, destination, question }
+                let disagreement = part.disagreement.as_deref();
+                Asked { name, policy, grants, destination, question, disagreement }
             });
             // Most sets have one source only, and then nothing is allocated.
             let (first, others) = (asked.next(), asked.collect::<Vec<_>>());
             let known = |asked: &Asked<'_>| asked.destination.is_some();
-            if first.iter().chain(&others).any(known) {
+            let all = || first.iter().chain(&others);
+            if let Some(reject) = all().find_map(Asked::disagreed) {
+                let destination = all().find_map(|asked| asked.destination.cloned());
+                (Outcome::Refuse(reject), destination, Vec::new())
+            } else if all().any(known) {
                 judge(first.as_slice(), &others, limits)
             } else {
                 let authority = quote(host_of(call.authority));
