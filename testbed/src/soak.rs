@@ -284,13 +284,8 @@ pub async fn run(plan: Plan, mut say: impl FnMut(&Sample)) -> Result<Found> {
 }
 
 async fn look(testbed: &Testbed, at: Duration, calls: u64) -> Result<Sample> {
-    let memory: Value =
-        serde_json::from_str(&testbed.admin("/memory").await?).context("Envoy's memory")?;
-    let allocated = memory.get("allocated").and_then(Value::as_str);
-    let allocated: u64 =
-        allocated.and_then(|bytes| bytes.parse().ok()).context("the allocated memory")?;
     let stats = testbed.admin("/stats").await?;
-    let sum = |part: &str| {
+    let sum = |part: &str| -> u64 {
         let lines = stats.lines().filter_map(|line| line.split_once(": "));
         let values = lines.filter(|(name, _)| name.contains(part));
         values.filter_map(|(_, value)| value.trim().parse::<u64>().ok()).sum()
@@ -298,7 +293,7 @@ async fn look(testbed: &Testbed, at: Duration, calls: u64) -> Result<Sample> {
     Ok(Sample {
         at,
         resident_kib: testbed.memory_kib()?,
-        allocated_kib: allocated / 1024,
+        allocated_kib: sum("server.memory_allocated") / 1024,
         wasm_kib: wasm_kib(&testbed.memory_map()?),
         remembered: sum("airflow_envoy.remembered."),
         calls,
