@@ -27,6 +27,7 @@ pub mod postgres;
 pub mod process;
 pub mod rotation;
 pub mod server;
+pub mod soak;
 pub mod tap;
 pub mod upstream;
 
@@ -262,6 +263,14 @@ impl Testbed {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
         kib.context("the resident memory")
+    }
+
+    /// What Envoy has mapped into its memory, as `/proc` shows it.
+    ///
+    /// # Errors
+    /// If Envoy does not run.
+    pub fn memory_map(&self) -> Result<String> {
+        soak::memory_map(self.envoy.id())
     }
 
     /// Processor time that Envoy's threads took so far.

@@ -21,7 +21,7 @@ use airflow_envoy_testbed::mesh::services::WORKER;
 use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
 use airflow_envoy_testbed::{
     Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, mesh,
-    repository, write_private,
+    repository, soak, write_private,
 };
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -88,6 +88,22 @@ enum Verb {
         /// Only phases whose name contains this.
         #[arg(default_value = "")]
         filter: String,
+    },
+    /// Keep Envoy under load while everything changes, and print its memory as a table; fail if it grows.
+    #[command(hide = true)]
+    Soak {
+        /// For how long.
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+        /// Rules of the large policy.
+        #[arg(long, default_value_t = 10_000)]
+        rules: usize,
+        /// Calls a second.
+        #[arg(long, default_value_t = 1_000)]
+        rate: u32,
+        /// Shorter, for a look whether it still runs.
+        #[arg(long)]
+        quick: bool,
     },
     /// Measure what the audit trail costs Envoy, and print it as a table.
     #[command(hide = true)]
@@ -234,6 +250,7 @@ async fn main() -> ExitCode {
         Verb::Intention { verb } => intention(&directory, verb).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
+        Verb::Soak { minutes, rules, rate, quick } => soak_for(minutes, rules, rate, quick).await,
         Verb::AuditCost { rounds } => audit_cost(rounds).await,
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
@@ -661,6 +678,26 @@ async fn rotation(quick: bool, filter: &str) -> Result<String> {
         return Ok(String::new());
     }
     Err(Error::new(format!("not as expected, for example:\n  {wrong:#?}")))
+}
+
+async fn soak_for(minutes: u64, rules: usize, rate: u32, quick: bool) -> Result<String> {
+    let whole = soak::Plan::of(Duration::from_secs(minutes.saturating_mul(60)));
+    let plan = if quick { soak::Plan::QUICK } else { soak::Plan { rules, rate, ..whole } };
+    println!("{}", soak::Sample::HEAD);
+    let found = soak::run(plan, |sample| println!("{sample}")).await?;
+    let late = |share| format!("{:.1}", found.tally.latency(share).as_secs_f64() * 1e3);
+    println!(
+        "{} calls: p50 {} ms, p99 {} ms, at most {} ms",
+        found.tally.calls(),
+        late(0.5),
+        late(0.99),
+        late(1.0)
+    );
+    let faults = found.faults();
+    if faults.is_empty() {
+        return Ok(String::new());
+    }
+    Err(Error::new(format!("not as expected: {}", faults.join("; "))))
 }
 
 async fn audit_cost(rounds: usize) -> Result<String> {

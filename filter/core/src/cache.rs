@@ -11,6 +11,10 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
+/// What an entry costs beside its credential and its value: its place in a map that is half full on average, and what
+/// the allocator adds to the credential and to the value.
+pub const ENTRY_BYTES: usize = 2 * (size_of::<u64>() + size_of::<Entry>()) + 48;
+
 /// Remembers a `T` for each presented credential.
 pub struct Cache<T> {
     generations: Generations,
@@ -58,9 +62,10 @@ impl<T: 'static> Cache<T> {
         self.generations.find(credential)?.downcast().ok()
     }
 
-    /// Remembers `value` for `credential`. `weight` is the number of bytes of credentials, this one and
-    /// others, that are kept with it.
+    /// Remembers `value` for `credential`. `weight` are the bytes that the value takes, and that it alone keeps; the
+    /// credential and its place here are counted besides.
     pub fn insert(&mut self, credential: &[u8], weight: usize, value: Rc<T>) {
+        let weight = weight.saturating_add(credential.len()).saturating_add(ENTRY_BYTES);
         let entry = Entry { credential: credential.into(), weight, value };
         self.generations.keep(key(credential), entry);
     }
@@ -187,7 +192,7 @@ mod tests {
 
     #[test]
     fn only_the_exact_credential_is_found() {
-        let mut cache = Cache::new(100, 10_000);
+        let mut cache = Cache::new(100, 100_000);
         let known = credential(1);
         cache.insert(&known, known.len(), Rc::new(1));
         assert_eq!(cache.find(&known).as_deref(), Some(&1));
@@ -202,12 +207,14 @@ mod tests {
 
     #[test]
     fn entries_and_bytes_are_bounded_and_the_used_ones_stay() {
-        for (entries, bytes) in [(100, usize::MAX), (usize::MAX, 100 * credential(0).len())] {
+        for (entries, bytes) in
+            [(100, usize::MAX), (usize::MAX, 100 * (7 + credential(0).len() + ENTRY_BYTES))]
+        {
             let mut cache = Cache::new(entries, bytes);
             let used = credential(999_999);
-            cache.insert(&used, used.len(), Rc::new(0));
+            cache.insert(&used, 7, Rc::new(0));
             for index in 0..10_000 {
-                cache.insert(&credential(index), credential(0).len(), Rc::new(index));
+                cache.insert(&credential(index), 7, Rc::new(index));
                 assert!(cache.len() <= 100);
                 assert!(cache.find(&used).is_some(), "{index}");
             }
@@ -216,14 +223,16 @@ mod tests {
 
     #[test]
     fn a_credential_larger_than_the_cache_is_not_kept() {
-        let mut cache = Cache::new(10, 100);
-        cache.insert(&[b'x'; 200], 200, Rc::new(()));
+        let mut cache = Cache::new(10, 2_000);
+        cache.insert(&[b'x'; 2_000], 0, Rc::new(()));
         assert!(cache.is_empty());
+        cache.insert(b"x", 2_000, Rc::new(()));
+        assert!(cache.is_empty(), "nor one with a value that is");
     }
 
     #[test]
     fn forgetting_is_by_value() {
-        let mut cache = Cache::new(100, 10_000);
+        let mut cache = Cache::new(100, 100_000);
         for index in 0..40 {
             cache.insert(&credential(index), credential(0).len(), Rc::new(index));
         }

@@ -22,6 +22,12 @@ use crate::stream::{self, Stream};
 /// Time between ticks: how late a callout or a deadline may be.
 const TICK: Duration = Duration::from_millis(100);
 
+/// The same while something large is loaded or freed, a slice at a time: time for requests in between.
+const BUSY_TICK: Duration = Duration::from_millis(1);
+
+/// How long such work may go on before requests have their turn again.
+const TURN: Duration = Duration::from_millis(2);
+
 /// Of the decisions that verify no signature one in so many is measured, the first one first.
 const MEASURED: u64 = 64;
 
@@ -72,6 +78,10 @@ pub(crate) struct Root {
     metrics: Metrics,
     /// Callouts under way.
     callouts: HashMap<u32, Callout>,
+    /// It ticks at [`BUSY_TICK`],
+    busy: bool,
+    /// and was last looked after as every [`TICK`] is at this time since the epoch.
+    ticked: Duration,
 }
 
 /// Who asked.
@@ -84,7 +94,8 @@ enum Callout {
 
 impl Root {
     pub(crate) fn new(id: u32) -> Self {
-        Self { id, worker: None, metrics: Metrics::default(), callouts: HashMap::new() }
+        let (metrics, callouts) = (Metrics::default(), HashMap::new());
+        Self { id, worker: None, metrics, callouts, busy: false, ticked: Duration::ZERO }
     }
 
     fn leave(&mut self, reason: EndReason) {
@@ -176,6 +187,27 @@ impl Root {
         }
     }
 
+    /// Does what takes long for one [`TURN`], and ticks faster as long as there is more of it.
+    fn work(&mut self, begun: Option<Duration>) {
+        let at_work = |root: &Self| {
+            root.worker.as_ref().is_some_and(|worker| worker.borrow().gate.is_at_work())
+        };
+        while at_work(self) {
+            let effects = self.with_gate(|gate| gate.work(host::now()));
+            self.carry_out(effects);
+            let taken = host::since_epoch().zip(begun).map(|(now, begun)| now.checked_sub(begun));
+            // A clock that was set back says nothing.
+            if !taken.flatten().is_some_and(|taken| taken < TURN) {
+                break;
+            }
+        }
+        let busy = at_work(self);
+        if busy != self.busy {
+            self.busy = busy;
+            self.set_tick_period(if busy { BUSY_TICK } else { TICK });
+        }
+    }
+
     /// The counts of the hot path, handed over where nobody waits for them.
     fn flush(&mut self) {
         let Some(worker) = &self.worker else { return };
@@ -227,6 +259,8 @@ impl Context for Root {
             }
         };
         self.carry_out(effects);
+        // What was answered may be large: its next slice does not wait for a tick.
+        self.work(host::since_epoch());
     }
 }
 
@@ -253,6 +287,7 @@ impl RootContext for Root {
                 let worker = Worker { gate, number, decisions: 0, deciding: Vec::new() };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
                 self.callouts.clear();
+                self.busy = false;
                 self.set_tick_period(TICK);
                 let version = env!("CARGO_PKG_VERSION");
                 let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
@@ -286,9 +321,15 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
-        let effects = self.with_gate(|gate| gate.tick(host::now()));
-        self.carry_out(effects);
-        self.flush();
+        let now = host::since_epoch();
+        let since = now.and_then(|now| now.checked_sub(self.ticked));
+        if !self.busy || since.is_none_or(|since| since >= TICK) {
+            self.ticked = now.unwrap_or_default();
+            let effects = self.with_gate(|gate| gate.tick(host::now()));
+            self.carry_out(effects);
+            self.flush();
+        }
+        self.work(now);
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {

@@ -84,6 +84,14 @@ pub struct Fragment {
     cut: Box<[String]>,
 }
 
+impl Fragment {
+    /// Bytes of its text.
+    pub(crate) fn bytes(&self) -> usize {
+        let cut = self.cut.iter().map(|pointer| size_of::<String>() + pointer.len());
+        cut.fold(self.json.len(), usize::saturating_add)
+    }
+}
+
 /// Who called, so far as it was verified.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CallerParts<'a> {
