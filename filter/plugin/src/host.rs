@@ -1,17 +1,15 @@
-//! The host calls that the filter makes, in forms that cannot trap.
-//!
-//! The SDK panics on header bytes that are not UTF-8 and on statuses that it does not expect; only
-//! its `_bytes` forms are used, and only where the host can answer nothing unexpected.
+//! What the filter wants of its host: time, the log, metrics, and what the workers share.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use airflow_envoy_core::audit::Line;
 use airflow_envoy_core::shared::{Refused, SharedData, Stamp};
 use airflow_envoy_core::time::UnixTime;
-use proxy_wasm::hostcalls;
-use proxy_wasm::types::{Bytes, LogLevel, MapType, MetricType, Status};
+
+use crate::abi::{self, CAS_MISMATCH, LogLevel, MetricType};
 
 /// The host's clock.
 pub(crate) fn now() -> UnixTime {
@@ -20,12 +18,16 @@ pub(crate) fn now() -> UnixTime {
 
 /// The time that the host's clock shows, to the nanosecond; `None` without a clock.
 pub(crate) fn since_epoch() -> Option<Duration> {
-    hostcalls::get_current_time().ok()?.duration_since(UNIX_EPOCH).ok()
+    abi::current_time().map(Duration::from_nanos)
 }
 
 /// The moment that is so long after the epoch.
 pub(crate) fn at(since_epoch: Option<Duration>) -> UnixTime {
-    let millis = since_epoch.and_then(|span| i64::try_from(span.as_millis()).ok());
+    // Not by `as_millis`, whose 128 bits WebAssembly does not have.
+    let millis = since_epoch.and_then(|span| {
+        let millis = span.as_secs().checked_mul(1000)?.checked_add(span.subsec_millis().into())?;
+        i64::try_from(millis).ok()
+    });
     // Without a clock nothing is valid: at the end of time everything has expired.
     UnixTime::from_millis(millis.unwrap_or(i64::MAX))
 }
@@ -38,7 +40,7 @@ pub(crate) fn random() -> u64 {
 /// One line in Envoy's log, which adds the plugin's name.
 pub(crate) fn log(level: LogLevel, message: &str) {
     // A log line that cannot be written must not stop a decision.
-    let _ = hostcalls::log(level, message);
+    let _ = abi::log(level, message);
 }
 
 /// Lines of the audit trail in Envoy's log, each on its own: at info, or at the lowest level that the
@@ -46,7 +48,8 @@ pub(crate) fn log(level: LogLevel, message: &str) {
 pub(crate) fn append(lines: &[Line]) -> bool {
     const LEVELS: [LogLevel; 4] =
         [LogLevel::Info, LogLevel::Warn, LogLevel::Error, LogLevel::Critical];
-    let shown = log_level();
+    // A host that does not tell may show everything.
+    let shown = abi::log_level().unwrap_or_default();
     let Some(level) = LEVELS.into_iter().find(|level| *level as u32 >= shown) else { return false };
     let bytes = lines.iter().map(|line| line.len().saturating_add(1)).sum();
     let mut text = String::with_capacity(bytes);
@@ -56,36 +59,17 @@ pub(crate) fn append(lines: &[Line]) -> bool {
         }
         text.push_str(line.as_str());
     }
-    hostcalls::log(level, &text).is_ok()
-}
-
-/// The level from which on Envoy's log shows what the filter writes; above all levels if it is off. Not
-/// by the SDK, which reads a level that it does not know, as that one, as one of its own.
-fn log_level() -> u32 {
-    #[link(wasm_import_module = "env")]
-    unsafe extern "C" {
-        fn proxy_get_log_level(level: *mut u32) -> u32;
-    }
-    let mut level = 0;
-    // SAFETY: the host writes one number to where it is told to; it has four bytes.
-    let status = unsafe { proxy_get_log_level(&raw mut level) };
-    // A host that does not tell may show everything.
-    if status == 0 { level } else { 0 }
+    abi::log(level, &text).is_ok()
 }
 
 /// What the caller of the effective stream got: the HTTP status, if any, and Envoy's response flags.
 pub(crate) fn response() -> (Option<u16>, u64) {
     let number = |name: &str| {
-        let bytes = hostcalls::get_property(vec!["response", name]).ok()??;
+        let bytes = abi::property(name)?;
         Some(u64::from_le_bytes(bytes.try_into().ok()?))
     };
-    let status = number("code").and_then(|code| u16::try_from(code).ok());
-    (status.filter(|status| *status > 0), number("flags").unwrap_or_default())
-}
-
-/// All headers of a map, in order, repeated ones repeated.
-pub(crate) fn headers(map: MapType) -> Vec<(String, Bytes)> {
-    hostcalls::get_map_bytes(map).unwrap_or_default()
+    let status = number("response\0code").and_then(|code| u16::try_from(code).ok());
+    (status.filter(|status| *status > 0), number("response\0flags").unwrap_or_default())
 }
 
 /// What the VMs of this Envoy process share: the store of their common `vm_id`, and a counter as the
@@ -95,37 +79,51 @@ pub(crate) fn headers(map: MapType) -> Vec<(String, Bytes)> {
 #[derive(Debug, Default)]
 pub(crate) struct HostShared {
     published: Option<u32>,
+    /// When the counter was read, by [`Self::at`], and what it showed.
+    seen: Cell<Option<u64>>,
+    at: Cell<UnixTime>,
 }
 
 impl HostShared {
     pub(crate) fn new() -> Self {
         let name = "airflow_envoy.documents.published";
-        Self { published: hostcalls::define_metric(MetricType::Counter, name).ok() }
+        Self { published: abi::define_metric(MetricType::Counter, name), ..Self::default() }
+    }
+
+    /// It is this time. The counter is read once in a millisecond: a request of the same one might as well have come
+    /// before what was published, and a busy worker decides dozens in it.
+    pub(crate) fn at(&self, now: UnixTime) {
+        if self.at.replace(now) != now {
+            self.seen.set(None);
+        }
     }
 }
 
 impl SharedData for HostShared {
     fn read(&self, key: &str) -> Option<(Vec<u8>, Stamp)> {
-        let (value, stamp) = hostcalls::get_shared_data(key).ok()?;
-        Some((value?, Stamp(stamp.unwrap_or_default())))
+        abi::shared_data(key).map(|(value, stamp)| (value, Stamp(stamp)))
     }
 
     fn write(&self, key: &str, value: &[u8], unchanged: Option<Stamp>) -> Result<(), Refused> {
-        hostcalls::set_shared_data(key, Some(value), unchanged.map(|Stamp(stamp)| stamp)).map_err(
-            |status| match status {
-                Status::CasMismatch => Refused::Changed,
-                _ => Refused::Unsupported,
-            },
-        )
+        let stamp = unchanged.map_or(0, |Stamp(stamp)| stamp);
+        abi::set_shared_data(key, value, stamp).map_err(|failed| match failed {
+            CAS_MISMATCH => Refused::Changed,
+            _ => Refused::Unsupported,
+        })
     }
 
     fn announced(&self) -> u64 {
-        self.published.and_then(|id| hostcalls::get_metric(id).ok()).unwrap_or_default()
+        self.seen.get().unwrap_or_else(|| {
+            let announced = self.published.and_then(abi::metric).unwrap_or_default();
+            self.seen.set(Some(announced));
+            announced
+        })
     }
 
     fn announce(&self) {
         if let Some(id) = self.published {
-            let _ = hostcalls::increment_metric(id, 1);
+            abi::increment_metric(id, 1);
+            self.seen.set(None);
         }
     }
 }
@@ -143,14 +141,14 @@ impl Metrics {
     /// Adds `by` to the counter `airflow_envoy.<name>`.
     pub(crate) fn add(&mut self, name: &str, by: u64) {
         if let Some(id) = self.id(MetricType::Counter, name) {
-            let _ = hostcalls::increment_metric(id, i64::try_from(by).unwrap_or(i64::MAX));
+            abi::increment_metric(id, i64::try_from(by).unwrap_or(i64::MAX));
         }
     }
 
     /// Sets the gauge `airflow_envoy.<name>`, which all workers know alike.
     pub(crate) fn set(&mut self, name: &str, value: u64) {
         if let Some(id) = self.id(MetricType::Gauge, name) {
-            let _ = hostcalls::record_metric(id, value);
+            abi::record_metric(id, value);
         }
     }
 
@@ -163,7 +161,7 @@ impl Metrics {
         if (change != 0 || known.is_none())
             && let Some(id) = self.id(MetricType::Gauge, name)
         {
-            let _ = hostcalls::increment_metric(id, change);
+            abi::increment_metric(id, change);
         }
     }
 
@@ -178,7 +176,7 @@ impl Metrics {
     /// Records a value in the histogram `airflow_envoy.<name>`.
     pub(crate) fn record(&mut self, name: &str, value: u64) {
         if let Some(id) = self.id(MetricType::Histogram, name) {
-            let _ = hostcalls::record_metric(id, value);
+            abi::record_metric(id, value);
         }
     }
 
@@ -186,7 +184,7 @@ impl Metrics {
         if let Some(known) = self.ids.get(name) {
             return Some(*known);
         }
-        let id = hostcalls::define_metric(kind, &format!("airflow_envoy.{name}")).ok()?;
+        let id = abi::define_metric(kind, &format!("airflow_envoy.{name}"))?;
         self.ids.insert(name.to_owned(), id);
         Some(id)
     }

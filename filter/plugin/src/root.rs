@@ -11,16 +11,17 @@ use airflow_envoy_core::audit::collector::{Attempt, Post};
 use airflow_envoy_core::configuration::Mode;
 use airflow_envoy_core::feed::{Answer, FeedId, Fetch, Response};
 use airflow_envoy_core::gate::{Effect, Gate, Host, Severity};
-use proxy_wasm::hostcalls;
-use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType};
+use airflow_envoy_core::shared::SharedData;
+use airflow_envoy_core::time::Span;
 
+use crate::abi::{self, BufferType, LogLevel, MapType};
 use crate::crypto::HostCrypto;
 use crate::host::{self, HostShared, Metrics};
+use crate::pairs::Pairs;
 use crate::stream::{self, Stream};
 
 /// Time between ticks: how late a callout or a deadline may be.
-const TICK: Duration = Duration::from_millis(100);
+const TICK_MILLIS: u32 = 100;
 
 /// Of the decisions that verify no signature one in so many is measured, the first one first.
 const MEASURED: u64 = 64;
@@ -34,6 +35,8 @@ const ALERTED: [&str; 2] = ["audit.lost", "grants.refused"];
 pub(crate) struct Worker {
     /// What decides.
     pub(crate) gate: Gate,
+    /// What the gate shares with those of other workers.
+    pub(crate) shared: Rc<HostShared>,
     /// Random, so that two workers never name decisions alike.
     number: u64,
     decisions: u64,
@@ -121,10 +124,10 @@ impl Root {
                         trail.borrow_mut().timed(StreamId(stream), None, host::since_epoch());
                     }
                     // A stream that is gone was taken out of the gate, so this one is alive.
-                    if hostcalls::set_effective_context(stream).is_ok() {
+                    if abi::set_effective_context(stream).is_ok() {
                         stream::resume(&verdict);
                         // A callout sent in the stream's name would end unanswered with the stream.
-                        let _ = hostcalls::set_effective_context(self.id);
+                        let _ = abi::set_effective_context(self.id);
                     }
                 }
                 Effect::Post(post) => self.post(post),
@@ -142,18 +145,17 @@ impl Root {
     }
 
     fn fetch(&mut self, fetch: Fetch) {
-        let headers = fetch.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let millis = u64::try_from(fetch.timeout.as_millis()).unwrap_or_default();
-        let timeout = Duration::from_millis(millis);
-        match self.dispatch_http_call(&fetch.cluster, headers, None, Vec::new(), timeout) {
+        let headers: Vec<_> =
+            fetch.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        match abi::http_call(&fetch.cluster, &headers, &[], millis(fetch.timeout)) {
             Ok(token) => {
                 self.callouts.insert(token, Callout::Feed(fetch.feed, fetch.max_body));
             }
-            Err(status) => {
+            Err(failed) => {
                 let cluster = &fetch.cluster;
                 host::log(
                     LogLevel::Warn,
-                    &format!("a callout to cluster `{cluster}` could not be sent ({status:?})"),
+                    &format!("a callout to cluster `{cluster}` could not be sent (status {})", failed.0),
                 );
                 let effects =
                     self.with_gate(|gate| gate.answered(fetch.feed, Answer::None, host::now()));
@@ -163,11 +165,9 @@ impl Root {
     }
 
     fn post(&mut self, post: Post) {
-        let headers = post.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let timeout = u64::try_from(post.timeout.as_millis()).unwrap_or_default();
-        let timeout = Duration::from_millis(timeout);
-        match self.dispatch_http_call(&post.cluster, headers, Some(&post.body), Vec::new(), timeout)
-        {
+        let headers: Vec<_> =
+            post.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        match abi::http_call(&post.cluster, &headers, &post.body, millis(post.timeout)) {
             Ok(token) => _ = self.callouts.insert(token, Callout::Audit(post.attempt)),
             Err(_) => {
                 let effects = self.with_gate(|gate| gate.taken(post.attempt, None, host::now()));
@@ -205,13 +205,19 @@ impl Root {
     }
 }
 
-impl Context for Root {
-    fn on_done(&mut self) -> bool {
-        self.leave(EndReason::Shutdown);
-        true
+impl Root {
+    /// A request of this instance.
+    pub(crate) fn stream(&self, id: u32) -> Stream {
+        Stream::new(StreamId(id), self.worker.clone())
     }
 
-    fn on_http_call_response(&mut self, token: u32, headers: usize, body: usize, _: usize) {
+    /// The instance ends.
+    pub(crate) fn done(&mut self) {
+        self.leave(EndReason::Shutdown);
+    }
+
+    /// A callout was answered with so many headers, or failed with none.
+    pub(crate) fn answered(&mut self, token: u32, headers: usize, body: usize) {
         let Some(callout) = self.callouts.remove(&token) else { return };
         let effects = match callout {
             Callout::Feed(feed, max_body) => {
@@ -228,18 +234,19 @@ impl Context for Root {
         };
         self.carry_out(effects);
     }
-}
 
-impl RootContext for Root {
-    fn on_configure(&mut self, _: usize) -> bool {
-        let configuration = self.get_plugin_configuration().unwrap_or_default();
+    /// There is a configuration; whether it is accepted.
+    pub(crate) fn configure(&mut self) -> bool {
+        let configuration =
+            abi::buffer(BufferType::PluginConfiguration, usize::MAX).unwrap_or_default();
         let crypto = HostCrypto::probe();
         let by_host: Vec<_> = crypto.trusted().iter().map(|algorithm| algorithm.name()).collect();
         // Not 0, which is no worker's name.
         let number = host::random() | 1;
+        let shared = Rc::new(HostShared::new());
         let host = Host {
             verifier: Box::new(crypto),
-            shared: Rc::new(HostShared::new()),
+            shared: Rc::clone(&shared) as Rc<dyn SharedData>,
             worker: number,
             environment: &|name| std::env::var(name).ok(),
         };
@@ -250,10 +257,10 @@ impl RootContext for Root {
                     gate.follow(&mut former.borrow_mut().gate);
                 }
                 let mode = gate.mode();
-                let worker = Worker { gate, number, decisions: 0, deciding: Vec::new() };
+                let worker = Worker { gate, shared, number, decisions: 0, deciding: Vec::new() };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
                 self.callouts.clear();
-                self.set_tick_period(TICK);
+                abi::set_tick_period(TICK_MILLIS);
                 let version = env!("CARGO_PKG_VERSION");
                 let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
                 let mode_name = mode.name();
@@ -285,19 +292,17 @@ impl RootContext for Root {
         }
     }
 
-    fn on_tick(&mut self) {
+    /// Time has passed.
+    pub(crate) fn tick(&mut self) {
         let effects = self.with_gate(|gate| gate.tick(host::now()));
         self.carry_out(effects);
         self.flush();
     }
+}
 
-    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Stream::new(StreamId(id), self.worker.clone())))
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
-    }
+/// A span as the host wants it.
+fn millis(span: Span) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or_default()
 }
 
 /// Reads a callout's answer. A callout that failed has no headers, and asking for one of them by
@@ -311,29 +316,27 @@ fn answer(headers: usize, body: usize, max_body: usize) -> Answer {
     }
     let mut response = Response::default();
     let mut seen = HashSet::new();
-    for (name, value) in host::headers(MapType::HttpCallResponseHeaders) {
+    let map = abi::header_map(MapType::CalloutHeaders).unwrap_or_default();
+    for (name, value) in Pairs::new(&map) {
         let Response { etag, cache_control, age, index, status, .. } = &mut response;
-        let Ok(value) = String::from_utf8(value) else { continue };
-        let field = match name.as_str() {
-            ":status" => {
+        let Ok(value) = std::str::from_utf8(value) else { continue };
+        let field = match name {
+            b":status" => {
                 *status = value.parse().unwrap_or(0);
                 continue;
             }
-            "etag" => etag,
-            "cache-control" => cache_control,
-            "age" => age,
-            "x-consul-index" => index,
+            b"etag" => etag,
+            b"cache-control" => cache_control,
+            b"age" => age,
+            b"x-consul-index" => index,
             _ => continue,
         };
         // Of a header that comes twice nobody knows which one is meant.
-        *field = seen.insert(name).then_some(value);
+        *field = seen.insert(name).then(|| value.to_owned());
     }
     response.body = match body {
         0 => Vec::new(),
-        _ => hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, body)
-            .ok()
-            .flatten()
-            .unwrap_or_default(),
+        _ => abi::buffer(BufferType::CalloutBody, body).unwrap_or_default(),
     };
     Answer::Http(response)
 }

@@ -9,11 +9,10 @@ use airflow_envoy_core::audit::{Ended, Trail};
 use airflow_envoy_core::gate::{Pass, Permit, Verdict};
 use airflow_envoy_core::policy::ShadowVerdict;
 use airflow_envoy_core::status::Reply;
-use proxy_wasm::hostcalls;
-use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
 
+use crate::abi::{self, Action, LogLevel, MapType};
 use crate::host;
+use crate::pairs::{Headers, Pairs};
 use crate::root::Worker;
 
 /// One request.
@@ -39,7 +38,7 @@ impl Stream {
 
     /// What becomes of a body or of trailers. Envoy holds them back itself while the headers are, but not
     /// if its `allow_on_headers_stop_iteration` is set: then a part that goes on takes the headers along.
-    fn after_headers(&self) -> Action {
+    pub(crate) fn after_headers(&self) -> Action {
         let waits = |worker: &Rc<RefCell<Worker>>| worker.borrow().gate.waits(self.id);
         match self.first {
             First::GoesOn => Action::Continue,
@@ -49,8 +48,9 @@ impl Stream {
     }
 }
 
-impl Context for Stream {
-    fn on_done(&mut self) -> bool {
+impl Stream {
+    /// The stream has ended. Not when Envoy logs it: that it may do several times, and before the end.
+    pub(crate) fn done(&self) {
         if let Some(worker) = &self.worker {
             let mut worker = worker.borrow_mut();
             worker.gate.gone(self.id);
@@ -58,27 +58,26 @@ impl Context for Stream {
                 record(&mut trail.borrow_mut(), self.id);
             }
         }
-        true
     }
-}
 
-impl HttpContext for Stream {
-    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
+    /// The request's headers came.
+    pub(crate) fn request_headers(&mut self) -> Action {
         let Some(worker) = &self.worker else {
             host::log(LogLevel::Critical, "a request came before a configuration was accepted");
-            let _ = hostcalls::send_http_response(503, Vec::new(), None);
+            unavailable();
             return Action::Pause;
         };
-        let map = host::headers(MapType::HttpRequestHeaders);
-        let headers: Vec<_> =
-            map.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())).collect();
+        let map = abi::header_map(MapType::RequestHeaders).unwrap_or_default();
+        let headers = Headers::read(&map);
         let verdict = {
             let mut worker = worker.borrow_mut();
             let (begun, verified) = (host::since_epoch(), worker.gate.verifications());
+            let now = host::at(begun);
+            worker.shared.at(now);
             let arrival = Arrival {
                 stream: self.id,
-                headers: &headers,
-                now: host::at(begun),
+                headers: headers.as_slice(),
+                now,
                 decision_id: worker.next_decision(),
             };
             let verdict = worker.gate.request(&arrival);
@@ -116,23 +115,22 @@ impl HttpContext for Stream {
         }
     }
 
-    fn on_http_request_body(&mut self, _: usize, _: bool) -> Action {
-        self.after_headers()
-    }
-
-    /// Some upstreams read trailers as if they were headers.
-    fn on_http_request_trailers(&mut self, _: usize) -> Action {
-        for (name, _) in host::headers(MapType::HttpRequestTrailers) {
-            if ends_here(name.as_bytes()) {
-                let _ = hostcalls::remove_map_value(MapType::HttpRequestTrailers, &name);
-            }
+    /// The request's trailers came. Some upstreams read them as if they were headers.
+    pub(crate) fn request_trailers(&self) -> Action {
+        let map = abi::header_map(MapType::RequestTrailers).unwrap_or_default();
+        for (name, _) in Pairs::new(&map).filter(|(name, _)| ends_here(name)) {
+            abi::remove_header(MapType::RequestTrailers, name);
         }
         self.after_headers()
     }
 }
 
-/// Writes the audit record of a stream that has ended, if there is to be one. Not when Envoy logs the
-/// stream: that it may do several times, and before the stream has ended.
+/// Answers a request that no filter can judge.
+pub(crate) fn unavailable() {
+    abi::send_local_response(503, &[], &[], None);
+}
+
+/// Writes the audit record of a stream that has ended, if there is to be one.
 fn record(trail: &mut Trail, stream: StreamId) {
     let Some(asks) = trail.awaits(stream) else { return };
     let (status, flags) = if asks { host::response() } else { (None, 0) };
@@ -153,12 +151,22 @@ pub(crate) fn append(trail: &mut Trail, all: bool) {
     }
 }
 
+/// The property that is the filter state `wasm.airflow_envoy.<name>`, known when the filter is built.
+macro_rules! state_name {
+    ($name:literal) => {
+        concat!("airflow_envoy.", $name)
+    };
+}
+
+/// The filter state that names the task.
+const TASK: [&str; 3] = [state_name!("dag_id"), state_name!("task_id"), state_name!("run_id")];
+
 /// Carries out the verdict on a parked request, whose context is the effective one.
 pub(crate) fn resume(verdict: &Verdict) {
     match verdict {
         Verdict::Permit(permit) => {
             forward(permit);
-            let _ = hostcalls::resume_http_request();
+            abi::resume_request();
         }
         Verdict::Reject(rejection) => reply(rejection),
         // The gate never concludes so; a request that stays parked is answered by its deadline.
@@ -169,13 +177,13 @@ pub(crate) fn resume(verdict: &Verdict) {
 /// Lets the upstream see what was verified, and nothing that the caller made up.
 fn forward(permit: &Permit) {
     edit(permit.remove(), permit.set());
-    state("decision", "permit");
-    state("decision_id", permit.decision_id().as_str());
-    state("rule", permit.rule());
-    state_if("grant", permit.grant());
-    state_if("destination", permit.destination());
+    state(state_name!("decision"), "permit");
+    state(state_name!("decision_id"), permit.decision_id().as_str());
+    state(state_name!("rule"), permit.rule());
+    state_if(state_name!("grant"), permit.grant());
+    state_if(state_name!("destination"), permit.destination());
     for (name, value) in
-        ["dag_id", "task_id", "run_id"].into_iter().zip(permit.task().iter().flatten())
+        TASK.into_iter().zip(permit.task().iter().flatten())
     {
         state(name, value);
     }
@@ -185,33 +193,37 @@ fn forward(permit: &Permit) {
 /// Lets go on what would have been refused, with what the upstream can rely on.
 fn let_by(pass: &Pass) {
     edit(pass.remove(), pass.set());
-    state("decision", "permit");
-    state("shadow_decision", "reject");
-    state_rejection(pass.rejection(), "shadow_code", "shadow_rule");
+    state(state_name!("decision"), "permit");
+    state(state_name!("shadow_decision"), "reject");
+    state_rejection(pass.rejection(), state_name!("shadow_code"), state_name!("shadow_rule"));
 }
 
 /// Answers the request here.
 fn reply(rejection: &Rejection) {
-    state("decision", "reject");
-    state_rejection(rejection, "code", "rule");
+    state(state_name!("decision"), "reject");
+    state_rejection(rejection, state_name!("code"), state_name!("rule"));
     let headers = rejection.headers();
     if rejection.grpc {
-        let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
-        let status = grpc_status(rejection.grpc_status());
-        let _ = hostcalls::send_grpc_response(status, Some(&rejection.grpc_message()), metadata);
+        let status = Some(rejection.grpc_status());
+        send(200, &headers, &rejection.grpc_message(), status);
     } else {
-        send(rejection.status(), &headers, &rejection.body());
+        send(rejection.status(), &headers, &rejection.body(), None);
     }
 }
 
 /// Answers a question about the filter itself; there is no decision to record.
 fn tell(status: &Reply) {
-    send(status.status, &status.headers, &status.body);
+    send(status.status, &status.headers, &status.body, None);
 }
 
-fn send(status: u16, headers: &[(&'static str, String)], body: &str) {
-    let headers = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let _ = hostcalls::send_http_response(status.into(), headers, Some(body.as_bytes()));
+fn send(
+    status: u16,
+    headers: &[(&'static str, String)],
+    body: &str,
+    grpc_status: Option<u32>,
+) {
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    abi::send_local_response(status, &headers, body.as_bytes(), grpc_status);
 }
 
 fn edit<'a>(
@@ -219,40 +231,29 @@ fn edit<'a>(
     set: impl Iterator<Item = (&'static str, &'a str)>,
 ) {
     for name in remove {
-        let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
+        abi::remove_header(MapType::RequestHeaders, name.as_bytes());
     }
     for (name, value) in set {
-        let value = Some(value.as_bytes());
-        let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value);
+        abi::replace_header(MapType::RequestHeaders, name.as_bytes(), value.as_bytes());
     }
 }
 
 /// Why a request was refused, or would have been; the names say which.
-fn state_rejection(rejection: &Rejection, code: &str, rule: &str) {
+fn state_rejection(rejection: &Rejection, code: &'static str, rule: &'static str) {
     let Known { dag_id, task_id, run_id, destination, shadow, .. } = &rejection.known;
     state(code, rejection.reject.code.name());
-    state("decision_id", rejection.decision_id.as_str());
+    state(state_name!("decision_id"), rejection.decision_id.as_str());
     state_if(rule, rejection.reject.rule.as_deref());
-    state_if("destination", destination.as_deref());
-    for (name, value) in [("dag_id", dag_id), ("task_id", task_id), ("run_id", run_id)] {
+    state_if(state_name!("destination"), destination.as_deref());
+    for (name, value) in TASK.into_iter().zip([dag_id, task_id, run_id]) {
         state_if(name, value.as_deref());
     }
     state_shadow(shadow);
 }
 
-fn grpc_status(number: u32) -> GrpcStatusCode {
-    match number {
-        3 => GrpcStatusCode::InvalidArgument,
-        7 => GrpcStatusCode::PermissionDenied,
-        8 => GrpcStatusCode::ResourceExhausted,
-        16 => GrpcStatusCode::Unauthenticated,
-        _ => GrpcStatusCode::Unavailable,
-    }
-}
-
-/// Envoy's filter state `wasm.airflow_envoy.<name>`, for its access log, rate limits and tracing.
-fn state(name: &str, value: &str) {
-    let _ = hostcalls::set_property(vec![&format!("airflow_envoy.{name}")], Some(value.as_bytes()));
+/// Envoy's filter state `wasm.airflow_envoy.…`, for its access log, rate limits and tracing.
+fn state(name: &'static str, value: &str) {
+    abi::set_property(name, value.as_bytes());
 }
 
 /// The shadow rules that would have changed the decision, as `rule:permit` or `rule:reject`.
@@ -261,10 +262,10 @@ fn state_shadow(shadow: &[ShadowVerdict]) {
         return;
     }
     let verdicts: Vec<_> = shadow.iter().map(ToString::to_string).collect();
-    state("shadow", &verdicts.join(","));
+    state(state_name!("shadow"), &verdicts.join(","));
 }
 
-fn state_if(name: &str, value: Option<&str>) {
+fn state_if(name: &'static str, value: Option<&str>) {
     if let Some(value) = value {
         state(name, value);
     }
