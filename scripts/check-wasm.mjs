@@ -28,11 +28,11 @@ const OFFERED = new Set([
 // What Envoy calls in a filter that decides on headers, fetches and keeps time.
 const NEEDED = `memory proxy_abi_version_0_2_1 proxy_on_context_create
   proxy_on_configure proxy_on_request_headers proxy_on_request_body proxy_on_request_trailers
-  proxy_on_http_call_response proxy_on_tick proxy_on_done`.split(/\s+/);
+  proxy_on_http_call_response proxy_on_tick proxy_on_delete`.split(/\s+/);
 
 // What Envoy would call for every request, at the price of a host call each, for nothing.
 const COSTLY = `proxy_on_response_headers proxy_on_response_body proxy_on_response_trailers
-  proxy_on_log proxy_on_delete`.split(/\s+/);
+  proxy_on_log proxy_on_done`.split(/\s+/);
 
 const [path, mostBytes] = argv.slice(2);
 const bytes = readFileSync(path);

@@ -10,8 +10,7 @@ use airflow_envoy_core::jose::{
     Algorithm, Jws, KeySet, PublicKey, RustCrypto, SignatureVerifier, ecdsa_signature_der,
 };
 use airflow_envoy_core::limits::Limits;
-
-use crate::abi;
+use proxy_wasm::hostcalls;
 
 /// Verifies by the host what the host was found to verify correctly.
 #[derive(Debug, Clone, Default)]
@@ -81,9 +80,9 @@ fn ask(key: &PublicKey, algorithm: Algorithm, message: &[u8], signature: &[u8]) 
     for (field, bytes) in [(1, hash.as_bytes()), (2, &key), (3, &signature), (4, message)] {
         length_delimited(&mut arguments, field, bytes);
     }
-    let result = abi::call_foreign_function("verify_signature", &arguments)?;
+    let result = hostcalls::call_foreign_function("verify_signature", Some(&arguments)).ok()?;
     // VerifySignatureResult: result = 1 (bool; false is not encoded), error = 2
-    Some(result.starts_with(&[0x08, 0x01]))
+    Some(result?.starts_with(&[0x08, 0x01]))
 }
 
 /// A field of a protobuf message whose value is bytes.

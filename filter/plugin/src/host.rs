@@ -8,8 +8,10 @@ use std::time::Duration;
 use airflow_envoy_core::audit::Line;
 use airflow_envoy_core::shared::{Refused, SharedData, Stamp};
 use airflow_envoy_core::time::UnixTime;
+use proxy_wasm::hostcalls;
+use proxy_wasm::types::{LogLevel, MetricType, Status};
 
-use crate::abi::{self, CAS_MISMATCH, LogLevel, MetricType};
+use crate::abi;
 
 /// The host's clock.
 pub(crate) fn now() -> UnixTime {
@@ -40,7 +42,7 @@ pub(crate) fn random() -> u64 {
 /// One line in Envoy's log, which adds the plugin's name.
 pub(crate) fn log(level: LogLevel, message: &str) {
     // A log line that cannot be written must not stop a decision.
-    let _ = abi::log(level, message);
+    let _ = hostcalls::log(level, message);
 }
 
 /// Lines of the audit trail in Envoy's log, each on its own: at info, or at the lowest level that the
@@ -59,7 +61,7 @@ pub(crate) fn append(lines: &[Line]) -> bool {
         }
         text.push_str(line.as_str());
     }
-    abi::log(level, &text).is_ok()
+    hostcalls::log(level, &text).is_ok()
 }
 
 /// What the caller of the effective stream got: the HTTP status, if any, and Envoy's response flags.
@@ -87,7 +89,10 @@ pub(crate) struct HostShared {
 impl HostShared {
     pub(crate) fn new() -> Self {
         let name = "airflow_envoy.documents.published";
-        Self { published: abi::define_metric(MetricType::Counter, name), ..Self::default() }
+        Self {
+            published: hostcalls::define_metric(MetricType::Counter, name).ok(),
+            ..Self::default()
+        }
     }
 
     /// It is this time. The counter is read once in a millisecond: a request of the same one might as well have come
@@ -101,15 +106,17 @@ impl HostShared {
 
 impl SharedData for HostShared {
     fn read(&self, key: &str) -> Option<(Vec<u8>, Stamp)> {
-        abi::shared_data(key).map(|(value, stamp)| (value, Stamp(stamp)))
+        let (value, stamp) = hostcalls::get_shared_data(key).ok()?;
+        Some((value?, Stamp(stamp.unwrap_or_default())))
     }
 
     fn write(&self, key: &str, value: &[u8], unchanged: Option<Stamp>) -> Result<(), Refused> {
-        let stamp = unchanged.map_or(0, |Stamp(stamp)| stamp);
-        abi::set_shared_data(key, value, stamp).map_err(|failed| match failed {
-            CAS_MISMATCH => Refused::Changed,
-            _ => Refused::Unsupported,
-        })
+        hostcalls::set_shared_data(key, Some(value), unchanged.map(|Stamp(stamp)| stamp)).map_err(
+            |status| match status {
+                Status::CasMismatch => Refused::Changed,
+                _ => Refused::Unsupported,
+            },
+        )
     }
 
     fn announced(&self) -> u64 {
@@ -122,7 +129,7 @@ impl SharedData for HostShared {
 
     fn announce(&self) {
         if let Some(id) = self.published {
-            abi::increment_metric(id, 1);
+            let _ = hostcalls::increment_metric(id, 1);
             self.seen.set(None);
         }
     }
@@ -141,14 +148,14 @@ impl Metrics {
     /// Adds `by` to the counter `airflow_envoy.<name>`.
     pub(crate) fn add(&mut self, name: &str, by: u64) {
         if let Some(id) = self.id(MetricType::Counter, name) {
-            abi::increment_metric(id, i64::try_from(by).unwrap_or(i64::MAX));
+            let _ = hostcalls::increment_metric(id, i64::try_from(by).unwrap_or(i64::MAX));
         }
     }
 
     /// Sets the gauge `airflow_envoy.<name>`, which all workers know alike.
     pub(crate) fn set(&mut self, name: &str, value: u64) {
         if let Some(id) = self.id(MetricType::Gauge, name) {
-            abi::record_metric(id, value);
+            let _ = hostcalls::record_metric(id, value);
         }
     }
 
@@ -161,7 +168,7 @@ impl Metrics {
         if (change != 0 || known.is_none())
             && let Some(id) = self.id(MetricType::Gauge, name)
         {
-            abi::increment_metric(id, change);
+            let _ = hostcalls::increment_metric(id, change);
         }
     }
 
@@ -176,7 +183,7 @@ impl Metrics {
     /// Records a value in the histogram `airflow_envoy.<name>`.
     pub(crate) fn record(&mut self, name: &str, value: u64) {
         if let Some(id) = self.id(MetricType::Histogram, name) {
-            abi::record_metric(id, value);
+            let _ = hostcalls::record_metric(id, value);
         }
     }
 
@@ -184,7 +191,7 @@ impl Metrics {
         if let Some(known) = self.ids.get(name) {
             return Some(*known);
         }
-        let id = abi::define_metric(kind, &format!("airflow_envoy.{name}"))?;
+        let id = hostcalls::define_metric(kind, &format!("airflow_envoy.{name}")).ok()?;
         self.ids.insert(name.to_owned(), id);
         Some(id)
     }

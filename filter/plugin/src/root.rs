@@ -13,15 +13,18 @@ use airflow_envoy_core::feed::{Answer, FeedId, Fetch, Response};
 use airflow_envoy_core::gate::{Effect, Gate, Host, Severity};
 use airflow_envoy_core::shared::SharedData;
 use airflow_envoy_core::time::Span;
+use proxy_wasm::hostcalls;
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType};
 
-use crate::abi::{self, BufferType, LogLevel, MapType};
+use crate::abi;
 use crate::crypto::HostCrypto;
 use crate::host::{self, HostShared, Metrics};
 use crate::pairs::Pairs;
 use crate::stream::{self, Stream};
 
 /// Time between ticks: how late a callout or a deadline may be.
-const TICK_MILLIS: u32 = 100;
+const TICK: Duration = Duration::from_millis(100);
 
 /// Of the decisions that verify no signature one in so many is measured, the first one first.
 const MEASURED: u64 = 64;
@@ -124,10 +127,10 @@ impl Root {
                         trail.borrow_mut().timed(StreamId(stream), None, host::since_epoch());
                     }
                     // A stream that is gone was taken out of the gate, so this one is alive.
-                    if abi::set_effective_context(stream).is_ok() {
+                    if hostcalls::set_effective_context(stream).is_ok() {
                         stream::resume(&verdict);
                         // A callout sent in the stream's name would end unanswered with the stream.
-                        let _ = abi::set_effective_context(self.id);
+                        let _ = hostcalls::set_effective_context(self.id);
                     }
                 }
                 Effect::Post(post) => self.post(post),
@@ -145,17 +148,22 @@ impl Root {
     }
 
     fn fetch(&mut self, fetch: Fetch) {
-        let headers: Vec<_> =
-            fetch.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        match abi::http_call(&fetch.cluster, &headers, &[], millis(fetch.timeout)) {
+        let headers = fetch.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        match self.dispatch_http_call(
+            &fetch.cluster,
+            headers,
+            None,
+            Vec::new(),
+            span(fetch.timeout),
+        ) {
             Ok(token) => {
                 self.callouts.insert(token, Callout::Feed(fetch.feed, fetch.max_body));
             }
-            Err(failed) => {
+            Err(status) => {
                 let cluster = &fetch.cluster;
                 host::log(
                     LogLevel::Warn,
-                    &format!("a callout to cluster `{cluster}` could not be sent (status {})", failed.0),
+                    &format!("a callout to cluster `{cluster}` could not be sent ({status:?})"),
                 );
                 let effects =
                     self.with_gate(|gate| gate.answered(fetch.feed, Answer::None, host::now()));
@@ -165,9 +173,9 @@ impl Root {
     }
 
     fn post(&mut self, post: Post) {
-        let headers: Vec<_> =
-            post.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        match abi::http_call(&post.cluster, &headers, &post.body, millis(post.timeout)) {
+        let headers = post.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let (body, timeout) = (Some(&*post.body), span(post.timeout));
+        match self.dispatch_http_call(&post.cluster, headers, body, Vec::new(), timeout) {
             Ok(token) => _ = self.callouts.insert(token, Callout::Audit(post.attempt)),
             Err(_) => {
                 let effects = self.with_gate(|gate| gate.taken(post.attempt, None, host::now()));
@@ -205,19 +213,15 @@ impl Root {
     }
 }
 
-impl Root {
-    /// A request of this instance.
-    pub(crate) fn stream(&self, id: u32) -> Stream {
-        Stream::new(StreamId(id), self.worker.clone())
-    }
-
-    /// The instance ends.
-    pub(crate) fn done(&mut self) {
+/// The instance ends.
+impl Drop for Root {
+    fn drop(&mut self) {
         self.leave(EndReason::Shutdown);
     }
+}
 
-    /// A callout was answered with so many headers, or failed with none.
-    pub(crate) fn answered(&mut self, token: u32, headers: usize, body: usize) {
+impl Context for Root {
+    fn on_http_call_response(&mut self, token: u32, headers: usize, body: usize, _: usize) {
         let Some(callout) = self.callouts.remove(&token) else { return };
         let effects = match callout {
             Callout::Feed(feed, max_body) => {
@@ -234,11 +238,11 @@ impl Root {
         };
         self.carry_out(effects);
     }
+}
 
-    /// There is a configuration; whether it is accepted.
-    pub(crate) fn configure(&mut self) -> bool {
-        let configuration =
-            abi::buffer(BufferType::PluginConfiguration, usize::MAX).unwrap_or_default();
+impl RootContext for Root {
+    fn on_configure(&mut self, _: usize) -> bool {
+        let configuration = self.get_plugin_configuration().unwrap_or_default();
         let crypto = HostCrypto::probe();
         let by_host: Vec<_> = crypto.trusted().iter().map(|algorithm| algorithm.name()).collect();
         // Not 0, which is no worker's name.
@@ -260,7 +264,7 @@ impl Root {
                 let worker = Worker { gate, shared, number, decisions: 0, deciding: Vec::new() };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
                 self.callouts.clear();
-                abi::set_tick_period(TICK_MILLIS);
+                self.set_tick_period(TICK);
                 let version = env!("CARGO_PKG_VERSION");
                 let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
                 let mode_name = mode.name();
@@ -292,17 +296,24 @@ impl Root {
         }
     }
 
-    /// Time has passed.
-    pub(crate) fn tick(&mut self) {
+    fn on_tick(&mut self) {
         let effects = self.with_gate(|gate| gate.tick(host::now()));
         self.carry_out(effects);
         self.flush();
     }
+
+    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Stream::new(StreamId(id), self.worker.clone())))
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
 }
 
-/// A span as the host wants it.
-fn millis(span: Span) -> u32 {
-    u32::try_from(span.as_millis()).unwrap_or_default()
+/// A span as the SDK wants it.
+fn span(span: Span) -> Duration {
+    Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or_default())
 }
 
 /// Reads a callout's answer. A callout that failed has no headers, and asking for one of them by
@@ -316,7 +327,7 @@ fn answer(headers: usize, body: usize, max_body: usize) -> Answer {
     }
     let mut response = Response::default();
     let mut seen = HashSet::new();
-    let map = abi::header_map(MapType::CalloutHeaders).unwrap_or_default();
+    let map = abi::header_map(MapType::HttpCallResponseHeaders).unwrap_or_default();
     for (name, value) in Pairs::new(&map) {
         let Response { etag, cache_control, age, index, status, .. } = &mut response;
         let Ok(value) = std::str::from_utf8(value) else { continue };
@@ -336,7 +347,10 @@ fn answer(headers: usize, body: usize, max_body: usize) -> Answer {
     }
     response.body = match body {
         0 => Vec::new(),
-        _ => abi::buffer(BufferType::CalloutBody, body).unwrap_or_default(),
+        _ => hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, body)
+            .ok()
+            .flatten()
+            .unwrap_or_default(),
     };
     Answer::Http(response)
 }

@@ -9,8 +9,11 @@ use airflow_envoy_core::audit::{Ended, Trail};
 use airflow_envoy_core::gate::{Pass, Permit, Verdict};
 use airflow_envoy_core::policy::ShadowVerdict;
 use airflow_envoy_core::status::Reply;
+use proxy_wasm::hostcalls;
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
 
-use crate::abi::{self, Action, LogLevel, MapType};
+use crate::abi;
 use crate::host;
 use crate::pairs::{Headers, Pairs};
 use crate::root::Worker;
@@ -38,7 +41,7 @@ impl Stream {
 
     /// What becomes of a body or of trailers. Envoy holds them back itself while the headers are, but not
     /// if its `allow_on_headers_stop_iteration` is set: then a part that goes on takes the headers along.
-    pub(crate) fn after_headers(&self) -> Action {
+    fn after_headers(&self) -> Action {
         let waits = |worker: &Rc<RefCell<Worker>>| worker.borrow().gate.waits(self.id);
         match self.first {
             First::GoesOn => Action::Continue,
@@ -48,9 +51,9 @@ impl Stream {
     }
 }
 
-impl Stream {
-    /// The stream has ended. Not when Envoy logs it: that it may do several times, and before the end.
-    pub(crate) fn done(&self) {
+/// The stream has ended. Not when Envoy logs it: that it may do several times, and before the end.
+impl Drop for Stream {
+    fn drop(&mut self) {
         if let Some(worker) = &self.worker {
             let mut worker = worker.borrow_mut();
             worker.gate.gone(self.id);
@@ -59,15 +62,18 @@ impl Stream {
             }
         }
     }
+}
 
-    /// The request's headers came.
-    pub(crate) fn request_headers(&mut self) -> Action {
+impl Context for Stream {}
+
+impl HttpContext for Stream {
+    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
         let Some(worker) = &self.worker else {
             host::log(LogLevel::Critical, "a request came before a configuration was accepted");
-            unavailable();
+            let _ = hostcalls::send_http_response(503, Vec::new(), None);
             return Action::Pause;
         };
-        let map = abi::header_map(MapType::RequestHeaders).unwrap_or_default();
+        let map = abi::header_map(MapType::HttpRequestHeaders).unwrap_or_default();
         let headers = Headers::read(&map);
         let verdict = {
             let mut worker = worker.borrow_mut();
@@ -115,19 +121,18 @@ impl Stream {
         }
     }
 
-    /// The request's trailers came. Some upstreams read them as if they were headers.
-    pub(crate) fn request_trailers(&self) -> Action {
-        let map = abi::header_map(MapType::RequestTrailers).unwrap_or_default();
+    fn on_http_request_body(&mut self, _: usize, _: bool) -> Action {
+        self.after_headers()
+    }
+
+    /// Some upstreams read trailers as if they were headers.
+    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        let map = abi::header_map(MapType::HttpRequestTrailers).unwrap_or_default();
         for (name, _) in Pairs::new(&map).filter(|(name, _)| ends_here(name)) {
-            abi::remove_header(MapType::RequestTrailers, name);
+            abi::remove_header(MapType::HttpRequestTrailers, name);
         }
         self.after_headers()
     }
-}
-
-/// Answers a request that no filter can judge.
-pub(crate) fn unavailable() {
-    abi::send_local_response(503, &[], &[], None);
 }
 
 /// Writes the audit record of a stream that has ended, if there is to be one.
@@ -151,6 +156,16 @@ pub(crate) fn append(trail: &mut Trail, all: bool) {
     }
 }
 
+fn grpc_status(number: u32) -> GrpcStatusCode {
+    match number {
+        3 => GrpcStatusCode::InvalidArgument,
+        7 => GrpcStatusCode::PermissionDenied,
+        8 => GrpcStatusCode::ResourceExhausted,
+        16 => GrpcStatusCode::Unauthenticated,
+        _ => GrpcStatusCode::Unavailable,
+    }
+}
+
 /// The property that is the filter state `wasm.airflow_envoy.<name>`, known when the filter is built.
 macro_rules! state_name {
     ($name:literal) => {
@@ -166,7 +181,7 @@ pub(crate) fn resume(verdict: &Verdict) {
     match verdict {
         Verdict::Permit(permit) => {
             forward(permit);
-            abi::resume_request();
+            let _ = hostcalls::resume_http_request();
         }
         Verdict::Reject(rejection) => reply(rejection),
         // The gate never concludes so; a request that stays parked is answered by its deadline.
@@ -182,9 +197,7 @@ fn forward(permit: &Permit) {
     state(state_name!("rule"), permit.rule());
     state_if(state_name!("grant"), permit.grant());
     state_if(state_name!("destination"), permit.destination());
-    for (name, value) in
-        TASK.into_iter().zip(permit.task().iter().flatten())
-    {
+    for (name, value) in TASK.into_iter().zip(permit.task().iter().flatten()) {
         state(name, value);
     }
     state_shadow(permit.shadow());
@@ -204,26 +217,22 @@ fn reply(rejection: &Rejection) {
     state_rejection(rejection, state_name!("code"), state_name!("rule"));
     let headers = rejection.headers();
     if rejection.grpc {
-        let status = Some(rejection.grpc_status());
-        send(200, &headers, &rejection.grpc_message(), status);
+        let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        let status = grpc_status(rejection.grpc_status());
+        let _ = hostcalls::send_grpc_response(status, Some(&rejection.grpc_message()), metadata);
     } else {
-        send(rejection.status(), &headers, &rejection.body(), None);
+        send(rejection.status(), &headers, &rejection.body());
     }
 }
 
 /// Answers a question about the filter itself; there is no decision to record.
 fn tell(status: &Reply) {
-    send(status.status, &status.headers, &status.body, None);
+    send(status.status, &status.headers, &status.body);
 }
 
-fn send(
-    status: u16,
-    headers: &[(&'static str, String)],
-    body: &str,
-    grpc_status: Option<u32>,
-) {
-    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    abi::send_local_response(status, &headers, body.as_bytes(), grpc_status);
+fn send(status: u16, headers: &[(&'static str, String)], body: &str) {
+    let headers = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let _ = hostcalls::send_http_response(status.into(), headers, Some(body.as_bytes()));
 }
 
 fn edit<'a>(
@@ -231,10 +240,10 @@ fn edit<'a>(
     set: impl Iterator<Item = (&'static str, &'a str)>,
 ) {
     for name in remove {
-        abi::remove_header(MapType::RequestHeaders, name.as_bytes());
+        abi::remove_header(MapType::HttpRequestHeaders, name.as_bytes());
     }
     for (name, value) in set {
-        abi::replace_header(MapType::RequestHeaders, name.as_bytes(), value.as_bytes());
+        abi::replace_header(MapType::HttpRequestHeaders, name.as_bytes(), value.as_bytes());
     }
 }
 

@@ -19,13 +19,14 @@ use std::sync::Arc;
 
 use self::credentials::{Cookies, Credentials, Look};
 use self::grants::Grants;
-pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
-use self::permit::{Onward, removals};
+use self::permit::{Onward, Removals};
+pub use self::permit::{Pass, Permit, SHADOW_HEADER};
 use self::realm::{Realm, read_keys};
 #[cfg(feature = "explain")]
 pub use self::session::caller;
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
+pub use crate::arrival::DECISION_HEADER;
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
 use crate::audit::collector::{Attempt, Post, Step};
 use crate::audit::{Fragment, Trail};
@@ -890,7 +891,12 @@ impl Gate {
                 rule,
                 grant,
                 destination: decision.destination,
-                remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
+                remove: Removals::of(
+                    &request,
+                    &session,
+                    self.tokens.requirement,
+                    self.forward_token,
+                ),
                 cookie: self.cookie_onward(&session, headers),
                 target: match decision.path {
                     Some(Cow::Owned(_)) => path::sent_on(request.target),
@@ -955,8 +961,7 @@ impl Gate {
         let (token, identity) = (token.as_deref(), identity.as_deref());
         let primary = identity.or(token);
         if let Some(session) = primary.and_then(|primary| self.sessions.find(primary))
-            && session.token.as_deref() == token
-            && session.identity.as_deref() == identity
+            && session.is_of(token, identity)
             && (session.valid_from..session.valid_until).contains(&now)
             && self.keys_usable(&session, now)
         {

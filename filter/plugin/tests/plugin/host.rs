@@ -1,6 +1,6 @@
 //! A proxy-wasm host in the test binary itself.
 //!
-//! Off wasm the filter's imports are plain `extern "C"` functions and its callbacks are exported as such, so
+//! Off wasm the SDK and the filter declare their imports as plain `extern "C"` functions and the SDK exports its callbacks, so
 //! a binary that defines the `proxy_*` symbols is a host: the shipped code runs, with no Envoy around it.
 //! Its answers follow Envoy's: header names in lower case, a header looked up by name yields its first
 //! value, a callout that failed has no headers, an unknown stream is a bad argument.
@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
 use std::{ptr, slice};
 
 use airflow_envoy as _;
@@ -110,6 +111,7 @@ const OK: u32 = 0;
 const NOT_FOUND: u32 = 1;
 const BAD_ARGUMENT: u32 = 2;
 const CAS_MISMATCH: u32 = 8;
+const UNIMPLEMENTED: u32 = 12;
 
 /// The filter under test, configured.
 pub struct Filter {
@@ -128,8 +130,13 @@ impl Filter {
                 ..State::default()
             };
         });
+        {
+            // In a VM there is one thread; the SDK's logger can be set once, and not by two at a time.
+            static ALONE: Mutex<()> = Mutex::new(());
+            let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+            unsafe { _initialize() };
+        }
         unsafe {
-            _initialize();
             enter(ROOT);
             proxy_on_context_create(ROOT, 0);
         }
@@ -148,7 +155,7 @@ impl Filter {
         state(|state| state.configuration = configuration.to_vec());
         enter(ROOT);
         let accepted = unsafe { proxy_on_configure(ROOT, configuration.len()) };
-        if accepted == 1 { Ok(()) } else { Err(log()) }
+        if accepted { Ok(()) } else { Err(log()) }
     }
 
     /// A request's headers arrive; the stream's number and whether it goes on at once.
@@ -166,7 +173,7 @@ impl Filter {
         let action = unsafe {
             proxy_on_context_create(stream, ROOT);
             enter(stream);
-            proxy_on_request_headers(stream, count, 1)
+            proxy_on_request_headers(stream, count, true)
         };
         (stream, action == 0)
     }
@@ -174,7 +181,7 @@ impl Filter {
     /// A part of a request's body arrives; whether it goes on.
     pub fn body(&mut self, stream: u32, bytes: usize) -> bool {
         enter(stream);
-        (unsafe { proxy_on_request_body(stream, bytes, 0) }) == 0
+        (unsafe { proxy_on_request_body(stream, bytes, false) }) == 0
     }
 
     /// A request's trailers arrive; those that go on.
@@ -194,7 +201,7 @@ impl Filter {
     pub fn end(&mut self, stream: u32) {
         unsafe {
             enter(stream);
-            assert_eq!(proxy_on_done(stream), 1, "Envoy need not wait");
+            proxy_on_delete(stream);
         }
         state(|state| state.streams.remove(&stream));
     }
@@ -202,7 +209,7 @@ impl Filter {
     /// The filter is taken down.
     pub fn shut_down(&mut self) {
         enter(ROOT);
-        assert_eq!(unsafe { proxy_on_done(ROOT) }, 1, "Envoy need not wait");
+        unsafe { proxy_on_delete(ROOT) };
     }
 
     /// Time passes.
@@ -325,10 +332,10 @@ fn enter(context: u32) {
 unsafe extern "C" {
     fn _initialize();
     fn proxy_on_context_create(context: u32, root: u32);
-    fn proxy_on_configure(context: u32, size: usize) -> u32;
+    fn proxy_on_configure(context: u32, size: usize) -> bool;
     fn proxy_on_tick(context: u32);
-    fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: u32) -> u32;
-    fn proxy_on_request_body(context: u32, size: usize, end_of_stream: u32) -> u32;
+    fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: bool) -> u32;
+    fn proxy_on_request_body(context: u32, size: usize, end_of_stream: bool) -> u32;
     fn proxy_on_request_trailers(context: u32, trailers: usize) -> u32;
     fn proxy_on_http_call_response(
         context: u32,
@@ -337,7 +344,7 @@ unsafe extern "C" {
         body: usize,
         trailers: usize,
     );
-    fn proxy_on_done(context: u32) -> u32;
+    fn proxy_on_delete(context: u32);
 }
 
 unsafe fn bytes<'a>(data: *const u8, size: usize) -> &'a [u8] {
@@ -844,4 +851,22 @@ fn fields(mut message: &[u8]) -> [&[u8]; 4] {
         message = &message[at + length..];
         value
     })
+}
+
+/// The rest of the ABI, which this filter must not use.
+macro_rules! unused {
+    ($($name:ident)+) => {
+        $(#[unsafe(no_mangle)]
+        extern "C" fn $name() -> u32 {
+            state(|state| state.log.push((5, format!("{} was called", stringify!($name)))));
+            UNIMPLEMENTED
+        })+
+    };
+}
+
+unused! {
+    proxy_set_buffer_bytes proxy_set_header_map_pairs proxy_add_header_map_value
+    proxy_register_shared_queue proxy_resolve_shared_queue proxy_dequeue_shared_queue
+    proxy_enqueue_shared_queue proxy_close_stream proxy_grpc_call proxy_grpc_stream
+    proxy_grpc_send proxy_grpc_cancel proxy_grpc_close proxy_get_status
 }
