@@ -144,6 +144,7 @@ fn ask(gate: &mut Gate, headers: &[(&[u8], &[u8])]) -> Verdict {
     gate.request(&Arrival {
         stream: StreamId(1),
         headers,
+        peer: None,
         now: UnixTime::from_secs(NOW + 1),
         decision_id: DecisionId::new(1, 2),
     })

@@ -128,8 +128,9 @@ struct Envoy {
     _process: Process,
 }
 
-/// What distinguishes listeners: the filter's configuration, and what the listener says of the scheme.
-type Listener = (Vec<u8>, String);
+/// What distinguishes listeners: the filter's configuration, and what the listener says of the scheme and of the
+/// client's certificate.
+type Listener = (Vec<u8>, String, Option<String>);
 
 impl Envoy {
     fn start(now: i64) -> Self {
@@ -144,20 +145,18 @@ impl Envoy {
         let mut wanted: BTreeSet<Listener> = BTreeSet::new();
         for case in cases().unwrap() {
             let exchange = case.exchange(now).unwrap();
-            let scheme = scheme(&exchange.headers);
-            wanted.insert((exchange.configuration, scheme));
+            wanted.insert(listener_for(&exchange));
         }
         wanted.extend(
-            waiting_configurations(now).map(|configuration| (configuration, "http".to_owned())),
+            waiting_configurations(now)
+                .map(|configuration| (configuration, "http".to_owned(), None)),
         );
         let wanted: Vec<_> = wanted.into_iter().collect();
         let filter = filter_file().unwrap().display().to_string();
         let resources: Vec<_> = wanted
             .iter()
             .enumerate()
-            .map(|(index, (configuration, scheme))| {
-                listener(&name(index), std::str::from_utf8(configuration).unwrap(), scheme, &filter)
-            })
+            .map(|(index, wanted)| listener(&name(index), wanted, &filter))
             .collect();
         fs::write(directory.join("listeners.json"), json!({ "resources": resources }).to_string())
             .unwrap();
@@ -223,11 +222,11 @@ impl Envoy {
         }
     }
 
-    /// Sends a request to the listener of a configuration.
-    fn send(&self, configuration: &[u8], headers: &[(Vec<u8>, Vec<u8>)]) -> Result<Reply, String> {
-        let listener = (configuration.to_vec(), scheme(headers));
-        let address = self.listeners.get(&listener).ok_or("no such listener")?.clone()?;
-        Reply::to(address, headers).map_err(|error| error.to_string())
+    /// Sends a request to its listener.
+    fn send(&self, exchange: &Exchange) -> Result<Reply, String> {
+        let listener = self.listeners.get(&listener_for(exchange));
+        let address = listener.ok_or("no such listener")?.clone()?;
+        Reply::to(address, &exchange.headers).map_err(|error| error.to_string())
     }
 
     /// The codes of requests that wait in vain, which no case can ask for: its keys and its policy are here at once.
@@ -235,7 +234,7 @@ impl Envoy {
         let (headers, now) = (permitted(self.now).headers, self.now);
         for configuration in waiting_configurations(now) {
             self.configure(&configuration).unwrap();
-            let listener = (configuration, "http".to_owned());
+            let listener = (configuration, "http".to_owned(), None);
             let address = *self.listeners[&listener].as_ref().unwrap();
             // The first one waits; the second one finds no room, if there is only one.
             let first = {
@@ -266,17 +265,22 @@ impl Subject for Envoy {
     }
 
     fn excuse(&self, case: &Case) -> Option<String> {
+        let exchange = case.exchange(self.now).ok()?;
+        if exchange.peer.as_ref().is_some_and(|peer| std::str::from_utf8(peer).is_err()) {
+            return Some(
+                "a listener's configuration carries no such bytes of a certificate".to_owned(),
+            );
+        }
         let marked = case.not_through_envoy.as_ref()?;
         if marked.contains("exact to the second") {
             return Some("the real time does not stand still for it".to_owned());
         }
-        let exchange = case.exchange(self.now).ok()?;
         if exchange.headers.iter().any(|(_, value)| value.trim_ascii() != value) {
             return Some("HTTP/1.1 does not carry white space around a value".to_owned());
         }
         // What is left is asked all the same: what reaches the filter as it is must be answered as it must be,
         // and what does not must at least be refused.
-        let reply = self.send(&exchange.configuration, &exchange.headers).ok()?;
+        let reply = self.send(&exchange).ok()?;
         let refused = (400..500).contains(&reply.status);
         let names = exchange.headers.iter().map(|(name, _)| name);
         if names.filter(|name| name.eq_ignore_ascii_case(b"authorization")).count() > 1 && refused {
@@ -292,17 +296,17 @@ impl Subject for Envoy {
 
     fn configure(&mut self, configuration: &[u8]) -> Result<(), String> {
         self.current = Some(configuration.to_vec());
-        let any = self.listeners.iter().find(|((known, _), _)| known == configuration);
+        let any = self.listeners.iter().find(|((known, ..), _)| known == configuration);
         any.ok_or("no such listener")?.1.clone().map(|_| ())
     }
 
-    fn answer(&mut self, headers: &[(Vec<u8>, Vec<u8>)], now: i64) -> Result<Answer, String> {
+    fn answer(&mut self, exchange: &Exchange, now: i64) -> Result<Answer, String> {
         // The cases are minted for the time after the start.
         while i64::try_from(airflow_envoy_testbed::identity::now()).unwrap() < now {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let configuration = self.current.clone().ok_or("not configured")?;
-        let reply = self.send(&configuration, headers)?;
+        assert_eq!(self.current.as_ref(), Some(&exchange.configuration));
+        let (reply, headers) = (self.send(exchange)?, &exchange.headers);
         let Some(code) = reply.header("x-airflow-envoy-code") else {
             return if is_connect(headers) { reply.tunnel() } else { reply.permit() };
         };
@@ -541,8 +545,16 @@ fn cluster(name: &str, endpoint: SocketAddr) -> Value {
     json!({ "name": name, "type": "STATIC", "load_assignment": { "cluster_name": name, "endpoints": endpoints } })
 }
 
-/// A listener that lets everything reach the filter that Envoy lets reach any filter.
-fn listener(name: &str, configuration: &str, scheme: &str, filter: &str) -> Value {
+fn listener_for(exchange: &Exchange) -> Listener {
+    let peer = exchange.peer.as_ref();
+    let peer = peer.map(|peer| String::from_utf8_lossy(peer).into_owned());
+    (exchange.configuration.clone(), scheme(&exchange.headers), peer)
+}
+
+/// A listener that lets everything reach the filter that Envoy lets reach any filter, and says of every client's
+/// certificate what a case wants.
+fn listener(name: &str, (configuration, scheme, peer): &Listener, filter: &str) -> Value {
+    let configuration = std::str::from_utf8(configuration).unwrap();
     let filter_state = |of: &str| format!("%FILTER_STATE(wasm.airflow_envoy.{of}:PLAIN)%");
     let tell =
         |header: &str, of: &str| json!({ "header": { "key": header, "value": filter_state(of) } });
@@ -574,6 +586,8 @@ fn listener(name: &str, configuration: &str, scheme: &str, filter: &str) -> Valu
         "http_protocol_options": { "allow_absolute_url": false, "allow_custom_methods": true },
         "scheme_header_transformation": { "scheme_to_overwrite": scheme },
         "max_request_headers_kb": 96,
+        // What proxies before it say of their callers reaches the filter as it came.
+        "forward_client_cert_details": "ALWAYS_FORWARD_ONLY",
         "upgrade_configs": [{ "upgrade_type": "CONNECT" }],
         "http_filters": [
             { "name": "airflow-envoy", "typed_config": wasm },
@@ -599,6 +613,20 @@ fn listener(name: &str, configuration: &str, scheme: &str, filter: &str) -> Valu
         "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
         "name": name,
         "address": address("127.0.0.1:0".parse().unwrap()),
-        "filter_chains": [{ "filters": [{ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }] }],
+        "filter_chains": [{ "filters": peer.iter().map(|peer| told(peer)).chain([
+            json!({ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }),
+        ]).collect::<Vec<_>>() }],
     })
+}
+
+/// The filter state in which a listener with TLS keeps what it knows about the client's certificate.
+fn told(peer: &str) -> Value {
+    json!({ "name": "envoy.filters.network.set_filter_state", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config",
+        "on_new_connection": [{
+            "object_key": "airflow_envoy.peer",
+            "factory_key": "envoy.string",
+            "format_string": { "text_format_source": { "inline_string": peer.replace('%', "%%") } },
+        }],
+    }})
 }

@@ -27,6 +27,7 @@ fn filter(configuration: &[u8], headers: &[(Vec<u8>, Vec<u8>)]) -> Option<Result
     let verdict = gate.request(&Arrival {
         stream: StreamId(1),
         headers: &headers,
+        peer: None,
         now: UnixTime::from_secs(NOW),
         decision_id: DecisionId::new(7, 1),
     });

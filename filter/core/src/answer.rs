@@ -96,7 +96,7 @@ impl Rejection {
 
     /// RFC 6750 §3: a caller without any credential learns the scheme, others what was wrong.
     fn challenge(&self) -> String {
-        if self.reject.code == Code::TokenMissing {
+        if matches!(self.reject.code, Code::TokenMissing | Code::PeerMissing | Code::PeerInvalid) {
             return "Bearer realm=\"airflow-envoy\"".to_owned();
         }
         // RFC 6750 §3: %x20-21 / %x23-5B / %x5D-7E

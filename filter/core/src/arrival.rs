@@ -15,6 +15,9 @@ pub struct Arrival<'a> {
     pub stream: StreamId,
     /// All headers with the pseudo-headers, in order, repeated ones repeated.
     pub headers: &'a [(&'a [u8], &'a [u8])],
+    /// What the host knows about the client's certificate, as [`crate::peer`] reads it; `None` if it says
+    /// nothing. Asked for only if [`crate::gate::Gate::wants_peer`].
+    pub peer: Option<&'a [u8]>,
     /// The time.
     pub now: crate::time::UnixTime,
     /// A fresh id for the decision.

@@ -14,6 +14,7 @@ use crate::feed::{Endpoint, Protocol, Secret, Uri};
 use crate::jose::{Algorithm, KeySet};
 use crate::json;
 use crate::limits::Limits;
+use crate::peer;
 use crate::policy::{GrantDocument, Policy, Trust};
 use crate::quote::quote;
 use crate::time::Span;
@@ -29,6 +30,8 @@ pub struct Configuration {
     pub identity: Requirement,
     /// Issuers of Airflow identities.
     pub airflow_issuers: Vec<Issuer>,
+    /// Which mesh peers are believed; `None`: nobody looks at client certificates.
+    pub peer: Option<peer::Settings>,
     /// The policies.
     pub policy: Policies,
     /// Where credentials may be beside their headers.
@@ -240,6 +243,11 @@ fn read(
         report.fault("token", "is `off` as `airflow.identity` is: nobody would be identified");
     }
 
+    let peer = match root.optional("peer") {
+        Some(node) => peer::Settings::read(&node, report),
+        None => Some(None),
+    };
+
     for token_issuer in issuers.iter().flatten() {
         let mut identities = airflow_issuers.iter().flatten();
         if identities.any(|issuer| issuer.rules.overlaps(&token_issuer.rules)) {
@@ -272,6 +280,7 @@ fn read(
         issuers: issuers?,
         identity,
         airflow_issuers: airflow_issuers?,
+        peer: peer?,
         policy: policy?,
         ways: ways?,
         forward_token: forward_token?,
@@ -305,7 +314,12 @@ fn read_ways(root: &mut Object<'_>, report: &mut Report, token: Requirement) -> 
     proxy.map(|_| Ways::Cookie(name.into()))
 }
 
-fn requirement(object: &mut Object<'_>, report: &mut Report, name: &'static str) -> Requirement {
+/// Whether something is needed; it is if nobody says otherwise.
+pub(crate) fn requirement(
+    object: &mut Object<'_>,
+    report: &mut Report,
+    name: &'static str,
+) -> Requirement {
     object
         .optional(name)
         .and_then(|node| node.choice(report, &REQUIREMENTS))

@@ -23,6 +23,7 @@ pub mod identity;
 pub mod jose;
 pub mod json;
 pub mod limits;
+pub mod peer;
 pub mod policy;
 pub mod quote;
 pub mod reject;

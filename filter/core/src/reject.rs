@@ -124,6 +124,17 @@ codes! {
     IdentityAmbiguous "identity_ambiguous" 401 "Two Airflow identities, of different tasks"
         "leave one of them out, or run the task again: the proxy's credentials and the connection's are of two tasks";
 
+    PeerMissing "peer_missing" 401 "No verified client certificate"
+        "call through the mesh: with the client certificate of your service, over a new TLS connection";
+    PeerInvalid "peer_invalid" 401 "The client certificate does not name exactly one workload"
+        "ask who runs the mesh for a valid certificate with one SPIFFE ID, and who runs Envoy to look at `detail`";
+    PeerUntrusted "peer_untrusted" 403 "The mesh peer is not trusted"
+        "ask who runs Envoy whether this trust domain, or this hop, is to be trusted";
+    PeerNotAllowed "peer_not_allowed" 403 "This mesh peer may not present Airflow identities"
+        "call from the service that Airflow runs the task in, or ask who keeps the policy about its `agreement`";
+    AssertionNotAllowed "assertion_not_allowed" 403 "This Airflow identity may not be asserted by its issuer or from this peer"
+        "ask who keeps the policy whether its `agreement` should let this issuer or peer speak for the task";
+
     DestinationUnknown "destination_unknown" 403 "No policy for this destination"
         "correct the host, or ask who keeps the policy to add it as a destination";
     PolicyNoMatch "policy_no_match" 403 "No rule allows this call"

@@ -11,7 +11,7 @@ use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::reject::Code;
 use airflow_envoy_core::time::UnixTime;
-use airflow_envoy_corpus::{Answer, Subject};
+use airflow_envoy_corpus::{Answer, Exchange, Subject};
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -42,14 +42,16 @@ impl Subject for Core {
         Ok(())
     }
 
-    fn answer(&mut self, headers: &[(Vec<u8>, Vec<u8>)], now: i64) -> Result<Answer, String> {
+    fn answer(&mut self, exchange: &Exchange, now: i64) -> Result<Answer, String> {
         let gate = self.gate.as_mut().ok_or("not configured")?;
         self.asked += 1;
+        let headers = &exchange.headers;
         let borrowed: Vec<(&[u8], &[u8])> =
             headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
         let verdict = gate.request(&Arrival {
             stream: StreamId(self.asked),
             headers: &borrowed,
+            peer: exchange.peer.as_deref(),
             now: UnixTime::from_secs(now),
             decision_id: DecisionId::new(7, self.asked.into()),
         });

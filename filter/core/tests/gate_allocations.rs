@@ -100,6 +100,7 @@ fn a_known_caller_costs_no_allocation() {
             let arrival = Arrival {
                 stream: StreamId(number),
                 headers: &headers,
+                peer: None,
                 now: UnixTime::from_secs(NOW + 1),
                 decision_id: DecisionId::new(1, number.into()),
             };

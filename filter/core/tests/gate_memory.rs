@@ -118,6 +118,7 @@ impl Served {
                 (b":path", b"/v1"),
                 (b"authorization", bearer.as_bytes()),
             ],
+            peer: None,
             now: self.now,
             decision_id: DecisionId::new(1, self.asked.into()),
         });

@@ -9,6 +9,8 @@
 //! - `grants`: put into the configuration as its only source of grants; each to mint, or a text.
 //! - `token`, `identity`: a [`Credential`] to mint, a text to send as it is, or null for none.
 //! - `other_token`, `other_identity`: such of another mint, if the case is about two of one kind.
+//! - `peer`: what Envoy tells about the client's certificate: its [`Certificate`], a text or `{"base64": …}` as it is,
+//!   or null for nothing.
 //! - `request`: `method`, `scheme`, `authority`, `path` and `headers`, a list of pairs; `${token}` and the like
 //!   in a header's value are what was minted, an object `{"base64": …}` is bytes, `{"basic": "user:password"}`
 //!   is RFC 7617's encoding of a text.
@@ -37,7 +39,7 @@ const BASES: &str = include_str!("../cases/bases.json");
 /// The names and texts of all case files.
 pub const fn files() -> &'static [(&'static str, &'static str)] {
     embedded! {
-        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "grants" "paths" "authorities" "configuration" "shadow" "ways"
+        "airflow" "request" "jws" "keys" "claims" "identity" "binding" "issuers" "policy" "grants" "paths" "authorities" "configuration" "shadow" "ways" "peer"
     }
 }
 
@@ -103,6 +105,8 @@ pub struct Exchange {
     pub configuration: Vec<u8>,
     /// Header names and values in the order of the wire, `:method`, `:scheme`, `:authority` and `:path` first.
     pub headers: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What Envoy tells about the client's certificate.
+    pub peer: Option<Vec<u8>>,
     /// The access token in them.
     pub token: Option<String>,
 }
@@ -186,7 +190,9 @@ impl Case {
         for (name, value) in request.headers {
             headers.push((name.into_bytes(), value.bytes(&minted)?));
         }
-        Ok(Exchange { configuration: configuration.to_string().into_bytes(), headers, token })
+        let configuration = configuration.to_string().into_bytes();
+        let peer = document.peer.map(|peer| peer.evidence(now)).transpose()?;
+        Ok(Exchange { configuration, headers, peer, token })
     }
 }
 
@@ -274,6 +280,7 @@ struct Document {
     identity: Option<Presented>,
     other_token: Option<Presented>,
     other_identity: Option<Presented>,
+    peer: Option<Peer>,
     request: Request,
 }
 
@@ -292,6 +299,27 @@ struct Request {
     authority: Option<HeaderValue>,
     path: Option<HeaderValue>,
     headers: Vec<(String, HeaderValue)>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Peer {
+    Text(String),
+    Bytes { base64: String },
+    Certificate(Certificate),
+}
+
+/// A client certificate, as Envoy sees it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Certificate {
+    uris: Vec<String>,
+    /// Whether it was validated in the handshake.
+    validated: Option<bool>,
+    /// The SHA-256 digest, hexadecimal.
+    digest: Option<String>,
+    /// Relative to now.
+    not_after: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -402,6 +430,27 @@ impl Presented {
             Self::Text(text) => Ok(text),
             Self::Minted(credential) => mint(&credential, now, access_token),
         }
+    }
+}
+
+impl Peer {
+    /// The text that Envoy's formatters make of it.
+    fn evidence(self, now: i64) -> Result<Vec<u8>, String> {
+        let certificate = match self {
+            Self::Text(text) => return Ok(text.into_bytes()),
+            Self::Bytes { base64 } => {
+                return STANDARD.decode(base64).map_err(|error| error.to_string());
+            }
+            Self::Certificate(certificate) => certificate,
+        };
+        let Certificate { uris, validated, digest, not_after } = certificate;
+        let offset =
+            offset(not_after.as_deref().unwrap_or("+3600")).ok_or("no such `not_after`")?;
+        let offset: i64 = format!("{offset:.0}").parse().map_err(|_| "no such time".to_owned())?;
+        let (validated, not_after) = (validated.unwrap_or(true), now.saturating_add(offset));
+        let digest = digest.unwrap_or_else(|| "11".repeat(32));
+        let uris = if uris.is_empty() { "-".to_owned() } else { uris.join(",") };
+        Ok(format!("{validated} {digest} {not_after} {uris}").into_bytes())
     }
 }
 

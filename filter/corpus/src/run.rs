@@ -31,11 +31,11 @@ pub trait Subject {
     /// Everything that is wrong with the configuration, in its own words.
     fn configure(&mut self, configuration: &[u8]) -> Result<(), String>;
 
-    /// Answers a request at `now`, in seconds since the Unix epoch.
+    /// Answers the request of an exchange at `now`, in seconds since the Unix epoch.
     ///
     /// # Errors
     /// If there was neither a permit nor a rejection.
-    fn answer(&mut self, headers: &[(Vec<u8>, Vec<u8>)], now: i64) -> Result<Answer, String>;
+    fn answer(&mut self, exchange: &Exchange, now: i64) -> Result<Answer, String>;
 }
 
 /// What a subject did with a request.
@@ -185,7 +185,9 @@ pub fn expected_status(code: &str) -> u16 {
         _ if code.ends_with("_too_large") => 431,
         Some("request" | "header" | "authority" | "path") => 400,
         Some("token" | "identity") => 401,
-        Some("destination") => 403,
+        Some("destination" | "assertion") => 403,
+        Some("peer") if matches!(code, "peer_missing" | "peer_invalid") => 401,
+        Some("peer") => 403,
         Some("policy") if code != "policy_unavailable" => 403,
         _ => 503,
     }
@@ -201,14 +203,14 @@ fn judge(subject: &mut dyn Subject, case: &Case, now: i64) -> Result<(), String>
         (Err(faults), Expectation::Unusable(fragments)) => return contains_all(&faults, fragments),
         (Err(faults), _) => return Err(format!("the configuration was refused: {faults}")),
     }
-    let first = subject.answer(&exchange.headers, now)?;
+    let first = subject.answer(&exchange, now)?;
     compare(&case.expected, &first, &exchange)?;
-    let second = subject.answer(&exchange.headers, now)?;
+    let second = subject.answer(&exchange, now)?;
     compare(&case.expected, &second, &exchange)
         .map_err(|problem| format!("the second time: {problem}"))?;
     match &case.later {
         Some((after, expected)) if subject.chooses_time() => {
-            let answer = subject.answer(&exchange.headers, now.saturating_add(*after))?;
+            let answer = subject.answer(&exchange, now.saturating_add(*after))?;
             compare(expected, &answer, &exchange)
                 .map_err(|problem| format!("{after} s later: {problem}"))
         }

@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use airflow_envoy_core::audit::Line;
+use airflow_envoy_core::peer::EVIDENCE;
 use airflow_envoy_core::shared::{Refused, SharedData, Stamp};
 use airflow_envoy_core::time::UnixTime;
 use proxy_wasm::hostcalls;
@@ -72,6 +73,13 @@ pub(crate) fn response() -> (Option<u16>, u64) {
     };
     let status = number("response\0code").and_then(|code| u16::try_from(code).ok());
     (status.filter(|status| *status > 0), number("response\0flags").unwrap_or_default())
+}
+
+/// What Envoy knows about the client's certificate: the filter state that its listener keeps for each connection.
+pub(crate) fn peer() -> Option<Vec<u8>> {
+    const PATH: &str = "filter_state\0airflow_envoy.peer";
+    const { assert!(PATH.len() == "filter_state\0".len() + EVIDENCE.len()) };
+    abi::property(PATH)
 }
 
 /// What the VMs of this Envoy process share: the store of their common `vm_id`, and a counter as the

@@ -80,9 +80,11 @@ impl HttpContext for Stream {
             let (begun, verified) = (host::since_epoch(), worker.gate.verifications());
             let now = host::at(begun);
             worker.shared.at(now);
+            let peer = if worker.gate.wants_peer() { host::peer() } else { None };
             let arrival = Arrival {
                 stream: self.id,
                 headers: headers.as_slice(),
+                peer: peer.as_deref(),
                 now,
                 decision_id: worker.next_decision(),
             };

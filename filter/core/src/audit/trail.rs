@@ -573,6 +573,8 @@ impl Outcome {
             Code::AuthorityInvalid
                 | Code::PathInvalid
                 | Code::DestinationUnknown
+                | Code::PeerNotAllowed
+                | Code::AssertionNotAllowed
                 | Code::PolicyNoMatch
                 | Code::PolicyDenied
         );

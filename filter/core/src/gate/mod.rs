@@ -40,6 +40,7 @@ use crate::feed::{
 };
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
+use crate::peer::{self, Presented};
 use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
@@ -64,6 +65,8 @@ pub struct Gate {
     verifier: Box<dyn SignatureVerifier>,
     tokens: Realm,
     identities: Realm,
+    /// Which mesh peers are believed, if any is looked at.
+    peers: Option<peer::Settings>,
     sessions: Cache<Session>,
     /// By the names of their sources, in the order of the configuration.
     policies: Vec<(Arc<str>, Feed<Policy>)>,
@@ -149,6 +152,7 @@ pub enum Severity {
 struct Parked {
     stream: StreamId,
     headers: Vec<(Vec<u8>, Vec<u8>)>,
+    peer: Option<Vec<u8>>,
     arrived: UnixTime,
     deadline: UnixTime,
     decision_id: DecisionId,
@@ -197,6 +201,15 @@ enum Lack {
     Document,
     /// A key that is not in a set that is here.
     Key,
+}
+
+impl Parked {
+    /// The request once more. Its headers are borrowed before.
+    fn arrival<'a>(&'a self, headers: &'a [(&'a [u8], &'a [u8])], now: UnixTime) -> Arrival<'a> {
+        let Self { stream, peer, decision_id, .. } = self;
+        let peer = peer.as_deref();
+        Arrival { stream: *stream, headers, peer, now, decision_id: *decision_id }
+    }
 }
 
 impl Refusal {
@@ -293,6 +306,7 @@ impl Gate {
             verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
+            peers: configuration.peer,
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
             policy,
             policies,
@@ -326,7 +340,7 @@ impl Gate {
             return Verdict::Status(Box::new(reply));
         }
         let times = Times { arrived: arrival.now, now: arrival.now };
-        let verdict = match self.authorize(arrival.headers, times, arrival.decision_id) {
+        let verdict = match self.authorize(arrival, times) {
             Ok(permit) => Verdict::Permit(permit),
             Err(Halt::Refuse(refusal)) => self.refuse(arrival, *refusal),
             Err(Halt::Missing(missing)) => self.wait(arrival, *missing),
@@ -336,6 +350,11 @@ impl Gate {
             trail.borrow_mut().arrived(arrival, &verdict, policies, &self.limits);
         }
         verdict
+    }
+
+    /// Whether it looks at [`Arrival::peer`]: if not, nobody has to ask for it.
+    pub fn wants_peer(&self) -> bool {
+        self.peers.is_some()
     }
 
     /// Whether decisions are carried out.
@@ -753,6 +772,7 @@ impl Gate {
                 .iter()
                 .map(|(name, value)| (name.to_vec(), value.to_vec()))
                 .collect(),
+            peer: arrival.peer.map(<[u8]>::to_vec),
             arrived: arrival.now,
             deadline: arrival.now.plus(self.waiting.time),
             decision_id: arrival.decision_id,
@@ -811,7 +831,7 @@ impl Gate {
     fn try_parked(&mut self, parked: &Parked, now: UnixTime) -> Result<Permit, Halt> {
         let headers = borrow(&parked.headers);
         let times = Times { arrived: parked.arrived, now };
-        self.authorize(&headers, times, parked.decision_id)
+        self.authorize(&parked.arrival(&headers, now), times)
     }
 
     fn conclude(
@@ -821,12 +841,7 @@ impl Gate {
         now: UnixTime,
     ) -> Effect {
         let headers = borrow(&parked.headers);
-        let arrival = Arrival {
-            stream: parked.stream,
-            headers: &headers,
-            now,
-            decision_id: parked.decision_id,
-        };
+        let arrival = parked.arrival(&headers, now);
         let verdict = match outcome {
             Ok(permit) => Verdict::Permit(permit),
             Err(Halt::Refuse(refusal)) => self.refuse(&arrival, *refusal),
@@ -861,13 +876,9 @@ impl Gate {
         }
     }
 
-    fn authorize(
-        &mut self,
-        headers: &[(&[u8], &[u8])],
-        times: Times,
-        decision_id: DecisionId,
-    ) -> Result<Permit, Halt> {
+    fn authorize(&mut self, arrival: &Arrival<'_>, times: Times) -> Result<Permit, Halt> {
         let now = times.now;
+        let &Arrival { headers, decision_id, .. } = arrival;
         let request = Request::read(headers)?;
         let look = Look {
             token: self.tokens.requirement,
@@ -876,7 +887,7 @@ impl Gate {
             limits: &self.limits,
         };
         let credentials = Credentials::find(&request, headers, look)?;
-        let session = self.session(&request, &credentials, times)?;
+        let session = self.session(&request, &credentials, arrival, times)?;
         agree(&request, &session, self.identities.requirement)
             .map_err(|reject| Refusal::of(reject, &session))?;
 
@@ -949,19 +960,25 @@ impl Gate {
         }
     }
 
-    /// The caller, by both credentials.
+    /// The caller, by both credentials and by the peer: a session is of the peer that it was opened with.
     fn session(
         &mut self,
         request: &Request<'_>,
         credentials: &Credentials<'_>,
+        arrival: &Arrival<'_>,
         times: Times,
     ) -> Result<Rc<Session>, Halt> {
         let now = times.now;
         let Credentials { token, identity } = credentials;
         let (token, identity) = (token.as_deref(), identity.as_deref());
         let primary = identity.or(token);
+        let presented = match &self.peers {
+            Some(peers) => peers.presented(arrival.peer, arrival.headers),
+            None => Presented::default(),
+        };
         if let Some(session) = primary.and_then(|primary| self.sessions.find(primary))
             && session.is_of(token, identity)
+            && session.presented.is(&presented)
             && (session.valid_from..session.valid_until).contains(&now)
             && self.keys_usable(&session, now)
         {
@@ -969,6 +986,11 @@ impl Gate {
             return Ok(session);
         }
 
+        // Whom the mesh would not let in costs no signature.
+        let peer = match &self.peers {
+            Some(peers) => peers.verify(&presented, now)?,
+            None => None,
+        };
         let verifier = self.verifier.as_ref();
         let (limits, tally) = (&self.limits, &mut self.tally);
         let ways = &self.ways;
@@ -1000,12 +1022,14 @@ impl Gate {
         let session = Session::open(
             (&self.tokens, token, from_token.as_deref()),
             (&self.identities, identity, from_identity.as_deref()),
+            (&presented, peer),
             self.audit.as_ref().map(|audited| &*audited.claims),
         )?;
         let session = Rc::new(session);
         if let Some(primary) = primary {
-            // A session holds both credentials and the token's claims.
-            let weight = [token, identity].iter().flatten().map(|held| held.len()).sum();
+            // A session holds both credentials, the token's claims, and what it knows of the peer.
+            let weight: usize = [token, identity].iter().flatten().map(|held| held.len()).sum();
+            let weight = weight.saturating_add(session.presented.bytes());
             self.sessions.insert(primary, weight, Rc::clone(&session));
         }
         Ok(session)

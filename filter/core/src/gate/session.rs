@@ -15,6 +15,8 @@ use crate::configuration::Requirement;
 use crate::credential::Verified;
 use crate::facts::{Caller, Fact};
 use crate::identity::{TaskIdentity, access_token_hash};
+use crate::jose::base64url;
+use crate::peer::{Kept, Peer, Presented};
 use crate::policy::{PolicySet, ShadowVerdict, Standing};
 use crate::quote::quote;
 use crate::reject::{Code, Reject};
@@ -25,6 +27,8 @@ pub(super) struct Session {
     /// The access token and the identity, byte for byte.
     pub(super) token: Option<Box<[u8]>>,
     pub(super) identity: Option<Box<[u8]>>,
+    /// What came with them about the peer, byte for byte.
+    pub(super) presented: Kept,
     /// Indices of their issuers.
     pub(super) token_issuer: Option<usize>,
     pub(super) identity_issuer: Option<usize>,
@@ -49,14 +53,14 @@ impl Session {
     pub(super) fn open(
         (tokens, token, from_token): Presenting<'_>,
         (identities, identity, from_identity): Presenting<'_>,
+        (presented, peer): (&Presented<'_>, Option<Peer>),
         recorded: Option<&[String]>,
     ) -> Result<Self, Reject> {
         for (from, code) in
             [(from_token, Code::TokenBindingUnmet), (from_identity, Code::IdentityBindingUnmet)]
         {
-            if from.is_some_and(|from| from.verified.claims.contains_key("cnf")) {
-                let detail = "claim `cnf` binds it to a key, and no proof of one is accepted here";
-                return Err(Reject::new(code, detail));
+            if let Some(from) = from {
+                confirmed(&from.verified.claims, peer.as_ref(), code)?;
             }
         }
         let task = match from_identity {
@@ -77,11 +81,17 @@ impl Session {
                 }
             }
         }
+        if let Some(peer) = &peer {
+            valid.1 = valid.1.min(peer.expires_at);
+        }
         let (token_facts, identity_facts) =
             (from_token.map(|from| &from.verified), from_identity.map(|from| &from.verified));
         let plain = task.as_ref().map(TaskIdentity::plain);
         let numbers = task.as_ref().map(|task| (task.map_index, task.try_number));
-        let caller = caller(token_facts, identity_facts, task);
+        let mut caller = caller(token_facts, identity_facts, task);
+        if let Some(peer) = &peer {
+            peer.id.describe(&mut caller);
+        }
         let record = recorded.map(|recorded| {
             Rc::new(record(&caller, numbers, token_facts, identity_facts, recorded))
         });
@@ -89,6 +99,7 @@ impl Session {
             record,
             token: token.map(Into::into),
             identity: identity.map(Into::into),
+            presented: presented.keep(),
             token_issuer: from_token.map(|from| from.issuer),
             identity_issuer: from_identity.map(|from| from.issuer),
             valid_from: valid.0,
@@ -148,6 +159,31 @@ fn bound(
         (None, Some(_)) => unmet("claim `ath` is missing, so it is bound to no access token"),
         (Some(Value::String(ath)), Some(token)) if *ath == access_token_hash(token) => Ok(()),
         (Some(_), Some(_)) => unmet("claim `ath` is not the digest of the access token"),
+    }
+}
+
+/// A credential that is bound to a key (`cnf`, RFC 7800) is good only in the hands of who has it. The one proof that
+/// there is here is the client certificate (RFC 8705 §3.1).
+fn confirmed(claims: &Map<String, Value>, peer: Option<&Peer>, code: Code) -> Result<(), Reject> {
+    const MEMBER: &str = "x5t#S256";
+    let Some(cnf) = claims.get("cnf") else { return Ok(()) };
+    let unmet = |detail| Err(Reject::new(code, detail));
+    let bound_to = match cnf {
+        // Of several proofs each is needed (RFC 7800 §3.1), and only one is known here.
+        Value::Object(members) if members.len() == 1 => members.get(MEMBER),
+        _ => None,
+    };
+    match (bound_to, peer) {
+        (Some(Value::String(text)), Some(peer)) if *text == base64url::encode(&peer.digest) => {
+            Ok(())
+        }
+        (Some(Value::String(_)), Some(_)) => {
+            unmet("claim `cnf` binds it to another client certificate than the caller's")
+        }
+        (Some(Value::String(_)), None) => {
+            unmet("claim `cnf` binds it to a client certificate, and no verified one came with it")
+        }
+        _ => unmet("claim `cnf` binds it to a key in a way of which no proof is accepted here"),
     }
 }
 

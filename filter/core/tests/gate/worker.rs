@@ -176,6 +176,7 @@ impl Worker {
         self.gate.request(&Arrival {
             stream: StreamId(self.asked),
             headers: &headers,
+            peer: None,
             now: at(seconds),
             decision_id: DecisionId::new(1, self.asked.into()),
         })

@@ -1,6 +1,6 @@
 //! The audit trail as Envoy's log gets it: one record for each decision, linked to the one before it.
 
-use airflow_envoy_corpus::{Answer, Subject};
+use airflow_envoy_corpus::{Answer, Exchange, Subject};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
@@ -443,9 +443,9 @@ impl Subject for Recorded {
         self.plugin.configure(&changed)
     }
 
-    fn answer(&mut self, headers: &[(Vec<u8>, Vec<u8>)], now: i64) -> Result<Answer, String> {
+    fn answer(&mut self, exchange: &Exchange, now: i64) -> Result<Answer, String> {
         let before = decisions().len();
-        let answer = self.plugin.answer(headers, now)?;
+        let answer = self.plugin.answer(exchange, now)?;
         self.plugin.tick();
         let decisions = decisions();
         let [record] = &decisions[before..] else {
@@ -453,7 +453,7 @@ impl Subject for Recorded {
         };
         self.answers += 1;
         let shown = record.to_string();
-        for (name, value) in headers {
+        for (name, value) in &exchange.headers {
             let is_secret =
                 [&b"authorization"[..], b"x-airflow-identity", b"proxy-authorization", b"cookie"]
                     .iter()

@@ -3,7 +3,7 @@
 use crate::host::{self, Cryptography, Filter};
 
 pub const NOW: i64 = 1_795_262_400;
-use airflow_envoy_corpus::{Answer, Expectation, Subject};
+use airflow_envoy_corpus::{Answer, Exchange, Expectation, Subject};
 
 /// The filter; configured anew for every configuration of the corpus, as Envoy does.
 #[derive(Default)]
@@ -24,10 +24,11 @@ impl Subject for Plugin {
         accepted.map_err(|log| log.join("\n"))
     }
 
-    fn answer(&mut self, headers: &[(Vec<u8>, Vec<u8>)], now: i64) -> Result<Answer, String> {
+    fn answer(&mut self, exchange: &Exchange, now: i64) -> Result<Answer, String> {
         let filter = self.filter.as_mut().ok_or("not configured")?;
         host::set_now(now);
-        let (stream, goes_on) = filter.request(headers);
+        host::set_peer(exchange.peer.clone());
+        let (stream, goes_on) = filter.request(&exchange.headers);
         let seen = host::seen(stream);
         filter.end(stream);
         let Some(reply) = seen.reply else {
@@ -130,5 +131,5 @@ fn a_host_that_fails_later_is_replaced_for_that_signature() {
             .contains("verified by the host: RS256, RS384, RS512, ES256, ES384, ES512")
     );
     host::set_cryptography(Cryptography::Failing);
-    assert!(matches!(plugin.answer(&exchange.headers, NOW), Ok(Answer::Permit { .. })));
+    assert!(matches!(plugin.answer(&exchange, NOW), Ok(Answer::Permit { .. })));
 }

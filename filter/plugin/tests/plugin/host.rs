@@ -76,6 +76,7 @@ struct State {
     writes: u32,
     log_level: u32,
     calls: BTreeMap<&'static str, usize>,
+    peer: Option<Vec<u8>>,
 }
 
 /// What the host's foreign function `verify_signature` does.
@@ -321,6 +322,11 @@ pub fn tick_millis() -> u32 {
 }
 
 /// Sets the host's clock, in seconds since the epoch.
+/// What the listener says about the client certificates of all connections.
+pub fn set_peer(evidence: Option<Vec<u8>>) {
+    state(|state| state.peer = evidence);
+}
+
 pub fn set_now(seconds: i64) {
     state(|state| state.millis = u64::try_from(seconds).expect("after 1970") * 1000);
 }
@@ -578,6 +584,13 @@ unsafe extern "C" fn proxy_get_property(
 ) -> u32 {
     called("get_property");
     let path = unsafe { text(path, path_size) };
+    if path.trim_end_matches('\0') == "filter_state\0airflow_envoy.peer" {
+        let peer = state(|state| state.peer.clone());
+        return match peer {
+            Some(peer) => unsafe { give(peer, data, size) },
+            None => NOT_FOUND,
+        };
+    }
     let found = state(|state| {
         let (status, flags) = state.streams.get(&state.effective)?.response;
         match path.trim_end_matches('\0') {
