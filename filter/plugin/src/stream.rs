@@ -202,6 +202,10 @@ fn forward(permit: &Permit) {
     for (name, value) in TASK.into_iter().zip(permit.task().iter().flatten()) {
         state(name, value);
     }
+    let numbers = [state_name!("try_number"), state_name!("map_index")];
+    for (name, value) in numbers.into_iter().zip(permit.numbers().iter().flatten()) {
+        state(name, value);
+    }
     state_shadow(permit.shadow());
 }
 

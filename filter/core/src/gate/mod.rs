@@ -32,7 +32,7 @@ use crate::audit::collector::{Attempt, Post, Step};
 use crate::audit::{Fragment, Trail};
 use crate::cache::Cache;
 use crate::configuration::{
-    Configuration, Environment, Mode, Policies, PolicySource, Waiting, Ways,
+    Configuration, Environment, IdentityHeaders, Mode, Policies, PolicySource, Waiting, Ways,
 };
 use crate::document::Faults;
 use crate::feed::{
@@ -87,6 +87,7 @@ pub struct Gate {
     observed_at: UnixTime,
     ways: Ways,
     forward_token: bool,
+    identity_headers: IdentityHeaders,
     waiting: Waiting,
     mode: Mode,
     status_path: Option<String>,
@@ -320,6 +321,7 @@ impl Gate {
             ways: configuration.ways,
             // What only watches must not take away what the upstream lives on today.
             forward_token: configuration.forward_token || configuration.mode == Mode::Shadow,
+            identity_headers: configuration.identity_headers,
             waiting: configuration.waiting,
             mode: configuration.mode,
             status_path: configuration.status_path,
@@ -907,6 +909,7 @@ impl Gate {
                     &session,
                     self.tokens.requirement,
                     self.forward_token,
+                    self.identity_headers,
                 ),
                 cookie: self.cookie_onward(&session, headers),
                 target: match decision.path {
@@ -915,6 +918,7 @@ impl Gate {
                 },
                 authority: decision.authority,
                 shadow: decision.shadow,
+                identity_headers: self.identity_headers,
                 session,
             }),
             Outcome::Refuse(reject) => {

@@ -9,7 +9,7 @@ use crate::arrival::{
     Addressed, DECISION_HEADER, DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, PROXY_HEADER, Request,
 };
 use crate::audit::Fragment;
-use crate::configuration::Requirement;
+use crate::configuration::{IdentityHeaders, Requirement};
 use crate::policy::ShadowVerdict;
 
 /// Proof that a request was authorized, and what the upstream is to see. Only the gate makes one.
@@ -28,6 +28,7 @@ pub struct Permit {
     pub(super) authority: Option<String>,
     pub(super) session: Rc<Session>,
     pub(super) shadow: Vec<ShadowVerdict>,
+    pub(super) identity_headers: IdentityHeaders,
 }
 
 /// What becomes of a header that may have a credential beside other things.
@@ -103,6 +104,13 @@ impl Permit {
         Some([dag, task, run])
     }
 
+    /// The verified try and map index, if Envoy is to write them into headers.
+    pub fn numbers(&self) -> Option<[&str; 2]> {
+        let [.., attempt, map_index] = self.session.plain.as_ref()?;
+        let wanted = self.identity_headers == IdentityHeaders::FilterState;
+        wanted.then_some([attempt, map_index])
+    }
+
     /// Headers that the upstream must not see; each is in the request. They go before [`Self::set`] is done:
     /// of several cookie headers one is left.
     pub fn remove(&self) -> impl Iterator<Item = &str> {
@@ -118,11 +126,12 @@ impl Permit {
             Onward::Only(left) => Some((COOKIE_HEADER, left.as_str())),
             Onward::AsItCame | Onward::Removed => None,
         };
-        plain(Some(&self.session))
+        let edits = self.identity_headers == IdentityHeaders::Edit;
+        plain(edits.then_some(&self.session))
             .chain(cookie)
             .chain(self.target.as_deref().map(|target| (":path", target)))
             .chain(self.authority.as_deref().map(|authority| (":authority", authority)))
-            .chain(std::iter::once((DECISION_HEADER, self.decision_id.as_str())))
+            .chain(edits.then(|| (DECISION_HEADER, self.decision_id.as_str())))
     }
 }
 
@@ -197,8 +206,19 @@ impl Removals {
         session: &Session,
         token: Requirement,
         forward_token: bool,
+        identity_headers: IdentityHeaders,
     ) -> Self {
         let mut removals = Self::new(&request.addressed, Some(session));
+        if identity_headers == IdentityHeaders::FilterState {
+            // Envoy takes these away. What it does not know of must not pass for the filter's own: a decision's
+            // name, names in other spellings. Plain headers that go on say what was verified, or there would be no permit.
+            let [identity, proxy, ..] = &mut removals.usual;
+            (*identity, *proxy) = (false, false);
+            if request.addressed.decision {
+                removals.others.push(DECISION_HEADER.to_owned());
+            }
+            return removals;
+        }
         let [_, _, authorization, ..] = &mut removals.usual;
         *authorization =
             token != Requirement::Off && !forward_token && request.authorization.is_some();
