@@ -108,6 +108,10 @@ struct Audited {
 }
 
 /// What becomes of a request.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are permits; a box would be an allocation each"
+)]
 #[derive(Debug)]
 pub enum Verdict {
     /// It may go on, with the header edits of the permit.
