@@ -24,20 +24,21 @@ use self::credentials::{Cookies, Credentials, Look};
 use self::grants::Grants;
 use self::intentions::Layer;
 use self::narrowing::Narrowing;
-pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
-use self::permit::{Onward, removals};
+use self::permit::{Onward, Removals};
+pub use self::permit::{Pass, Permit, SHADOW_HEADER};
 use self::realm::{Realm, read_keys};
 #[cfg(feature = "explain")]
 pub use self::session::caller;
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
+pub use crate::arrival::DECISION_HEADER;
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
 use crate::audit::collector::{Attempt, Post, Step};
 use crate::audit::{Fragment, Trail};
 use crate::cache::Cache;
 use crate::catalog::ServiceRoles;
 use crate::configuration::{
-    Configuration, Environment, Mode, Policies, PolicySource, Waiting, Ways,
+    Configuration, Environment, IdentityHeaders, Mode, Policies, PolicySource, Waiting, Ways,
 };
 use crate::document::Faults;
 use crate::feed::{
@@ -107,6 +108,7 @@ pub struct Gate {
     observed_at: UnixTime,
     ways: Ways,
     forward_token: bool,
+    identity_headers: IdentityHeaders,
     waiting: Waiting,
     mode: Mode,
     status_path: Option<String>,
@@ -127,6 +129,10 @@ struct Audited {
 }
 
 /// What becomes of a request.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are permits; a box would be an allocation each"
+)]
 #[derive(Debug)]
 pub enum Verdict {
     /// It may go on, with the header edits of the permit.
@@ -350,6 +356,7 @@ impl Gate {
             ways: configuration.ways,
             // What only watches must not take away what the upstream lives on today.
             forward_token: configuration.forward_token || configuration.mode == Mode::Shadow,
+            identity_headers: configuration.identity_headers,
             waiting: configuration.waiting,
             mode: configuration.mode,
             status_path: configuration.status_path,
@@ -1068,7 +1075,13 @@ impl Gate {
                 rule,
                 grant,
                 destination: decision.destination,
-                remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
+                remove: Removals::of(
+                    &request,
+                    &session,
+                    self.tokens.requirement,
+                    self.forward_token,
+                    self.identity_headers,
+                ),
                 cookie: self.cookie_onward(&session, headers),
                 target: match decision.path {
                     Some(Cow::Owned(_)) => path::sent_on(request.target),
@@ -1076,6 +1089,7 @@ impl Gate {
                 },
                 authority: decision.authority,
                 shadow: decision.shadow,
+                identity_headers: self.identity_headers,
                 session,
             }),
             Outcome::Refuse(reject) => {
@@ -1166,8 +1180,7 @@ impl Gate {
             None => Presented::default(),
         };
         if let Some(session) = primary.and_then(|primary| self.sessions.find(primary))
-            && session.token.as_deref() == token
-            && session.identity.as_deref() == identity
+            && session.is_of(token, identity)
             && session.presented.is(&presented)
             && (session.valid_from..session.valid_until).contains(&now)
             && self.keys_usable(&session, now)
@@ -1343,6 +1356,7 @@ impl AnyFeed<'_> {
             Self::Grants(feed) => (feed.is_loading(), feed.has_answer()),
             Self::Keys(feed) => (feed.is_loading(), feed.has_answer()),
             Self::Intentions(layer) => (layer.feed.is_loading(), layer.feed.has_answer()),
+            Self::Catalog(_, feed) => (feed.is_loading(), feed.has_answer()),
             Self::None => (false, false),
         };
         loading.then_some(answered)
