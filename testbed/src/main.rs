@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use airflow_envoy_testbed::airflow::{self, Api, Run};
 use airflow_envoy_testbed::certificates::connector;
+use airflow_envoy_testbed::compare::{self, Module, Plan};
 use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
-use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
+use airflow_envoy_testbed::rotation::{self, Row, run as run_phases};
 use airflow_envoy_testbed::{
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, repository,
-    write_private,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually,
+    filter_file, repository, write_private,
 };
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -82,6 +83,9 @@ enum Verb {
         #[arg(long, default_value_t = 20)]
         rounds: usize,
     },
+    /// Measure this filter beside Envoy's own filters and external authorizers.
+    #[command(hide = true)]
+    Compare(Comparison),
     /// Measure what an identity costs the reader of a connection, on an Airflow of its own.
     #[command(hide = true)]
     MintCost {
@@ -153,6 +157,34 @@ struct CallArguments {
     http2: bool,
 }
 
+#[derive(Args)]
+struct Comparison {
+    /// A build of the filter; repeatable. Each is compared with everything, and with the first one.
+    #[arg(long, value_name = "LABEL=PATH", value_parser = Module::parse)]
+    module: Vec<Module>,
+    /// OPA with its Envoy plugin (`opa_envoy_linux_amd64_static`), too.
+    #[arg(long)]
+    opa: Option<PathBuf>,
+    /// Only variants whose names contain this; repeatable.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Rounds in which every variant is asked.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Requests of a sample.
+    #[arg(long)]
+    requests: Option<usize>,
+    /// How many seconds to wait in all for others to leave the machine alone.
+    #[arg(long)]
+    patience: Option<u64>,
+    /// One round of few requests: whether everything works. The figures mean nothing.
+    #[arg(long)]
+    quick: bool,
+    /// Put the picture where the README shows it, unless the figures are not to be believed.
+    #[arg(long)]
+    update_readme: bool,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -167,6 +199,7 @@ async fn main() -> ExitCode {
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
         Verb::AuditCost { rounds } => audit_cost(rounds).await,
+        Verb::Compare(comparison) => compare(comparison).await,
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
@@ -489,9 +522,13 @@ async fn rotate(directory: &Path, drop: bool) -> Result<String> {
 
 async fn rotation(quick: bool, filter: &str) -> Result<String> {
     println!("{}", Row::HEAD);
-    let rows = run_phases(if quick { Plan::QUICK } else { Plan::WHOLE }, filter, |row| {
-        println!("{row}");
-    })
+    let rows = run_phases(
+        if quick { rotation::Plan::QUICK } else { rotation::Plan::WHOLE },
+        filter,
+        |row| {
+            println!("{row}");
+        },
+    )
     .await?;
     let wrong: Vec<_> = rows.iter().flat_map(|row| &row.tally.examples).collect();
     if wrong.is_empty() {
@@ -504,6 +541,38 @@ async fn audit_cost(rounds: usize) -> Result<String> {
     let rows: String =
         cost::run(cost::Plan::of(rounds)).await?.iter().map(|row| format!("{row}\n")).collect();
     Ok(format!("{}\n{rows}", cost::Row::HEAD))
+}
+
+async fn compare(asked: Comparison) -> Result<String> {
+    let mut modules = asked.module;
+    if modules.is_empty() {
+        modules.push(Module { label: "airflow-envoy".to_owned(), path: filter_file()? });
+    }
+    let mut plan = if asked.quick { Plan::quick(modules) } else { Plan::full(modules) };
+    plan.opa = asked.opa;
+    plan.only = asked.only;
+    plan.rounds = asked.rounds.unwrap_or(plan.rounds);
+    plan.requests = asked.requests.unwrap_or(plan.requests);
+    plan.patience = asked.patience.map_or(plan.patience, Duration::from_secs);
+
+    let directory = repository().join("target/compare");
+    let report = compare::run(plan, &directory, |line| eprintln!("{line}")).await?;
+    let text = report.text();
+    let picture = compare::chart::svg(&report);
+    let write = |path: PathBuf, content: &str| fs::write(&path, content).context(path.display());
+    write(directory.join("compare.json"), &format!("{:#}\n", report.json()))?;
+    write(directory.join("compare.md"), &text)?;
+    write(directory.join("compare.svg"), &picture)?;
+    if asked.update_readme {
+        let doubts = report.doubts().join("; ");
+        if !doubts.is_empty() {
+            return Err(Error::new(format!("{text}\nThe README keeps its picture: {doubts}")));
+        }
+        let docs = repository().join("docs");
+        fs::create_dir_all(&docs).context(docs.display())?;
+        write(docs.join("speed.svg"), &picture)?;
+    }
+    Ok(text)
 }
 
 async fn mint_cost(workers: u32, postgres: bool, arguments: &[String]) -> Result<String> {
