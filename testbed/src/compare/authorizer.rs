@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Result};
 use crate::process::{Process, free_port};
 
 use super::machine::{this_thread, thread_time};
@@ -217,10 +217,5 @@ impl Opa {
     /// If it has ended.
     pub fn time(&self) -> Result<Duration> {
         crate::cost::processor_time(self.process.id())
-    }
-
-    /// The fault that `what` happened.
-    pub fn failed(&self, what: &str) -> Error {
-        self.process.failed(what)
     }
 }
