@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use airflow_envoy_testbed::airflow::{self, Api, Run};
 use airflow_envoy_testbed::certificates::connector;
-use airflow_envoy_testbed::compare::{self, Module, Plan};
+use airflow_envoy_testbed::compare::{self, Module, Plan, chart, readme};
 use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
 use airflow_envoy_testbed::identity::MINT_PATH;
@@ -180,7 +180,7 @@ struct Comparison {
     /// One round of few requests: whether everything works. The figures mean nothing.
     #[arg(long)]
     quick: bool,
-    /// Put the picture where the README shows it, unless the figures are not to be believed.
+    /// Put the picture and the ratios of the first build into the README, unless they are not to be believed.
     #[arg(long)]
     update_readme: bool,
 }
@@ -188,6 +188,7 @@ struct Comparison {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    let results = cli.directory.clone().unwrap_or_else(|| repository().join("target/compare"));
     let directory = cli.directory.unwrap_or_else(|| repository().join(".testbed/run"));
     let done = match cli.command {
         Verb::Run { airflow } => run(&directory, airflow).await.map(|()| String::new()),
@@ -199,7 +200,7 @@ async fn main() -> ExitCode {
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
         Verb::AuditCost { rounds } => audit_cost(rounds).await,
-        Verb::Compare(comparison) => compare(comparison).await,
+        Verb::Compare(comparison) => compare(comparison, &results).await,
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
@@ -543,7 +544,7 @@ async fn audit_cost(rounds: usize) -> Result<String> {
     Ok(format!("{}\n{rows}", cost::Row::HEAD))
 }
 
-async fn compare(asked: Comparison) -> Result<String> {
+async fn compare(asked: Comparison, directory: &Path) -> Result<String> {
     let mut modules = asked.module;
     if modules.is_empty() {
         modules.push(Module { label: "airflow-envoy".to_owned(), path: filter_file()? });
@@ -555,10 +556,9 @@ async fn compare(asked: Comparison) -> Result<String> {
     plan.requests = asked.requests.unwrap_or(plan.requests);
     plan.patience = asked.patience.map_or(plan.patience, Duration::from_secs);
 
-    let directory = repository().join("target/compare");
-    let report = compare::run(plan, &directory, |line| eprintln!("{line}")).await?;
+    let report = compare::run(plan, directory, |line| eprintln!("{line}")).await?;
     let text = report.text();
-    let picture = compare::chart::svg(&report);
+    let picture = chart::svg(&report);
     let write = |path: PathBuf, content: &str| fs::write(&path, content).context(path.display());
     write(directory.join("compare.json"), &format!("{:#}\n", report.json()))?;
     write(directory.join("compare.md"), &text)?;
@@ -568,9 +568,14 @@ async fn compare(asked: Comparison) -> Result<String> {
         if !doubts.is_empty() {
             return Err(Error::new(format!("{text}\nThe README keeps its picture: {doubts}")));
         }
-        let docs = repository().join("docs");
-        fs::create_dir_all(&docs).context(docs.display())?;
-        write(docs.join("speed.svg"), &picture)?;
+        let (path, place) = (repository().join("README.md"), repository().join(readme::PICTURE));
+        let old = fs::read_to_string(&path).context(path.display())?;
+        let new = readme::updated(&old, &report)?;
+        if let Some(folder) = place.parent() {
+            fs::create_dir_all(folder).context(folder.display())?;
+        }
+        write(place, &picture)?;
+        write(path, &new)?;
     }
     Ok(text)
 }

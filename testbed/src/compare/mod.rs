@@ -14,6 +14,7 @@ pub mod chart;
 mod credentials;
 mod drive;
 mod machine;
+pub mod readme;
 pub mod report;
 mod rounds;
 mod settings;

@@ -204,6 +204,11 @@ impl Report {
         median(&kept.collect::<Vec<_>>())
     }
 
+    /// Microseconds of Envoy for a request without a filter.
+    pub fn floor(&self) -> f64 {
+        self.find(AGAIN).map_or(f64::NAN, |again| median(&again.of(|sample| sample.floor)))
+    }
+
     /// Why these figures should not be believed, if so.
     pub fn doubts(&self) -> Vec<String> {
         let mut doubts = Vec::new();
@@ -284,9 +289,6 @@ impl Report {
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let plan = &self.plan;
-        let floor = |id: &str| {
-            self.find(id).map_or(f64::NAN, |measured| median(&measured.of(|sample| sample.floor)))
-        };
         writeln!(
             out,
             "Envoy {}, {} rounds of {} requests on {} connections, others used {:.2} cores, {} s waited for quiet.\n\
@@ -297,7 +299,7 @@ impl Report {
             plan.connections,
             self.interference(),
             self.waited.as_secs(),
-            floor(AGAIN),
+            self.floor(),
         )?;
         for doubt in self.doubts() {
             writeln!(out, "\n**NOT TO BE BELIEVED: {doubt}.**")?;

@@ -25,6 +25,9 @@ use super::machine::{pin, processors};
 use super::settings::{ALLOW, Asks, Servers, bootstrap, document, rego};
 use super::variants::{Helper, Probe, Variant};
 
+/// How long Envoy may take to compile all modules, one after another.
+const STARTS: Duration = Duration::from_secs(180);
+
 /// The server of the large policy.
 struct Policy(Document);
 
@@ -93,7 +96,8 @@ impl Stage {
             listeners: &names,
             environment: &[],
         };
-        let (envoy, addresses) = launch.run(&Bootstrap(bootstrap(variants, &servers))).await?;
+        let (envoy, addresses) =
+            launch.run_within(STARTS, &Bootstrap(bootstrap(variants, &servers))).await?;
         let mut known = Vec::with_capacity(names.len());
         for (name, address) in names.iter().zip(addresses.listeners) {
             known.push(((*name).to_owned(), address.context(name)?));
