@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Result};
 
+use super::machine::{this_thread, thread_time};
+
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -197,7 +199,7 @@ impl Lanes {
     }
 
     /// Makes `rate` calls a second for `time`, whether or not earlier ones were answered, and gives their
-    /// latencies from the time at which each was due, sorted.
+    /// latencies from the time at which each was due, sorted, and the processor time of the threads that made them.
     ///
     /// # Errors
     /// If one is not answered by `expected`.
@@ -207,10 +209,10 @@ impl Lanes {
         time: Duration,
         requests: &Requests,
         expected: u16,
-    ) -> Result<Vec<Duration>> {
+    ) -> Result<(Vec<Duration>, Duration)> {
         let lanes = u32::try_from(self.0.len()).unwrap_or(1).max(1);
         let begun = Instant::now() + Duration::from_millis(5);
-        let one = |lane: &mut Lane, first: u32| -> Result<Vec<Duration>> {
+        let one = |lane: &mut Lane, first: u32| -> Result<(Vec<Duration>, Duration)> {
             let mut requests = requests.clone();
             let mut latencies = Vec::new();
             for number in (first..).step_by(usize::try_from(lanes).unwrap_or(1)) {
@@ -223,9 +225,10 @@ impl Lanes {
                 expect(lane.call(requests.next()?)?, expected)?;
                 latencies.push(due.elapsed());
             }
-            Ok(latencies)
+            // Of a thread that has ended the kernel tells no time.
+            Ok((latencies, thread_time(&this_thread()?)?))
         };
-        let all: Vec<Result<Vec<Duration>>> = std::thread::scope(|scope| {
+        let all: Vec<Result<_>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..lanes)
                 .zip(&mut self.0)
                 .map(|(first, lane)| scope.spawn(move || one(lane, first)))
@@ -233,10 +236,14 @@ impl Lanes {
             let panicked = || Error::new("a thread of the load has ended");
             threads.into_iter().map(|thread| thread.join().map_err(|_| panicked())?).collect()
         });
-        let mut latencies: Vec<Duration> =
-            all.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let (mut latencies, mut worked) = (Vec::new(), Duration::ZERO);
+        for lane in all {
+            let (of_lane, time) = lane?;
+            latencies.extend(of_lane);
+            worked += time;
+        }
         latencies.sort_unstable();
-        Ok(latencies)
+        Ok((latencies, worked))
     }
 }
 
@@ -298,7 +305,9 @@ mod tests {
         // One connection that takes 20 ms for a call cannot make 100 a second: the last call is late by all before it.
         let address = server(OK, Duration::from_millis(20));
         let mut lanes = Lanes::open(1, address, &mut requests(), 200).unwrap();
-        let latencies = lanes.pace(100, Duration::from_millis(300), &requests(), 200).unwrap();
+        let time = Duration::from_millis(300);
+        let (latencies, worked) = lanes.pace(100, time, &requests(), 200).unwrap();
+        assert!(worked > Duration::ZERO);
         assert_eq!(latencies.len(), 30);
         assert!(latencies[29] >= Duration::from_millis(30 * 20 - 290), "{latencies:?}");
         assert!(latencies[0] >= Duration::from_millis(20));

@@ -159,8 +159,10 @@ impl Run<'_> {
                 let mut lanes = Lanes::open(lanes, address, requests, *expected).context(&id)?;
                 let before = Moment::now(&processes)?;
                 let (rate, time) = (self.plan.rate, self.plan.paced_time);
-                let sorted = lanes.pace(rate, time, requests, *expected).context(&id)?;
-                let interference = Moment::now(&processes)?.others_since(&before);
+                let (sorted, worked) = lanes.pace(rate, time, requests, *expected).context(&id)?;
+                let after = Moment::now(&processes)?;
+                let ours = worked.as_secs_f64() / after.since(&before).as_secs_f64().max(1e-9);
+                let interference = (after.others_since(&before) - ours).max(0.0);
                 if let Some(latency) = latencies.iter_mut().find(|latency| latency.id == *id) {
                     latency.rounds.push(Paced::of(&sorted, interference));
                 }

@@ -224,12 +224,11 @@ impl<'m> Maker<'m> {
         self.at("jwt+rbac/many-rules", &about, filters, &last, |_| {})?;
         let thousand = self.requests(Shown::Both, Callers::Thousand, &self.path())?;
         for (id, cache, words) in [
-            ("jwt+rbac/tokens", Cache::Default, "cache of its default size (100)"),
+            ("jwt+rbac/tokens", Cache::Default, "cache of 100 (default)"),
             ("jwt+rbac/tokens-large-cache", Cache::Size(4096), "cache of 4096"),
         ] {
             let filters = both(self, cache, rules);
-            let about =
-                format!("jwt_authn, {words}, and RBAC, {rules} rules; {callers} callers in turn");
+            let about = format!("{callers} callers: jwt_authn, {words}, and RBAC");
             self.ruled(id, &about, filters, |variant| {
                 variant.requests = thousand.clone();
                 variant.callers = Callers::Thousand;
@@ -329,7 +328,7 @@ impl<'m> Maker<'m> {
             variant.paced = true;
         })?;
         let thousand = self.requests(Shown::Both, Callers::Thousand, &self.path())?;
-        let text = format!("{callers} callers in turn, {rules} rules");
+        let text = format!("{callers} callers, {rules} rules");
         let filters = filter(&id("tokens"), &usual);
         self.ruled(&id("tokens"), &about(&text), filters, |variant| {
             mark(variant);
