@@ -16,6 +16,8 @@ use crate::error::{Context as _, Error, Result};
 use crate::identity::{self, AUDIENCE, ISSUER, Signer, Task, now};
 use crate::{ORDERS, identity::secret};
 
+use super::drive::Pool;
+
 /// Issuer of the access tokens.
 pub const IDP: &str = "https://idp.internal";
 
@@ -76,7 +78,7 @@ impl Issuers {
     ///
     /// # Errors
     /// If a thread has ended.
-    pub fn requests(&self, number: usize, shown: Shown, path: &str) -> Result<Arc<Vec<Vec<u8>>>> {
+    pub fn requests(&self, number: usize, shown: Shown, path: &str) -> Result<Pool> {
         let mint = |half: usize| -> Vec<Vec<u8>> {
             (0..number).skip(half).step_by(2).map(|_| self.request(shown, path)).collect()
         };

@@ -16,22 +16,25 @@ use super::machine::{this_thread, thread_time};
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Requests, ready to be sent.
+pub type Pool = Arc<Vec<Vec<u8>>>;
+
 /// The requests of a variant, one after another, and then again from the first unless they are to be fresh.
 #[derive(Debug, Clone)]
 pub struct Requests {
-    all: Arc<Vec<Vec<u8>>>,
+    all: Pool,
     next: usize,
     fresh: bool,
 }
 
 impl Requests {
     /// These, again and again.
-    pub fn repeated(all: Arc<Vec<Vec<u8>>>) -> Self {
+    pub fn repeated(all: Pool) -> Self {
         Self { all, next: 0, fresh: false }
     }
 
     /// Each of these once.
-    pub fn fresh(all: Arc<Vec<Vec<u8>>>) -> Self {
+    pub fn fresh(all: Pool) -> Self {
         Self { all, next: 0, fresh: true }
     }
 

@@ -425,12 +425,12 @@ pub(super) mod tests {
     fn measured(id: &str, added: f64, interference: f64) -> Measured {
         // Half of the samples are of a machine that is not quiet, and far off.
         let sample = |number: u32| Sample {
-            envoy: 20.0 + added + if number % 2 == 0 { 0.0 } else { 50.0 },
+            envoy: 20.0 + added + if number.is_multiple_of(2) { 0.0 } else { 50.0 },
             helper: 0.0,
             floor: 20.0,
             rate: 40_000.0,
             floor_rate: 50_000.0,
-            interference: if number % 2 == 0 { interference } else { 0.9 },
+            interference: if number.is_multiple_of(2) { interference } else { 0.9 },
             disagreement: 0.0,
         };
         let module = id.starts_with("ours").then(|| "ours".to_owned());

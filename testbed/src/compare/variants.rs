@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::error::Result;
 
 use super::credentials::{Issuers, Shown, path, request};
-use super::drive::Requests;
+use super::drive::{Pool, Requests};
 use super::settings::{
     Asks, Cache, configuration, document, ext_authz, inline, jwt_authn, rbac, wasm,
 };
@@ -149,7 +149,7 @@ pub struct Sizes {
 pub struct Maker<'m> {
     issuers: &'m Issuers,
     sizes: Sizes,
-    pools: HashMap<(Shown, Callers, String), Arc<Vec<Vec<u8>>>>,
+    pools: HashMap<(Shown, Callers, String), Pool>,
     variants: Vec<Variant>,
     only: &'m [String],
 }
