@@ -1,5 +1,6 @@
 //! `scripts/bench compare`, shortened: every variant starts, answers truly and is measured, and one that does not
 //! answer truly is not.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
 use std::path::PathBuf;
