@@ -13,6 +13,7 @@ pub mod audit;
 pub mod bootstrap;
 pub mod certificates;
 pub mod client;
+pub mod compare;
 pub mod consul;
 pub mod cost;
 pub mod document;
