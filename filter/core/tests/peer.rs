@@ -119,7 +119,7 @@ fn the_ids_that_are_read_are_those_of_the_standard() {
             assert_eq!(format!("spiffe://{}{}", id.trust_domain(), id.path()), id.as_str());
         }
     }
-    assert!(fit > 10_000 && unfit > 10_000, "{fit} {unfit}");
+    assert!(fit > 5_000 && unfit > 10_000, "{fit} {unfit}");
     for (bytes, expected) in [(255, true), (256, false)] {
         let id = format!("spiffe://{}/a", "t".repeat(bytes));
         assert_eq!(SpiffeId::parse(id.as_bytes()).is_ok(), expected);
