@@ -880,6 +880,7 @@ fn a_test_may_say_the_peer_and_intentions_decide_with_the_policy() {
     let output = run_in(&folder.0, &["test", "p"], "");
     assert_eq!(code(&output), 3, "{}", err(&output));
     assert!(err(&output).contains("is not that of the service `other`"), "{}", err(&output));
+    folder.file("p/a_test.yaml", tests);
     let output = run_in(&folder.0, &["test", "p", "--intentions", "p/policy.yaml"], "");
     assert_eq!(code(&output), 3);
     assert!(err(&output).contains("p/policy.yaml: "), "{}", err(&output));
