@@ -11,6 +11,7 @@
 mod granting;
 mod intentions;
 mod narrowing;
+mod peers;
 mod process;
 mod remembering;
 mod worker;

@@ -95,9 +95,9 @@ pub fn credentials_with(
 
 pub struct Worker {
     pub gate: Gate,
-    /// What the host knows about the client's certificate.
-    pub peer: Option<String>,
     pub asked: u32,
+    /// What the host says about the certificate of the next requests.
+    pub peer: Option<String>,
     pub fetches: Vec<Fetch>,
     /// Verdicts on requests that waited: stream and code, or `permit`.
     pub decided: Vec<(u32, String)>,
