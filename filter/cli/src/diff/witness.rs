@@ -362,7 +362,8 @@ impl<'s> Search<'s> {
         };
         let token = needs_token.then_some(Token { issuer, key_id, claims });
         let (service, spiffe_id) = (one("services"), one("spiffe_ids"));
-        let peer = (service.is_some() || spiffe_id.is_some()).then(|| Peer { service, spiffe_id });
+        let peer =
+            (service.is_some() || spiffe_id.is_some()).then_some(Peer { service, spiffe_id });
         Said { identity: Some(identity), token, peer }
     }
 }
