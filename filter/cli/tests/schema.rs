@@ -372,6 +372,11 @@ fn what_the_readers_accept_the_schemas_accept_and_no_unknown_member() {
 fn part<'s>(root: &'s Value, path: &str) -> &'s Value {
     let resolve = |part: &'s Value| match part.get("$ref").and_then(Value::as_str) {
         Some(reference) => root.pointer(reference.strip_prefix('#').unwrap()).unwrap(),
+        // Of a word or an object the object.
+        None if part.get("properties").is_none() => {
+            let mut kinds = part.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+            kinds.find(|kind| kind.get("properties").is_some()).unwrap_or(part)
+        }
         None => part,
     };
     let mut part = root;

@@ -194,9 +194,8 @@ fn put(program: &mut Vec<Step>, step: Step) -> Result<usize, String> {
 /// Lets the step at `place` lead on to where the program ends now.
 fn lead(program: &mut [Step], place: usize) {
     let end = program.len();
-    match program.get_mut(place) {
-        Some(Step::Jump(to) | Step::Fork(_, to)) => *to = end,
-        _ => {}
+    if let Some(Step::Jump(to) | Step::Fork(_, to)) = program.get_mut(place) {
+        *to = end;
     }
 }
 
@@ -535,7 +534,8 @@ impl Parser<'_> {
                     false => ranges.extend_from_slice(class),
                     true => ranges.extend(others(class)),
                 }
-                (self.next(), self.next());
+                self.next();
+                self.next();
                 continue;
             }
             let from = self.class_character().ok_or_else(fault)??;

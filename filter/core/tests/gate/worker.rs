@@ -74,8 +74,7 @@ pub fn credentials_with(
     dag: &str,
     more: &Value,
 ) -> (String, String) {
-    let mut airflow =
-        json!({ "dag_id": dag, "task_id": "load", "run_id": "r", "try_number": 1 });
+    let mut airflow = json!({ "dag_id": dag, "task_id": "load", "run_id": "r", "try_number": 1 });
     airflow.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let token = credential(json!({
         "algorithm": "ES256", "key": token_key, "header": { "typ": "at+jwt" },
@@ -96,8 +95,6 @@ pub fn credentials_with(
 
 pub struct Worker {
     pub gate: Gate,
-    /// What the host knows about the client's certificate.
-    pub peer: Option<String>,
     pub asked: u32,
     pub fetches: Vec<Fetch>,
     /// Verdicts on requests that waited: stream and code, or `permit`.
