@@ -210,7 +210,7 @@ impl Intentions {
                 Some(true) if permission.allows => return matched(Some(place)),
                 Some(true) => return denied(&format!("denies by its permission {number}")),
                 None => {
-                    let why = "has a regular expression that ignores case, and no certain answer for \
+                    let why = "has a regular expression, and no certain answer for \
                                characters outside ASCII";
                     return denied(&format!("{why}, in its permission {number}"));
                 }
