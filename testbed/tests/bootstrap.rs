@@ -1,10 +1,6 @@
 //! The checked-in bootstraps, in the eyes of Envoy.
 
-#![expect(
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    reason = "a test's helpers may panic, too"
-)]
+#![expect(clippy::unwrap_used, reason = "a test's helpers may panic, too")]
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -24,7 +24,7 @@ mod files;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -242,6 +242,8 @@ struct Keeper {
     generation: u64,
     index: u64,
     leaf: Option<Issued>,
+    /// Whether the certificate is in the files.
+    published: bool,
     /// The roots of the last generation.
     trusted: Vec<String>,
 }
@@ -259,6 +261,11 @@ impl Keeper {
         made.context(folder.display())?;
         // In files that Envoy reads a path is absolute, or one from where Envoy was started.
         let directory = fs::canonicalize(folder).context(folder.display())?;
+        let mode = fs::metadata(&directory).context(directory.display())?.permissions().mode();
+        if mode & 0o022 != 0 {
+            let place = directory.display();
+            return Err(Error::new(format!("others than its owner may write to {place}")));
+        }
         let place = directory.join("lock");
         let lock = fs::File::options().write(true).create(true).truncate(false).open(&place);
         let lock = lock.context(place.display())?;
@@ -276,6 +283,7 @@ impl Keeper {
             generation,
             index: 0,
             leaf: None,
+            published: false,
             trusted: Vec::new(),
         })
     }
@@ -313,10 +321,12 @@ impl Keeper {
             .as_ref()
             .is_none_or(|leaf| leaf.root != listed.active || leaf.renew_at <= now());
         let issued = if due { Some(self.issue(&listed).await) } else { None };
-        let renewed = matches!(issued, Some(Ok(_)));
         let mut trouble = None;
         match issued {
-            Some(Ok(leaf)) => self.leaf = Some(leaf),
+            Some(Ok(leaf)) => {
+                self.leaf = Some(leaf);
+                self.published = false;
+            }
             Some(Err(error)) => trouble = Some(error),
             None => {}
         }
@@ -324,7 +334,7 @@ impl Keeper {
             return Err(trouble.unwrap_or_else(|| Error::new("no certificate")));
         };
         // Whom to trust does not wait for the own certificate.
-        if renewed || listed.trusted != self.trusted {
+        if !self.published || listed.trusted != self.trusted {
             self.generation = self.generation.saturating_add(1);
             let news = Published {
                 generation: self.generation,
@@ -336,6 +346,7 @@ impl Keeper {
             };
             publish(&self.options.directory, &news, leaf, &listed.trusted)?;
             self.trusted = listed.trusted;
+            self.published = true;
             report(news);
         }
         match trouble {

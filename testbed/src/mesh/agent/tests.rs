@@ -1,5 +1,4 @@
 use std::collections::VecDeque;
-use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -173,7 +172,28 @@ async fn a_generation_is_private_whole_and_the_last_but_one_goes() {
         let elsewhere = Options { directory: stage.folder.join("elsewhere"), ..options.clone() };
         Keeper::new(elsewhere).unwrap()
     };
-    assert_eq!(Keeper::new(options).unwrap().generation, 4);
+    assert_eq!(Keeper::new(options.clone()).unwrap().generation, 4);
+
+    // A folder in which somebody else could change `live` is no place for it.
+    fs::set_permissions(&stage.folder, fs::Permissions::from_mode(0o770)).unwrap();
+    let open = Keeper::new(options).err().unwrap().to_string();
+    assert!(open.starts_with("others than its owner may write to "), "{open}");
+}
+
+#[tokio::test]
+async fn what_could_not_be_written_is_written_when_it_can_be() {
+    let mut stage = Stage::new("unwritten", Token::Nobody, Trust::Listed).await;
+    let root = Authority::new("root").unwrap();
+    stage.consul.list(5, &[&root]);
+    stage.consul.give([issued(&root, "1", 3600)]);
+    // In the way of the first generation.
+    fs::write(stage.folder.join("generation-1"), "").unwrap();
+    let (published, done) = stage.step().await;
+    assert!(done.is_err() && published.is_empty(), "{published:?}");
+    let (published, done) = stage.step().await;
+    done.unwrap();
+    assert_eq!(published[0].serial, "1");
+    assert!(stage.live("cert.pem").contains("BEGIN"));
 }
 
 #[tokio::test]
