@@ -4,7 +4,7 @@
 use airflow_envoy_core::answer::{Known, Rejection};
 use airflow_envoy_core::arrival::DecisionId;
 use airflow_envoy_core::configuration::{Configuration, Ways};
-use airflow_envoy_core::facts::{Call, Caller, Fact};
+use airflow_envoy_core::facts::{Assertion, Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{Outcome, Policy, PolicySet};
 use airflow_envoy_core::reject::{Code, Reject};
@@ -63,6 +63,48 @@ fn the_example_of_a_cookie_is_accepted() {
     let text = fenced("configuration of a cookie");
     let configuration = Configuration::parse(text.as_bytes(), &Limits::DEFAULT, &|_| None).unwrap();
     assert_eq!(configuration.ways, Ways::Cookie("_token".into()));
+}
+
+#[test]
+fn the_example_of_peers_is_accepted() {
+    let usual = fenced("configuration").strip_suffix("}").expect("an object");
+    let text = format!("{usual}, {}}}", fenced("configuration of peers"));
+    let configuration = Configuration::parse(text.as_bytes(), &Limits::DEFAULT, &|_| None).unwrap();
+    assert_eq!(configuration.peer.unwrap().trust_domains.len(), 1);
+}
+
+#[test]
+fn the_example_of_an_agreement_refuses_what_it_says() {
+    let text = fenced("policy of agreement");
+    let policy = PolicySet::from(Policy::parse(text.as_bytes(), &Limits::DEFAULT).unwrap());
+    let assertion = |issuer: &str| {
+        Some(Assertion { issuer: issuer.to_owned(), key_id: Some(format!("{issuer}/k1")) })
+    };
+    for (service, issuer, dag, refused) in [
+        ("airflow-worker", "airflow", "etl", None),
+        ("batch", "airflow", "etl", Some(Code::PeerNotAllowed)),
+        ("airflow-worker", "airflow-ml", "ml_x", Some(Code::AssertionNotAllowed)),
+        ("ml-worker", "airflow-ml", "ml_x", None),
+        ("ml-worker", "airflow-ml", "etl", Some(Code::AssertionNotAllowed)),
+    ] {
+        let caller = Caller {
+            services: Fact::one(service),
+            assertion: assertion(issuer),
+            dags: Fact::one(dag),
+            teams: Fact::one("ml"),
+            ..Caller::default()
+        };
+        let call =
+            Call { authority: "orders.internal", scheme: "http", method: "GET", target: "/" };
+        let standing = policy.standing(&caller, None);
+        let now = UnixTime::from_secs(0);
+        let decision = policy.decide(&caller, &standing, &call, now, &Limits::DEFAULT);
+        let code = match decision.outcome {
+            Outcome::Refuse(reject) => Some(reject.code),
+            Outcome::Permit { .. } => None,
+        };
+        assert_eq!(code, refused, "{service} {issuer} {dag}");
+    }
 }
 
 #[test]
