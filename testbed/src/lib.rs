@@ -715,6 +715,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     bootstrap.configure_filter(options.configure)?;
     if consul_token.is_some() {
         bootstrap.expose_variable(CONSUL_TOKEN)?;
+        bootstrap.configure_filter(mesh::show_token)?;
     }
     if let Some(change) = options.second {
         bootstrap.add_listener(listeners[1], change)?;
