@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use airflow_envoy_testbed::error::Result;
 use airflow_envoy_testbed::mesh::intentions::{self, Action};
 use airflow_envoy_testbed::mesh::services::{DESTINATION, WORKER};
 use airflow_envoy_testbed::mesh::{self};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::modern::Modern;
 
-const PATIENCE: Duration = Duration::from_secs(12);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn options(change: impl FnOnce(&mut Value) + Send + 'static) -> Options {
     let configure = |configuration: &mut Value| {
@@ -41,14 +42,19 @@ fn skipped() -> bool {
 
 /// A call of the worker that the policy allows.
 async fn call(testbed: &Testbed, path: &str, headers: &[(&str, &str)]) -> Answer {
+    try_call(testbed, path, headers).await.unwrap()
+}
+
+/// The same while certificates may be on their way.
+async fn try_call(testbed: &Testbed, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
     let task = Task::new("ds_churn", "load").team("data-science");
     let (token, identity) = testbed.credentials(&task).await.unwrap();
     let mut call = Call::get(ORDERS, path).token(&token).identity(&identity);
     for (name, value) in headers {
         call = call.header(name, value);
     }
-    let connector = testbed.mesh.as_ref().unwrap().connector(WORKER).unwrap();
-    call.send(testbed.listener, Some((&connector, ORDERS))).await.unwrap()
+    let connector = testbed.mesh.as_ref().unwrap().connector(WORKER)?;
+    call.send(testbed.listener, Some((&connector, ORDERS))).await
 }
 
 fn told(answer: &Answer) -> (u16, String) {
@@ -58,9 +64,13 @@ fn told(answer: &Answer) -> (u16, String) {
 /// Waits until eight calls in a row, each on a connection of its own and so spread over the workers, are answered so.
 async fn until(testbed: &Testbed, status: u16, code: &str) -> Duration {
     let mut last = (0, String::new());
-    let waited = within(PATIENCE, &format!("{status} {code}"), async || {
+    let expected = format!("{status} {code}");
+    let waited = within(PATIENCE, &expected, async || {
         for _ in 0..8 {
-            last = told(&call(testbed, "/v1/orders/7", &[]).await);
+            last = match try_call(testbed, "/v1/orders/7", &[]).await {
+                Ok(answer) => told(&answer),
+                Err(error) => (0, error.to_string()),
+            };
             if last != (status, code.to_owned()) {
                 return false;
             }

@@ -90,7 +90,7 @@ fn pattern(random: &mut Random) -> String {
     let mut text = String::new();
     for _ in 0..=random.below(3) {
         text.push_str(random.pick(&[
-            "v", "w", ".", "[vw]", "[^v]", r"\d", r"\w", r"\W", "(v|w|1)", "(?:a.)?", r"\.", "1",
+            "v", "w", ".", "[vw]", "[^v]", r"\d", r"\w", r"\W", "(v|w|1)", "(?:a.)", r"\.", "1",
             "[0-9a-f]", r"\D",
         ]));
         text.push_str(random.pick(&["", "", "*", "+", "?", "{0,2}", "{2}", "*?"]));

@@ -26,7 +26,7 @@ use std::rc::Rc;
 use sha2::{Digest as _, Sha256};
 
 use self::endpoint::discovered;
-pub use self::endpoint::{Endpoint, Protocol, Secret, Uri};
+pub use self::endpoint::{Endpoint, Protocol, Questions, Secret, Uri};
 use self::intentions::{Conversation, Next, Step};
 use self::record::{LEASE, Place, Record, State};
 use crate::limits::Limits;
@@ -807,7 +807,8 @@ impl Remote {
                     held = Some(*wait);
                 }
             }
-            Protocol::ConsulIntentions { wait, parts, list, .. } => {
+            Protocol::ConsulIntentions { wait, questions, .. } => {
+                let Questions { parts, list } = &**questions;
                 let Conversation { listing, .. } = &mut self.conversation;
                 *listing |= parts.len() > 1;
                 match (self.conversation.step(), self.conversation.listing) {
@@ -877,8 +878,8 @@ impl Remote {
                 return Received::Absent("the key does not exist".to_owned());
             }
         }
-        if let Protocol::ConsulIntentions { parts, .. } = &self.endpoint.protocol {
-            let count = parts.len();
+        if let Protocol::ConsulIntentions { questions, .. } = &self.endpoint.protocol {
+            let count = questions.parts.len();
             return self.receive_intentions(response, count, asked);
         }
         match (response.status, &self.endpoint.protocol) {

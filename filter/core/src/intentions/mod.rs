@@ -229,7 +229,7 @@ impl Intentions {
         let place = |index: &usize| self.all.get(*index);
         let key = |place: &Place| {
             let Place { partition, namespace, service } = place;
-            (&**service).cmp(caller.service).then_with(|| {
+            (**service).cmp(caller.service).then_with(|| {
                 (&**namespace, &**partition).cmp(&(caller.namespace, caller.partition))
             })
         };

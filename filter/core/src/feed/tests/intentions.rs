@@ -11,8 +11,10 @@ fn protocol(parts: &[&str]) -> Protocol {
     Protocol::ConsulIntentions {
         wait: Span::from_secs(16),
         token: Some(Secret("s.secret".to_owned())),
-        parts: parts.iter().map(ToString::to_string).collect(),
-        list: LIST.to_owned(),
+        questions: Box::new(Questions {
+            parts: parts.iter().map(ToString::to_string).collect(),
+            list: LIST.to_owned(),
+        }),
     }
 }
 
