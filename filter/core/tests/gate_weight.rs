@@ -84,6 +84,7 @@ fn ask(gate: &mut Gate, number: u32, groups: usize, claims: usize) {
     let bearer = format!("Bearer {header}.{}.{}", part(payload), URL_SAFE_NO_PAD.encode(signature));
     let verdict = gate.request(&Arrival {
         stream: StreamId(number),
+        peer: None,
         headers: &[
             (b":method", b"GET"),
             (b":authority", b"orders.internal"),

@@ -238,7 +238,7 @@ fn load(text: &[u8], units: u64) -> (Result<Policy, Faults>, usize) {
             Err(rest) => task = rest,
         }
     }
-    unreachable!("a task ends");
+    panic!("a task ends");
 }
 
 fn decide(policy: &PolicySet, number: usize) -> Decision<'static> {

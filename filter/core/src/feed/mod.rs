@@ -982,7 +982,6 @@ impl Remote {
     ///
     /// # Errors
     /// Another worker was faster.
-    #[expect(clippy::result_unit_err, reason = "there is nothing more to say")]
     fn free_place(
         &mut self,
         asked: &Asked,
