@@ -95,6 +95,8 @@ pub fn credentials_with(
 
 pub struct Worker {
     pub gate: Gate,
+    /// What the host knows about the client's certificate.
+    pub peer: Option<String>,
     pub asked: u32,
     pub fetches: Vec<Fetch>,
     /// Verdicts on requests that waited: stream and code, or `permit`.
