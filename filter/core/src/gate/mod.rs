@@ -1078,7 +1078,8 @@ impl Gate {
                 remove: Removals::of(
                     &request,
                     &session,
-                    self.tokens.requirement,
+                    [self.tokens.requirement, self.identities.requirement],
+                    self.ways == Ways::Proxy,
                     self.forward_token,
                     self.identity_headers,
                 ),
