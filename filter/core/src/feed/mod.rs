@@ -48,6 +48,9 @@ const AT_ONCE: u64 = 1_000;
 const HASHED_AT_ONCE: usize = 16 * 1024;
 const UNITS_PER_HASH: usize = 60;
 
+/// Bytes of the line with Consul's index before published intentions.
+const MOST_INDEX: usize = "18446744073709551615\n".len();
+
 /// Time after which the place of the keys is looked up again, if nothing fails before.
 const REDISCOVERY: Span = Span::from_secs(3600);
 
@@ -861,13 +864,7 @@ impl Remote {
     fn receive(&mut self, answer: Answer, asked: &Asked, now: UnixTime) -> Received {
         let response = match answer {
             Answer::None => return self.unanswered("no answer".to_owned()),
-            Answer::TooLarge { bytes } => {
-                self.begin_anew();
-                return Received::Unfit(format!(
-                    "{bytes} bytes are more than the {} allowed",
-                    self.max_body
-                ));
-            }
+            Answer::TooLarge { bytes } => return self.too_large(bytes),
             Answer::Http(response) => response,
         };
         if let Protocol::ConsulKv { .. } | Protocol::ConsulCatalog { .. } = self.endpoint.protocol
@@ -937,6 +934,10 @@ impl Remote {
         };
         match next {
             Next::Ask => Received::More,
+            // Nobody else would take it out of the store.
+            Next::Read(body) if body.len().saturating_add(MOST_INDEX) > self.max_body => {
+                self.too_large(body.len())
+            }
             Next::Read(body) => Received::Body(Response { status, body, ..Response::default() }),
             Next::Unfit(reason) => {
                 self.begin_anew();
@@ -966,6 +967,11 @@ impl Remote {
     fn unanswered(&mut self, reason: String) -> Received {
         self.begin_anew();
         Received::Failed(reason)
+    }
+
+    fn too_large(&mut self, bytes: usize) -> Received {
+        self.begin_anew();
+        Received::Unfit(format!("{bytes} bytes are more than the {} allowed", self.max_body))
     }
 
     /// The document in use is the one that the server has.
