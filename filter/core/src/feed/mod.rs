@@ -275,6 +275,8 @@ struct Remote {
 
 struct Asked {
     at: UnixTime,
+    /// When the answer came; it may take longer to be read.
+    answered: UnixTime,
     until: UnixTime,
     /// The version in the record then.
     version: u64,
@@ -523,6 +525,10 @@ impl<T: 'static> Feed<T> {
                         (None, Some(remote.superseded()))
                     } else {
                         match looked {
+                            // Somebody found that what is in use here is not in its place any more.
+                            Looked::Same if !remote.has_current() => {
+                                (None, Some(remote.superseded()))
+                            }
                             Looked::Same => {
                                 let Fetched { asked, response } = *fetched;
                                 let outcome = remote.confirmed(&asked, Some(&response), now);
@@ -616,6 +622,7 @@ impl<T: 'static> Feed<T> {
     pub fn answered(&mut self, answer: Answer, now: UnixTime, read: &Reader<T>) -> Outcome {
         let Some(remote) = &mut self.remote else { return Outcome::Superseded };
         let Some(asked) = remote.asked.take() else { return Outcome::Superseded };
+        let asked = Asked { answered: now, ..asked };
         remote.refresh(now);
         if remote.state.version != asked.version {
             return remote.superseded();
@@ -852,6 +859,7 @@ impl Remote {
         let (at, blocking) = self.conversation.began().unwrap_or((now, held.is_some()));
         self.asked = Some(Asked {
             at,
+            answered: at,
             until: now.plus(timeout.twice()),
             version: self.state.version,
             blocking,
@@ -1047,7 +1055,7 @@ impl Remote {
             }
         };
         // An answer that was held back is as new as its arrival, any other one as its question.
-        let as_of = if asked.blocking { now } else { asked.at };
+        let as_of = if asked.blocking { asked.answered } else { asked.at };
         State { as_of, next_at, failures: 0, error: None, ..self.state.clone() }
     }
 
@@ -1060,7 +1068,7 @@ impl Remote {
         now: UnixTime,
     ) -> Option<UnixTime> {
         let wait = self.endpoint.protocol.wait()?;
-        let was_held = asked.blocking && now.since(asked.at).twice() >= wait;
+        let was_held = asked.blocking && asked.answered.since(asked.at).twice() >= wait;
         let can_wait = match self.endpoint.protocol {
             ref protocol if protocol.consul().is_some() => self.index.is_some(),
             _ => tagged,
