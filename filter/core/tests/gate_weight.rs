@@ -1,5 +1,5 @@
 //! What is remembered of callers takes the memory that it is said to take: the bound on the bytes of a cache is one.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -48,6 +48,9 @@ const AT_ONCE: u64 = 1_000;
 const HASHED_AT_ONCE: usize = 16 * 1024;
 const UNITS_PER_HASH: usize = 60;
 
+/// Bytes of the line with Consul's index before published intentions.
+const MOST_INDEX: usize = "18446744073709551615\n".len();
+
 /// Time after which the place of the keys is looked up again, if nothing fails before.
 const REDISCOVERY: Span = Span::from_secs(3600);
 
@@ -272,6 +275,8 @@ struct Remote {
 
 struct Asked {
     at: UnixTime,
+    /// When the answer came; it may take longer to be read.
+    answered: UnixTime,
     until: UnixTime,
     /// The version in the record then.
     version: u64,
@@ -520,6 +525,10 @@ impl<T: 'static> Feed<T> {
                         (None, Some(remote.superseded()))
                     } else {
                         match looked {
+                            // Somebody found that what is in use here is not in its place any more.
+                            Looked::Same if !remote.has_current() => {
+                                (None, Some(remote.superseded()))
+                            }
                             Looked::Same => {
                                 let Fetched { asked, response } = *fetched;
                                 let outcome = remote.confirmed(&asked, Some(&response), now);
@@ -613,6 +622,7 @@ impl<T: 'static> Feed<T> {
     pub fn answered(&mut self, answer: Answer, now: UnixTime, read: &Reader<T>) -> Outcome {
         let Some(remote) = &mut self.remote else { return Outcome::Superseded };
         let Some(asked) = remote.asked.take() else { return Outcome::Superseded };
+        let asked = Asked { answered: now, ..asked };
         remote.refresh(now);
         if remote.state.version != asked.version {
             return remote.superseded();
@@ -849,6 +859,7 @@ impl Remote {
         let (at, blocking) = self.conversation.began().unwrap_or((now, held.is_some()));
         self.asked = Some(Asked {
             at,
+            answered: at,
             until: now.plus(timeout.twice()),
             version: self.state.version,
             blocking,
@@ -861,13 +872,7 @@ impl Remote {
     fn receive(&mut self, answer: Answer, asked: &Asked, now: UnixTime) -> Received {
         let response = match answer {
             Answer::None => return self.unanswered("no answer".to_owned()),
-            Answer::TooLarge { bytes } => {
-                self.begin_anew();
-                return Received::Unfit(format!(
-                    "{bytes} bytes are more than the {} allowed",
-                    self.max_body
-                ));
-            }
+            Answer::TooLarge { bytes } => return self.too_large(bytes),
             Answer::Http(response) => response,
         };
         if let Protocol::ConsulKv { .. } | Protocol::ConsulCatalog { .. } = self.endpoint.protocol
@@ -937,6 +942,10 @@ impl Remote {
         };
         match next {
             Next::Ask => Received::More,
+            // Nobody else would take it out of the store.
+            Next::Read(body) if body.len().saturating_add(MOST_INDEX) > self.max_body => {
+                self.too_large(body.len())
+            }
             Next::Read(body) => Received::Body(Response { status, body, ..Response::default() }),
             Next::Unfit(reason) => {
                 self.begin_anew();
@@ -966,6 +975,11 @@ impl Remote {
     fn unanswered(&mut self, reason: String) -> Received {
         self.begin_anew();
         Received::Failed(reason)
+    }
+
+    fn too_large(&mut self, bytes: usize) -> Received {
+        self.begin_anew();
+        Received::Unfit(format!("{bytes} bytes are more than the {} allowed", self.max_body))
     }
 
     /// The document in use is the one that the server has.
@@ -1041,7 +1055,7 @@ impl Remote {
             }
         };
         // An answer that was held back is as new as its arrival, any other one as its question.
-        let as_of = if asked.blocking { now } else { asked.at };
+        let as_of = if asked.blocking { asked.answered } else { asked.at };
         State { as_of, next_at, failures: 0, error: None, ..self.state.clone() }
     }
 
@@ -1054,7 +1068,7 @@ impl Remote {
         now: UnixTime,
     ) -> Option<UnixTime> {
         let wait = self.endpoint.protocol.wait()?;
-        let was_held = asked.blocking && now.since(asked.at).twice() >= wait;
+        let was_held = asked.blocking && asked.answered.since(asked.at).twice() >= wait;
         let can_wait = match self.endpoint.protocol {
             ref protocol if protocol.consul().is_some() => self.index.is_some(),
             _ => tagged,

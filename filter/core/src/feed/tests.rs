@@ -934,11 +934,16 @@ fn load(workers: &mut [Feed<String>], now: UnixTime) -> Vec<Vec<Outcome>> {
 }
 
 fn large_feeds(workers: u64) -> Process {
-    let mut process = Process::new(0, Protocol::Poll);
+    large_feeds_by(Protocol::Poll, workers)
+}
+
+fn large_feeds_by(protocol: Protocol, workers: u64) -> Process {
+    let mut process = Process::new(0, protocol);
     for number in 1..=workers {
         let shared = Rc::clone(&process.shared) as Rc<dyn SharedData>;
         let site = Site { shared, worker: number, limits: Limits::DEFAULT };
-        process.workers.push(Feed::remote(endpoint(Protocol::Poll), 1 << 20, "", &site));
+        let endpoint = endpoint(process.protocol.clone());
+        process.workers.push(Feed::remote(endpoint, 1 << 20, "", &site));
     }
     process
 }
@@ -1035,4 +1040,45 @@ fn a_large_document_of_which_a_part_is_lost_is_fetched_again() {
         process.workers.truncate(2);
         process.shared.write(&parts[1], &first, None).unwrap();
     }
+}
+
+#[test]
+fn a_held_answer_is_as_new_as_its_arrival_however_long_it_is_read() {
+    let (mut process, slow) = (large_feeds_by(long_poll(), 1), slow_reader());
+    process.fetch(at(0));
+    process.answer(0, ok("good 0"), at(0));
+    let (_, fetch) = process.fetch(at(1));
+    assert!(header(&fetch, "prefer").is_some());
+    let feed = &mut process.workers[0];
+    let answer = http(200, Some("\"2\""), &large(1));
+    assert_eq!(feed.answered(answer, at(2), &slow), Outcome::Loading);
+    load(std::slice::from_mut(feed), at(30));
+    assert_eq!(first_word(feed, at(30)).as_deref(), Some("good 1"));
+    assert_eq!(feed.as_of(), at(2));
+    assert_eq!(first_word(feed, at(63)), None, "a minute after it came");
+}
+
+#[test]
+fn a_large_document_that_is_lost_while_the_same_one_is_looked_at_is_published_again() {
+    let (mut process, slow) = (large_feeds(2), slow_reader());
+    let (leader, _) = process.fetch(at(0));
+    process.workers[leader].answered(ok(&large(1)), at(0), &slow);
+    load(&mut process.workers, at(0));
+    let other = 1 - leader;
+
+    assert!(process.workers[leader].due(ID, at(10)).is_some());
+    let feed = &mut process.workers[leader];
+    assert_eq!(feed.answered(ok(&large(1)), at(10), &slow), Outcome::Loading);
+    // Meanwhile the other one misses a part.
+    process.shared.write("airflow-envoy.0.document.1.1", b"", None).unwrap();
+    assert_eq!(process.workers[other].sync(at(10), &slow), Some(Outcome::Superseded));
+    let outcomes = load(&mut process.workers[leader..=leader], at(10));
+    assert_eq!(outcomes[0], [Outcome::Superseded]);
+
+    assert!(process.workers[leader].due(ID, at(12)).is_some(), "as soon as may be");
+    process.workers[leader].answered(ok(&large(1)), at(12), &slow);
+    load(&mut process.workers, at(12));
+    process.workers[other].sync(at(12), &slow);
+    load(&mut process.workers, at(12));
+    assert_eq!(first_word(&process.workers[other], at(12)).as_deref(), Some("good 1"));
 }

@@ -444,6 +444,13 @@ impl Gate {
     /// was in use before.
     pub fn work(&mut self, now: UnixTime) -> Vec<Effect> {
         let mut effects = std::mem::take(&mut self.outbox);
+        // One may wait to be freed while the next is loaded. Documents that change faster than they are loaded and
+        // freed would fill the memory otherwise.
+        let unused = self.retired.iter().filter(|policy| is_unused(policy)).count();
+        if unused.saturating_add(self.releasing.is_some().into()) > 1 {
+            self.release();
+            return effects;
+        }
         let mut ids = self.feed_ids();
         if let Some((id, answered)) = ids.find_map(|id| Some((id, self.feed_mut(id).on_its_way()?)))
         {
@@ -455,13 +462,18 @@ impl Gate {
             }
             return effects;
         }
+        self.release();
+        effects
+    }
+
+    /// Goes on freeing what is not used any more.
+    fn release(&mut self) {
         let releasing = self.releasing.take().or_else(|| {
             let unused = self.retired.iter().position(is_unused)?;
             let policy = Rc::into_inner(self.retired.swap_remove(unused))?;
             Some(Task::new(|pace| async move { policy.release(&pace).await }))
         });
         self.releasing = releasing.and_then(|task| task.go_on(SLICE).err());
-        effects
     }
 
     /// Time has passed: what is due now.
@@ -1078,7 +1090,8 @@ impl Gate {
                 remove: Removals::of(
                     &request,
                     &session,
-                    self.tokens.requirement,
+                    [self.tokens.requirement, self.identities.requirement],
+                    self.ways == Ways::Proxy,
                     self.forward_token,
                     self.identity_headers,
                 ),
@@ -1373,3 +1386,6 @@ impl std::fmt::Debug for Gate {
 fn borrow(headers: &[(Vec<u8>, Vec<u8>)]) -> Vec<(&[u8], &[u8])> {
     headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect()
 }
+
+#[cfg(test)]
+mod tests;

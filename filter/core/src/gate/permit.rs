@@ -200,20 +200,24 @@ impl Removals {
         }
     }
 
-    /// As well as the token that was verified here, if it is not to go on.
+    /// As well as the token that was verified here, if it is not to go on. `by_proxy`: credentials may come in
+    /// `proxy-authorization`.
     pub(super) fn of(
         request: &Request<'_>,
         session: &Session,
-        token: Requirement,
+        [token, identity]: [Requirement; 2],
+        by_proxy: bool,
         forward_token: bool,
         identity_headers: IdentityHeaders,
     ) -> Self {
         let mut removals = Self::new(&request.addressed, Some(session));
         if identity_headers == IdentityHeaders::FilterState {
-            // Envoy takes these away. What it does not know of must not pass for the filter's own: a decision's
-            // name, names in other spellings. Plain headers that go on say what was verified, or there would be no permit.
-            let [identity, proxy, ..] = &mut removals.usual;
-            (*identity, *proxy) = (false, false);
+            // Envoy takes away what was verified here. What it does not know of must not pass for the filter's own: a
+            // decision's name, names in other spellings, what nobody looked at. Plain headers that go on say what was
+            // verified, or there would be no permit.
+            let [unread_identity, unread_proxy, ..] = &mut removals.usual;
+            *unread_identity &= identity == Requirement::Off;
+            *unread_proxy &= !by_proxy;
             if request.addressed.decision {
                 removals.others.push(DECISION_HEADER.to_owned());
             }

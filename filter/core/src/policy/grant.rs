@@ -231,8 +231,8 @@ pub(super) fn unknown(grantable: &str) -> String {
 }
 
 /// Reads the claims of a grant.
-fn read<'a>(
-    claims: &'a Value,
+fn read(
+    claims: &Value,
     granting: &Granting,
     names: &Names,
     limits: &Limits,

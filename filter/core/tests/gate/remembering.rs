@@ -6,6 +6,8 @@ use airflow_envoy_core::feed::Answer;
 use airflow_envoy_core::gate::{Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_corpus::mint;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::worker::*;
@@ -551,6 +553,51 @@ fn in_shadow_the_upstream_sees_what_is_verified_and_not_what_the_caller_says() {
     let remove: Vec<_> = permit.remove().collect();
     assert_eq!(remove, ["x-airflow-identity", "x-airflow-shadow", "X_Airflow_Team"]);
     assert!(permit.set().all(|(name, _)| name != "x-airflow-shadow"));
+}
+
+#[test]
+fn what_is_left_to_envoy_is_only_what_was_verified_here() {
+    let permitted = |change: &dyn Fn(&mut Value), more: &[(&str, &str)]| {
+        let mut configuration = configuration();
+        configuration["identity_headers"] = json!("filter_state");
+        configuration["airflow"] = json!({ "identity": "off" });
+        configuration["policy"] = json!({ "sources": [{ "name": "main", "inline": {
+            "version": 1,
+            "destinations": { "orders": { "hosts": ["orders.internal"] } },
+            "rules": [{ "id": "one", "effect": "allow", "from": { "issuers": ["*"] }, "to": ["orders"] }]
+        } }] });
+        change(&mut configuration);
+        let mut worker = Worker::new(&configuration);
+        worker.tick(0);
+        worker.bring("idp", &keys(&["t1-p256"]), 0);
+        if configuration["airflow"]["identity"] != "off" {
+            worker.bring("airflow", &keys(&["a1-p256"]), 0);
+        }
+        let verdict = worker.verdict(&naming("t1-p256"), more, 1);
+        let Verdict::Permit(permit) = verdict else { panic!("{verdict:?}") };
+        assert_eq!(permit.set().count(), 0);
+        permit.remove().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let forged = [
+        ("proxy-authorization", "Basic eDp5"),
+        ("x-airflow-dag-id", "forged"),
+        ("x-airflow-decision-id", "forged"),
+    ];
+    let gone = permitted(&|_| {}, &forged);
+    let nobody_looked_at = ["x-airflow-identity", "proxy-authorization", "x-airflow-dag-id"];
+    assert_eq!(gone, [&nobody_looked_at[..], &["x-airflow-decision-id"]].concat());
+
+    let verified: &dyn Fn(&mut Value) = &|configuration| {
+        configuration["airflow"] = crate::worker::configuration()["airflow"].clone();
+    };
+    assert_eq!(permitted(verified, &forged[..1]), ["proxy-authorization"]);
+    let by_proxy: &dyn Fn(&mut Value) = &|configuration| {
+        verified(configuration);
+        configuration["proxy_authorization"] = json!(true);
+    };
+    let (token, identity) = naming("t1-p256");
+    let basic = format!("Basic {}", STANDARD.encode(format!("{token}:{identity}")));
+    assert_eq!(permitted(by_proxy, &[("proxy-authorization", &basic)]), [""; 0]);
 }
 
 const STATUS: [(&str, &str); 3] =

@@ -243,3 +243,21 @@ fn a_server_whose_index_always_moves_is_not_asked_as_fast_as_it_answers() {
     }
     assert!((50..=110).contains(&questions), "{questions}");
 }
+
+#[test]
+fn entries_that_are_too_large_together_are_unfit_for_all_alike() {
+    let entry = |bytes: usize| format!("\"good {}\"", "x".repeat(bytes));
+    for (bytes, fits) in [(470, true), (485, false), (490, false), (900, false)] {
+        let mut talk = talk(&[OWN, ANY]);
+        for path in [LIST, OWN, ANY] {
+            talk.asks(path, at(0));
+            let outcome = talk.hears(200, Some("7"), &entry(bytes), at(0));
+            if path == ANY {
+                assert_eq!(is_updated(&outcome), fits, "{bytes}: {outcome:?}");
+                assert_eq!(matches!(outcome, Outcome::Unfit { .. }), !fits, "{bytes}: {outcome:?}");
+            }
+        }
+        let documents = talk.documents(at(0));
+        assert!(documents.iter().all(|document| document.is_some() == fits), "{bytes}");
+    }
+}
