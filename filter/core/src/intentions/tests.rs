@@ -182,6 +182,27 @@ fn the_first_permission_that_matches_decides_and_none_is_the_default_not_the_nex
     assert!(judge(&set, "web", "/v2", &[], None).is_ok());
 }
 
+#[test]
+fn a_denial_of_some_paths_or_methods_denies_every_tunnel() {
+    let settings = Settings { default: DefaultAction::Allow, ..settings() };
+    let id = id("web");
+    for (permission, denied) in [
+        (json!({"Action": "deny", "HTTP": {"PathPrefix": "/admin"}}), true),
+        (json!({"Action": "deny", "HTTP": {"PathRegex": "/admin.*"}}), true),
+        (json!({"Action": "deny", "HTTP": {"Methods": ["POST"]}}), true),
+        (json!({"Action": "deny", "HTTP": {"Header": [{"Name": "x-a", "Present": true}]}}), false),
+        (json!({"Action": "allow", "HTTP": {"PathPrefix": "/admin"}}), false),
+    ] {
+        let set = one("web", "orders", &json!({ "Permissions": [permission] }));
+        let set = parse(&json!({ "orders": [set] }), &settings).unwrap();
+        let (peer, headers, token) = (Some(&id), &[][..], None);
+        let tunnel = Question { peer, method: "CONNECT", path: None, headers, token };
+        assert_eq!(set.judge(&tunnel).is_err(), denied, "{permission}");
+        let other = Question { method: "GET", path: Some("/"), ..tunnel };
+        assert!(set.judge(&other).is_ok(), "{permission}");
+    }
+}
+
 /// The table that was measured with Envoy's own filter: for each test whether it matches the header that is
 /// absent, `v`, `V`, `w`, `v1`, empty, and two lines `v` and `w`, and one line `v,w`.
 #[test]
