@@ -74,8 +74,7 @@ pub fn credentials_with(
     dag: &str,
     more: &Value,
 ) -> (String, String) {
-    let mut airflow =
-        json!({ "dag_id": dag, "task_id": "load", "run_id": "r", "try_number": 1 });
+    let mut airflow = json!({ "dag_id": dag, "task_id": "load", "run_id": "r", "try_number": 1 });
     airflow.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let token = credential(json!({
         "algorithm": "ES256", "key": token_key, "header": { "typ": "at+jwt" },
