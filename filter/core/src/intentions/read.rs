@@ -274,6 +274,8 @@ fn read_entry(
     if !fits {
         return Err(about("is one of something else".to_owned()));
     }
+    // That an entry is about every namespace does not make every namespace its sources'.
+    let own_namespace = if namespace == ANY { DEFAULT } else { namespace };
     // What is said of the whole is said of each source.
     let whole = only(members, &[&KNOWN, &HARMLESS, &["Sources"]]);
     let token = members.get("JWT");
@@ -284,7 +286,7 @@ fn read_entry(
         let source = Source {
             place: Place {
                 partition: or(text("Partition")?, partition).into(),
-                namespace: or(text("Namespace")?, namespace).into(),
+                namespace: or(text("Namespace")?, own_namespace).into(),
                 service: name(text("Name")?, "Name").map_err(about)?.into(),
             },
             peer: text("Peer")?,

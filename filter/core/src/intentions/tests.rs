@@ -406,6 +406,11 @@ fn configuration_entries_say_the_same_as_answers_to_match() {
     let set = parse(&json!([null, any]), &settings).unwrap();
     assert!(ask(&set, "api").is_ok() && ask(&set, "web").is_err());
     assert!(parse(&json!([null, null]), &settings).unwrap().is_empty());
+    // A source without a namespace is none of every namespace, whatever the entry is about.
+    let mut every = any.clone();
+    every["Namespace"] = json!("*");
+    let set = parse(&json!([null, every]), &settings).unwrap();
+    assert_eq!(set.order().map(|(name, _)| name).collect::<Vec<_>>(), ["api => */*"]);
     // What the whole asks for, every source does.
     own["JWT"] = json!({"Providers": [{"Name": "okta"}]});
     let set = parse(&json!([own, null]), &settings).unwrap();
