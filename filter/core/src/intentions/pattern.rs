@@ -101,6 +101,11 @@ impl Pattern {
         Ok(Self { program: program.into(), folds: parser.folds })
     }
 
+    /// How large it is.
+    pub(super) fn steps(&self) -> usize {
+        self.program.len()
+    }
+
     /// Whether it is the whole of `text`; `None` if that cannot be said.
     pub(super) fn matches(&self, text: &[u8]) -> Option<bool> {
         // No element of RE2's syntax matches octets that are not UTF-8, but for `\C`, which is a fault here.

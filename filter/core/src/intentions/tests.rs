@@ -183,6 +183,21 @@ fn the_first_permission_that_matches_decides_and_none_is_the_default_not_the_nex
 }
 
 #[test]
+fn regular_expressions_are_bounded_all_together() {
+    let permission = json!({"Action": "allow", "HTTP": {"PathRegex": "/(a{1000}){0,3}"}});
+    let of = |count: usize| {
+        let permissions = vec![permission.clone(); count];
+        one("web", "orders", &json!({ "Permissions": permissions }))
+    };
+    let set = all(&[of(60), one("api", "orders", &json!({"Action": "allow"}))]);
+    assert_eq!(set.unfit().count(), 0);
+    let set = all(&[of(1000), one("api", "orders", &json!({"Action": "allow"}))]);
+    let (_, problem) = set.unfit().next().unwrap();
+    assert!(problem.ends_with("has a `PathRegex` that is one too many"), "{problem}");
+    assert!(ask(&set, "web").is_err() && ask(&set, "api").is_ok());
+}
+
+#[test]
 fn a_denial_of_some_paths_or_methods_denies_every_tunnel() {
     let settings = Settings { default: DefaultAction::Allow, ..settings() };
     let id = id("web");
