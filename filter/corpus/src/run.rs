@@ -185,7 +185,7 @@ pub fn expected_status(code: &str) -> u16 {
         _ if code.ends_with("_too_large") => 431,
         Some("request" | "header" | "authority" | "path") => 400,
         Some("token" | "identity") => 401,
-        Some("destination" | "assertion") => 403,
+        Some("destination" | "assertion" | "intention") => 403,
         Some("peer") if matches!(code, "peer_missing" | "peer_invalid") => 401,
         Some("peer") => 403,
         Some("policy") if code != "policy_unavailable" => 403,
