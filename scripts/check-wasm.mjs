@@ -26,9 +26,13 @@ const OFFERED = new Set([
 ]);
 
 // What Envoy calls in a filter that decides on headers, fetches and keeps time.
-const NEEDED = `memory proxy_abi_version_0_2_1 proxy_on_context_create proxy_on_vm_start
-  proxy_on_configure proxy_on_request_headers proxy_on_http_call_response proxy_on_tick proxy_on_done
-  proxy_on_log proxy_on_delete`.split(/\s+/);
+const NEEDED = `memory proxy_abi_version_0_2_1 proxy_on_context_create
+  proxy_on_configure proxy_on_request_headers proxy_on_request_body proxy_on_request_trailers
+  proxy_on_http_call_response proxy_on_tick proxy_on_delete`.split(/\s+/);
+
+// What Envoy would call for every request, at the price of a host call each, for nothing.
+const COSTLY = `proxy_on_response_headers proxy_on_response_body proxy_on_response_trailers
+  proxy_on_log proxy_on_done`.split(/\s+/);
 
 const [path, mostBytes] = argv.slice(2);
 const bytes = readFileSync(path);
@@ -39,6 +43,7 @@ const exports = new Set(WebAssembly.Module.exports(module).map(({ name }) => nam
 const problems = [
   ...imports.filter((name) => !OFFERED.has(name)).map((name) => `imports ${name}, which Envoy does not offer`),
   ...NEEDED.filter((name) => !exports.has(name)).map((name) => `does not export ${name}`),
+  ...COSTLY.filter((name) => exports.has(name)).map((name) => `exports ${name}, which costs every request`),
 ];
 if (!exports.has('proxy_on_memory_allocate') && !exports.has('malloc')) {
   problems.push('exports neither proxy_on_memory_allocate nor malloc');

@@ -24,7 +24,7 @@ use airflow_envoy_core::time::UnixTime;
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Map, Value, json};
 
-const SIZES: [usize; 3] = [10, 1_000, 100_000];
+const SIZES: [usize; 4] = [10, 50, 1_000, 100_000];
 
 /// One respect in which the rules of a policy differ.
 #[derive(Clone, Copy)]
@@ -43,9 +43,15 @@ enum Shape {
     Roles,
     /// As `Dags`, besides as many rules that deny other DAGs.
     Denied,
+    /// All rules have the same path, each its own suffix of DAG names.
+    DagSuffixes,
+    /// Each rule is about one of 10 000 DAGs and one of 1 000 destinations.
+    Grid,
+    /// As `Paths`, besides as many rules that deny other paths.
+    DeniedPaths,
 }
 
-const SHAPES: [(&str, Shape); 7] = [
+const SHAPES: [(&str, Shape); 10] = [
     ("paths", Shape::Paths),
     ("patterns", Shape::Patterns),
     ("dags", Shape::Dags),
@@ -53,7 +59,18 @@ const SHAPES: [(&str, Shape); 7] = [
     ("destinations", Shape::Destinations),
     ("roles", Shape::Roles),
     ("denied", Shape::Denied),
+    ("dag_suffixes", Shape::DagSuffixes),
+    ("grid", Shape::Grid),
+    ("denied_paths", Shape::DeniedPaths),
 ];
+
+const GRID_DAGS: usize = 10_000;
+const GRID_DESTINATIONS: usize = 1_000;
+
+/// Which destination a rule of the grid is about: with its DAG, each pair once.
+const fn of_grid(number: usize) -> usize {
+    (number + number / GRID_DAGS * 7) % GRID_DESTINATIONS
+}
 
 struct Asked {
     caller: Caller,
@@ -93,6 +110,20 @@ impl Shape {
                 Self::Denied if number % 2 == 0 => {
                     rule["from"]["dags"] = json!([format!("ds_{number}")])
                 }
+                Self::DagSuffixes => rule["from"]["dags"] = json!([format!("*_team{number}")]),
+                Self::Grid => {
+                    let name = format!("orders-{}", of_grid(number));
+                    destinations
+                        .insert(name.clone(), json!({"hosts": [format!("{name}.internal")]}));
+                    rule["to"] = json!([name]);
+                    rule["from"]["dags"] = json!([format!("ds_{}", number % GRID_DAGS)]);
+                }
+                Self::DeniedPaths => {
+                    rule["paths"] = json!([format!("/v1/orders{number}/items")]);
+                    if number % 2 == 1 {
+                        rule["effect"] = "deny".into();
+                    }
+                }
                 Self::Denied => {
                     rule["effect"] = "deny".into();
                     rule["from"]["dags"] = json!([format!("ds_{number}")]);
@@ -108,6 +139,8 @@ impl Shape {
         let caller = Caller {
             dags: Fact::one(match self {
                 Self::DagPrefixes => format!("team{number}_daily"),
+                Self::DagSuffixes => format!("daily_team{number}"),
+                Self::Grid => format!("ds_{}", number % GRID_DAGS),
                 _ => format!("ds_{number}"),
             }),
             tasks: Fact::one(format!("load_{caller}")),
@@ -119,10 +152,11 @@ impl Shape {
             caller,
             authority: match self {
                 Self::Destinations => format!("orders-{number}.internal"),
+                Self::Grid => format!("orders-{}.internal", of_grid(number)),
                 _ => "orders.internal".to_owned(),
             },
             target: match self {
-                Self::Paths => format!("/v1/orders{number}/items?page=1"),
+                Self::Paths | Self::DeniedPaths => format!("/v1/orders{number}/items?page=1"),
                 Self::Patterns => format!("/v1/orders/items{number}?page=1"),
                 _ => "/v1/orders/17?page=1".to_owned(),
             },

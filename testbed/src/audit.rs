@@ -152,6 +152,11 @@ impl Collector {
         lock(&self.ledger.batches).clone()
     }
 
+    /// Forgets the batches that it kept.
+    pub fn forget(&self) {
+        lock(&self.ledger.batches).clear();
+    }
+
     /// The posts that reached it.
     pub fn posts(&self) -> u64 {
         *lock(&self.ledger.posts)

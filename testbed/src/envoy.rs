@@ -68,6 +68,18 @@ impl Launch<'_> {
     /// # Errors
     /// If Envoy refuses the configuration, or is not ready after half a minute.
     pub async fn run(&self, bootstrap: &Bootstrap) -> Result<(Process, Addresses)> {
+        self.run_within(Duration::from_secs(30), bootstrap).await
+    }
+
+    /// The same, with as much time for being ready as `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_within(
+        &self,
+        patience: Duration,
+        bootstrap: &Bootstrap,
+    ) -> Result<(Process, Addresses)> {
         let file = |suffix: &str| self.directory.join(format!("{}{suffix}", self.name));
         let (configuration, admin_file) = (file(".json"), file("-admin-address"));
         fs::write(&configuration, bootstrap.text()).context(configuration.display())?;
@@ -93,13 +105,18 @@ impl Launch<'_> {
                 .envs(self.environment.iter().copied())
                 .stdout(Stdio::from(access));
         })?;
-        let addresses = self.ready(&mut envoy, &admin_file).await?;
+        let addresses = self.ready(&mut envoy, &admin_file, patience).await?;
         Ok((envoy, addresses))
     }
 
     /// Waits until Envoy serves.
-    async fn ready(&self, envoy: &mut Process, admin_file: &Path) -> Result<Addresses> {
-        let deadline = Instant::now() + Duration::from_secs(30);
+    async fn ready(
+        &self,
+        envoy: &mut Process,
+        admin_file: &Path,
+        patience: Duration,
+    ) -> Result<Addresses> {
+        let deadline = Instant::now() + patience;
         loop {
             if !envoy.is_running() {
                 return Err(envoy.failed("ended while starting"));
@@ -112,7 +129,7 @@ impl Launch<'_> {
                 return Err(envoy.failed("refuses its listeners"));
             }
             if Instant::now() > deadline {
-                return Err(envoy.failed("is not ready after half a minute"));
+                return Err(envoy.failed(&format!("is not ready after {patience:?}")));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -13,6 +13,7 @@ pub mod audit;
 pub mod bootstrap;
 pub mod certificates;
 pub mod client;
+pub mod compare;
 pub mod consul;
 pub mod cost;
 pub mod document;
@@ -27,6 +28,7 @@ pub mod postgres;
 pub mod process;
 pub mod rotation;
 pub mod server;
+pub mod soak;
 pub mod tap;
 pub mod upstream;
 
@@ -262,6 +264,14 @@ impl Testbed {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
         kib.context("the resident memory")
+    }
+
+    /// What Envoy has mapped into its memory, as `/proc` shows it.
+    ///
+    /// # Errors
+    /// If Envoy does not run.
+    pub fn memory_map(&self) -> Result<String> {
+        soak::memory_map(self.envoy.id())
     }
 
     /// Processor time that Envoy's threads took so far.
@@ -705,6 +715,7 @@ async fn start(options: Options, threads: Handle) -> Result<Testbed> {
     bootstrap.configure_filter(options.configure)?;
     if consul_token.is_some() {
         bootstrap.expose_variable(CONSUL_TOKEN)?;
+        bootstrap.configure_filter(mesh::show_token)?;
     }
     if let Some(change) = options.second {
         bootstrap.add_listener(listeners[1], change)?;

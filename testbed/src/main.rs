@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use airflow_envoy_testbed::airflow::{self, Api, Run};
 use airflow_envoy_testbed::certificates::connector;
+use airflow_envoy_testbed::compare::{self, Module, Plan, chart, readme};
 use airflow_envoy_testbed::consul::Client;
 use airflow_envoy_testbed::document::Source;
 use airflow_envoy_testbed::error::{Context as _, Error, Result};
@@ -18,10 +19,10 @@ use airflow_envoy_testbed::mesh::agent::{self, Token, Trust};
 use airflow_envoy_testbed::mesh::intentions::Action;
 use airflow_envoy_testbed::mesh::operate::{Change, Operator};
 use airflow_envoy_testbed::mesh::services::WORKER;
-use airflow_envoy_testbed::rotation::{Plan, Row, run as run_phases};
+use airflow_envoy_testbed::rotation::{self, Row, run as run_phases};
 use airflow_envoy_testbed::{
-    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually, mesh,
-    repository, write_private,
+    Answer, Call, ORDERS, Oidc, Options, Task, Testbed, TokenRequest, cost, eventually,
+    filter_file, mesh, repository, soak, write_private,
 };
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -89,6 +90,22 @@ enum Verb {
         #[arg(default_value = "")]
         filter: String,
     },
+    /// Keep Envoy under load while everything changes, and print its memory as a table; fail if it grows.
+    #[command(hide = true)]
+    Soak {
+        /// For how long.
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+        /// Rules of the large policy.
+        #[arg(long, default_value_t = 10_000)]
+        rules: usize,
+        /// Calls a second.
+        #[arg(long, default_value_t = 1_000)]
+        rate: u32,
+        /// Shorter, for a look whether it still runs.
+        #[arg(long)]
+        quick: bool,
+    },
     /// Measure what the audit trail costs Envoy, and print it as a table.
     #[command(hide = true)]
     AuditCost {
@@ -96,6 +113,9 @@ enum Verb {
         #[arg(long, default_value_t = 20)]
         rounds: usize,
     },
+    /// Measure this filter beside Envoy's own filters and external authorizers.
+    #[command(hide = true)]
+    Compare(Comparison),
     /// Measure what an identity costs the reader of a connection, on an Airflow of its own.
     #[command(hide = true)]
     MintCost {
@@ -218,9 +238,38 @@ struct CallArguments {
     service: Option<String>,
 }
 
+#[derive(Args)]
+struct Comparison {
+    /// A build of the filter; repeatable. Each is compared with everything, and with the first one.
+    #[arg(long, value_name = "LABEL=PATH", value_parser = Module::parse)]
+    module: Vec<Module>,
+    /// OPA with its Envoy plugin (`opa_envoy_linux_amd64_static`), too.
+    #[arg(long)]
+    opa: Option<PathBuf>,
+    /// Only variants whose names contain this; repeatable.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Rounds in which every variant is asked.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Requests of a sample.
+    #[arg(long)]
+    requests: Option<usize>,
+    /// How many seconds to wait in all for others to leave the machine alone.
+    #[arg(long)]
+    patience: Option<u64>,
+    /// One round of few requests: whether everything works. The figures mean nothing.
+    #[arg(long)]
+    quick: bool,
+    /// Put the picture and the ratios of the first build into the README, unless they are not to be believed.
+    #[arg(long)]
+    update_readme: bool,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    let results = cli.directory.clone().unwrap_or_else(|| repository().join("target/compare"));
     let directory = cli.directory.unwrap_or_else(|| repository().join(".testbed/run"));
     let done = match cli.command {
         Verb::Run { airflow, consul } => {
@@ -234,7 +283,9 @@ async fn main() -> ExitCode {
         Verb::Intention { verb } => intention(&directory, verb).await,
         Verb::Rotate { drop } => rotate(&directory, drop).await,
         Verb::Rotation { quick, filter } => rotation(quick, &filter).await,
+        Verb::Soak { minutes, rules, rate, quick } => soak_for(minutes, rules, rate, quick).await,
         Verb::AuditCost { rounds } => audit_cost(rounds).await,
+        Verb::Compare(comparison) => compare(comparison, &results).await,
         Verb::MintCost { workers, postgres, arguments } => {
             mint_cost(workers, postgres, &arguments).await
         }
@@ -652,9 +703,13 @@ async fn rotate(directory: &Path, drop: bool) -> Result<String> {
 
 async fn rotation(quick: bool, filter: &str) -> Result<String> {
     println!("{}", Row::HEAD);
-    let rows = run_phases(if quick { Plan::QUICK } else { Plan::WHOLE }, filter, |row| {
-        println!("{row}");
-    })
+    let rows = run_phases(
+        if quick { rotation::Plan::QUICK } else { rotation::Plan::WHOLE },
+        filter,
+        |row| {
+            println!("{row}");
+        },
+    )
     .await?;
     let wrong: Vec<_> = rows.iter().flat_map(|row| &row.tally.examples).collect();
     if wrong.is_empty() {
@@ -663,10 +718,66 @@ async fn rotation(quick: bool, filter: &str) -> Result<String> {
     Err(Error::new(format!("not as expected, for example:\n  {wrong:#?}")))
 }
 
+async fn soak_for(minutes: u64, rules: usize, rate: u32, quick: bool) -> Result<String> {
+    let whole = soak::Plan::of(Duration::from_secs(minutes.saturating_mul(60)));
+    let plan = if quick { soak::Plan::QUICK } else { soak::Plan { rules, rate, ..whole } };
+    println!("{}", soak::Sample::HEAD);
+    let found = soak::run(plan, |sample| println!("{sample}")).await?;
+    let late = |share| format!("{:.1}", found.tally.latency(share).as_secs_f64() * 1e3);
+    println!(
+        "{} calls: p50 {} ms, p99 {} ms, at most {} ms",
+        found.tally.calls(),
+        late(0.5),
+        late(0.99),
+        late(1.0)
+    );
+    let faults = found.faults();
+    if faults.is_empty() {
+        return Ok(String::new());
+    }
+    Err(Error::new(format!("not as expected: {}", faults.join("; "))))
+}
+
 async fn audit_cost(rounds: usize) -> Result<String> {
     let rows: String =
         cost::run(cost::Plan::of(rounds)).await?.iter().map(|row| format!("{row}\n")).collect();
     Ok(format!("{}\n{rows}", cost::Row::HEAD))
+}
+
+async fn compare(asked: Comparison, directory: &Path) -> Result<String> {
+    let mut modules = asked.module;
+    if modules.is_empty() {
+        modules.push(Module { label: "airflow-envoy".to_owned(), path: filter_file()? });
+    }
+    let mut plan = if asked.quick { Plan::quick(modules) } else { Plan::full(modules) };
+    plan.opa = asked.opa;
+    plan.only = asked.only;
+    plan.rounds = asked.rounds.unwrap_or(plan.rounds);
+    plan.requests = asked.requests.unwrap_or(plan.requests);
+    plan.patience = asked.patience.map_or(plan.patience, Duration::from_secs);
+
+    let report = compare::run(plan, directory, |line| eprintln!("{line}")).await?;
+    let text = report.text();
+    let picture = chart::svg(&report);
+    let write = |path: PathBuf, content: &str| fs::write(&path, content).context(path.display());
+    write(directory.join("compare.json"), &format!("{:#}\n", report.json()))?;
+    write(directory.join("compare.md"), &text)?;
+    write(directory.join("compare.svg"), &picture)?;
+    if asked.update_readme {
+        let doubts = report.doubts().join("; ");
+        if !doubts.is_empty() {
+            return Err(Error::new(format!("{text}\nThe README keeps its picture: {doubts}")));
+        }
+        let (path, place) = (repository().join("README.md"), repository().join(readme::PICTURE));
+        let old = fs::read_to_string(&path).context(path.display())?;
+        let new = readme::updated(&old, &report)?;
+        if let Some(folder) = place.parent() {
+            fs::create_dir_all(folder).context(folder.display())?;
+        }
+        write(place, &picture)?;
+        write(path, &new)?;
+    }
+    Ok(text)
 }
 
 async fn mint_cost(workers: u32, postgres: bool, arguments: &[String]) -> Result<String> {

@@ -1,10 +1,6 @@
 //! The checked-in bootstraps, in the eyes of Envoy.
 
-#![expect(
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    reason = "a test's helpers may panic, too"
-)]
+#![expect(clippy::unwrap_used, reason = "a test's helpers may panic, too")]
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -42,7 +38,8 @@ fn envoy_accepts_the_checked_in_file_as_it_is() {
 /// Beside what an agent keeps, of which Envoy wants to see that it is there.
 #[test]
 fn envoy_accepts_the_files_of_the_sidecar_and_of_the_worker_as_they_are() {
-    for (service, file) in [("orders", "envoy-mesh.yaml"), ("airflow-worker", "envoy-worker.yaml")] {
+    for (service, file) in [("orders", "envoy-mesh.yaml"), ("airflow-worker", "envoy-worker.yaml")]
+    {
         let folder = std::env::temp_dir().join(format!("{service}-{}", std::process::id()));
         let certificates = folder.join("certificates").join(service);
         fs::create_dir_all(&certificates).unwrap();

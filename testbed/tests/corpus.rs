@@ -128,9 +128,11 @@ struct Envoy {
     _process: Process,
 }
 
-/// What distinguishes listeners: the filter's configuration, and what the listener says of the scheme and of the
-/// client's certificate.
-type Listener = (Vec<u8>, String, Option<String>);
+/// What distinguishes listeners: the filter's configuration, and what the listener says of the scheme.
+type Listener = (Vec<u8>, String);
+
+/// The header by which a case says what Envoy knows of the client's certificate.
+const PEER: &str = "x-corpus-peer";
 
 impl Envoy {
     fn start(now: i64) -> Self {
@@ -148,8 +150,7 @@ impl Envoy {
             wanted.insert(listener_for(&exchange));
         }
         wanted.extend(
-            waiting_configurations(now)
-                .map(|configuration| (configuration, "http".to_owned(), None)),
+            waiting_configurations(now).map(|configuration| (configuration, "http".to_owned())),
         );
         let wanted: Vec<_> = wanted.into_iter().collect();
         let filter = filter_file().unwrap().display().to_string();
@@ -226,7 +227,9 @@ impl Envoy {
     fn send(&self, exchange: &Exchange) -> Result<Reply, String> {
         let listener = self.listeners.get(&listener_for(exchange));
         let address = listener.ok_or("no such listener")?.clone()?;
-        Reply::to(address, &exchange.headers).map_err(|error| error.to_string())
+        let peer = exchange.peer.iter().map(|peer| (PEER.as_bytes().to_vec(), peer.clone()));
+        let headers: Vec<_> = exchange.headers.iter().cloned().chain(peer).collect();
+        Reply::to(address, &headers).map_err(|error| error.to_string())
     }
 
     /// The codes of requests that wait in vain, which no case can ask for: its keys and its policy are here at once.
@@ -234,7 +237,7 @@ impl Envoy {
         let (headers, now) = (permitted(self.now).headers, self.now);
         for configuration in waiting_configurations(now) {
             self.configure(&configuration).unwrap();
-            let listener = (configuration, "http".to_owned(), None);
+            let listener = (configuration, "http".to_owned());
             let address = *self.listeners[&listener].as_ref().unwrap();
             // The first one waits; the second one finds no room, if there is only one.
             let first = {
@@ -266,10 +269,9 @@ impl Subject for Envoy {
 
     fn excuse(&self, case: &Case) -> Option<String> {
         let exchange = case.exchange(self.now).ok()?;
-        if exchange.peer.as_ref().is_some_and(|peer| std::str::from_utf8(peer).is_err()) {
-            return Some(
-                "a listener's configuration carries no such bytes of a certificate".to_owned(),
-            );
+        let odd = |octet: &u8| octet.is_ascii_control();
+        if exchange.peer.as_ref().is_some_and(|peer| peer.iter().any(odd)) {
+            return Some("no header carries what the certificate has".to_owned());
         }
         let marked = case.not_through_envoy.as_ref()?;
         if marked.contains("exact to the second") {
@@ -296,7 +298,7 @@ impl Subject for Envoy {
 
     fn configure(&mut self, configuration: &[u8]) -> Result<(), String> {
         self.current = Some(configuration.to_vec());
-        let any = self.listeners.iter().find(|((known, ..), _)| known == configuration);
+        let any = self.listeners.iter().find(|((known, _), _)| known == configuration);
         any.ok_or("no such listener")?.1.clone().map(|_| ())
     }
 
@@ -546,14 +548,12 @@ fn cluster(name: &str, endpoint: SocketAddr) -> Value {
 }
 
 fn listener_for(exchange: &Exchange) -> Listener {
-    let peer = exchange.peer.as_ref();
-    let peer = peer.map(|peer| String::from_utf8_lossy(peer).into_owned());
-    (exchange.configuration.clone(), scheme(&exchange.headers), peer)
+    (exchange.configuration.clone(), scheme(&exchange.headers))
 }
 
-/// A listener that lets everything reach the filter that Envoy lets reach any filter, and says of every client's
+/// A listener that lets everything reach the filter that Envoy lets reach any filter, and says of the client's
 /// certificate what a case wants.
-fn listener(name: &str, (configuration, scheme, peer): &Listener, filter: &str) -> Value {
+fn listener(name: &str, (configuration, scheme): &Listener, filter: &str) -> Value {
     let configuration = std::str::from_utf8(configuration).unwrap();
     let filter_state = |of: &str| format!("%FILTER_STATE(wasm.airflow_envoy.{of}:PLAIN)%");
     let tell =
@@ -590,6 +590,7 @@ fn listener(name: &str, (configuration, scheme, peer): &Listener, filter: &str) 
         "forward_client_cert_details": "ALWAYS_FORWARD_ONLY",
         "upgrade_configs": [{ "upgrade_type": "CONNECT" }],
         "http_filters": [
+            told(),
             { "name": "airflow-envoy", "typed_config": wasm },
             { "name": "envoy.filters.http.router", "typed_config": router },
         ],
@@ -613,20 +614,23 @@ fn listener(name: &str, (configuration, scheme, peer): &Listener, filter: &str) 
         "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
         "name": name,
         "address": address("127.0.0.1:0".parse().unwrap()),
-        "filter_chains": [{ "filters": peer.iter().map(|peer| told(peer)).chain([
-            json!({ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }),
-        ]).collect::<Vec<_>>() }],
+        "filter_chains": [{ "filters": [{ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }] }],
     })
 }
 
-/// The filter state in which a listener with TLS keeps what it knows about the client's certificate.
-fn told(peer: &str) -> Value {
-    json!({ "name": "envoy.filters.network.set_filter_state", "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config",
-        "on_new_connection": [{
+/// The filter state in which a listener with TLS keeps what it knows about the client's certificate: here, of no
+/// connection but of each request what it says itself.
+fn told() -> Value {
+    json!({ "name": "envoy.filters.http.set_filter_state", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config",
+        "on_request_headers": [{
             "object_key": "airflow_envoy.peer",
             "factory_key": "envoy.string",
-            "format_string": { "text_format_source": { "inline_string": peer.replace('%', "%%") } },
+            "format_string": {
+                "text_format_source": { "inline_string": format!("%REQ({PEER})%") },
+                "omit_empty_values": true,
+            },
+            "skip_if_empty": true,
         }],
     }})
 }

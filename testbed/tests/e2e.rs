@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+use airflow_envoy_testbed::bootstrap::Bootstrap;
 use airflow_envoy_testbed::{
     Answer, Call, Fault, ORDERS, Options, PARTNER, Received, Task, Testbed, TokenRequest,
     eventually, rule, send_raw,
@@ -502,5 +503,60 @@ async fn no_vm_traps_and_envoy_logs_no_error() {
     let log = testbed.envoy_log();
     for word in ["[error]", "[critical]", "panicked"] {
         assert!(!log.contains(word), "{log}");
+    }
+}
+
+/// What the README tells to put into the routes where Envoy writes the identity headers.
+fn identity_headers_by_envoy(bootstrap: &mut Bootstrap) {
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let from = readme.find("request_headers_to_remove: # before").unwrap();
+    let part = &readme[from..];
+    let shown = &part[..part.find("```").unwrap()];
+    let shown: Value = serde_saphyr::from_str(shown).unwrap();
+    let routes = bootstrap
+        .0
+        .pointer_mut(
+            "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config",
+        )
+        .unwrap();
+    routes.as_object_mut().unwrap().extend(shown.as_object().unwrap().clone());
+}
+
+#[tokio::test]
+async fn whoever_writes_them_the_identity_headers_are_the_verified_ones() {
+    let by_filter = Testbed::start(Options::default());
+    let by_envoy = Testbed::start(Options {
+        configure: Box::new(|configuration| {
+            configuration["identity_headers"] = json!("filter_state");
+        }),
+        bootstrap: Box::new(identity_headers_by_envoy),
+        ..Options::default()
+    });
+    for testbed in [by_filter.await.unwrap(), by_envoy.await.unwrap()] {
+        let forged = read_order()
+            .header("x-airflow-decision-id", "forged")
+            .header("x-airflow-anything", "forged")
+            .header("x-airflow-map-index", "-1");
+        for call in [read_order(), forged] {
+            let received = permitted(&testbed.call_as(&churn(), call).await.unwrap());
+            for (name, value) in [
+                ("x-airflow-dag-id", Some("ds_churn")),
+                ("x-airflow-task-id", Some("load")),
+                ("x-airflow-try-number", Some("1")),
+                ("x-airflow-map-index", Some("-1")),
+                ("x-airflow-anything", None),
+                ("x-airflow-identity", None),
+                ("authorization", None),
+            ] {
+                assert_eq!(received.header(name), Vec::from_iter(value), "{name}");
+            }
+            assert_eq!(received.header("x-airflow-run-id").len(), 1);
+            let decision = received.header("x-airflow-decision-id");
+            assert!(decision.len() == 1 && decision[0] != "forged", "{decision:?}");
+        }
+        let another = read_order().header("x-airflow-dag-id", "ds_other");
+        let answer = testbed.call_as(&churn(), another).await.unwrap();
+        rejected(&answer, 401, "identity_header_mismatch");
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use airflow_envoy_testbed::consul::Client;
 use airflow_envoy_testbed::load::Credentials;
+use airflow_envoy_testbed::mesh::client::connector;
 use airflow_envoy_testbed::mesh::intentions::{Action, delete, put};
 use airflow_envoy_testbed::mesh::operate::{Change, Operator};
 use airflow_envoy_testbed::mesh::probe::STATUS;
@@ -153,6 +154,17 @@ async fn what_a_caller_writes_of_its_certificate_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_caller_takes_no_other_service_of_the_mesh_for_the_gate() {
+    let Some(testbed) = shared().await else { return };
+    let (leaf, roots) = mesh_of(&testbed).agent(WORKER).unwrap().files().unwrap();
+    for (server, accepted) in [(DESTINATION, true), (SCHEDULER, false)] {
+        let connector = connector(Some(&leaf), &roots, &spiffe_id(server)).unwrap();
+        let answer = Call::get(ORDERS, STATUS).send(testbed.listener, Some((&connector, ORDERS)));
+        assert_eq!(answer.await.is_ok(), accepted, "{server}");
+    }
+}
+
+#[tokio::test]
 async fn an_intention_refuses_and_lets_through_again() {
     let Some(testbed) = shared().await else { return };
     permitted(&by_worker(&testbed, read_order(&testbed).await).await);
@@ -225,14 +237,16 @@ async fn consul_knows_every_service_and_notices_a_gate_that_died() {
     let said = consul.ask("GET", &path, String::new()).await.unwrap();
     assert_eq!(said[0]["ServiceMeta"]["airflow_role"], "User,DataScience", "{said}");
 
-    testbed.quit_envoy().await.unwrap();
     let begun = Instant::now();
+    testbed.quit_envoy().await.unwrap();
     within(Duration::from_secs(3), "nobody is sent to the gate any more", async || {
         callable(&consul, DESTINATION).await.is_ok_and(|found| found.is_empty())
     })
     .await
     .unwrap();
-    println!("gone from the catalog {:?} after its end", begun.elapsed());
+    let took = begun.elapsed();
+    println!("gone from the catalog {took:?} after the signal to end");
+    assert!(took < Duration::from_secs(4), "{took:?}");
 
     mesh_of(&testbed).services.as_ref().unwrap().deregister().await.unwrap();
     assert_eq!(health(&consul).await.unwrap(), []);

@@ -860,12 +860,12 @@ fn a_test_may_say_the_peer_and_intentions_decide_with_the_policy() {
         - {identity: {dag_id: etl}, reject: assertion_not_allowed, rule: workers, detail: 'dags `ds_*`'}\n\
         - {identity: {issuer: other}, reject: assertion_not_allowed}\n\
         - {request: GET http://orders/v1/bills, permit: reads}\n";
-    folder.file("policy.yaml", AGREED).file("a_test.yaml", tests).file("mesh.json", INTENTIONS);
-    let output = run_in(&folder.0, &["test", "."], "");
+    folder.file("p/policy.yaml", AGREED).file("p/a_test.yaml", tests).file("mesh.json", INTENTIONS);
+    let output = run_in(&folder.0, &["test", "p"], "");
     assert_eq!(code(&output), 0, "{}{}", out(&output), err(&output));
 
     // With the mesh's own layer the last one is refused, and who may not call at all is refused by it first.
-    let output = run_in(&folder.0, &["test", ".", "--intentions", "mesh.json"], "");
+    let output = run_in(&folder.0, &["test", "p", "--intentions", "mesh.json"], "");
     assert_eq!(code(&output), 1, "{}", err(&output));
     let told = out(&output);
     assert!(
@@ -876,13 +876,14 @@ fn a_test_may_say_the_peer_and_intentions_decide_with_the_policy() {
     assert!(told.contains("has no permission that this request meets"), "{told}");
 
     let bad = tests.replace("service: batch,", "service: other,");
-    folder.file("a_test.yaml", &bad);
-    let output = run_in(&folder.0, &["test", "."], "");
+    folder.file("p/a_test.yaml", &bad);
+    let output = run_in(&folder.0, &["test", "p"], "");
     assert_eq!(code(&output), 3, "{}", err(&output));
     assert!(err(&output).contains("is not that of the service `other`"), "{}", err(&output));
-    let output = run_in(&folder.0, &["test", ".", "--intentions", "policy.yaml"], "");
+    folder.file("p/a_test.yaml", tests);
+    let output = run_in(&folder.0, &["test", "p", "--intentions", "p/policy.yaml"], "");
     assert_eq!(code(&output), 3);
-    assert!(err(&output).contains("policy.yaml: "), "{}", err(&output));
+    assert!(err(&output).contains("p/policy.yaml: "), "{}", err(&output));
 }
 
 #[test]

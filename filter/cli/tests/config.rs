@@ -274,6 +274,12 @@ const SPOILT: &[(&str, &str, Setting, &str)] = &[
     ("\"token\": \"required\",", "\"token\": \"required\"", Setting::Invalid, "\"airflow\": {"),
     (
         "\"token\": \"required\",",
+        "\"token\": \"required\", \"identity_headers\": \"filter_state\",",
+        Setting::CredentialsGoOn,
+        "identity_headers",
+    ),
+    (
+        "\"token\": \"required\",",
         "\"token\": \"required\", \"mode\": \"shadow\",",
         Setting::ShadowMode,
         "shadow",

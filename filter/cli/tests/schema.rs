@@ -201,7 +201,7 @@ fn full_configurations() -> Vec<Value> {
             },
         },
         "proxy_authorization": false, "token_cookie": "_token",
-        "forward_token": true, "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",
+        "forward_token": true, "identity_headers": "edit", "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",
         "status": {"path": "/status"},
         "audit": {
             "key": {"jwk_env": "AUDIT_KEY"}, "checkpoint": {"records": 100, "every": "5s"},
@@ -372,6 +372,11 @@ fn what_the_readers_accept_the_schemas_accept_and_no_unknown_member() {
 fn part<'s>(root: &'s Value, path: &str) -> &'s Value {
     let resolve = |part: &'s Value| match part.get("$ref").and_then(Value::as_str) {
         Some(reference) => root.pointer(reference.strip_prefix('#').unwrap()).unwrap(),
+        // Of a word or an object the object.
+        None if part.get("properties").is_none() => {
+            let mut kinds = part.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+            kinds.find(|kind| kind.get("properties").is_some()).unwrap_or(part)
+        }
         None => part,
     };
     let mut part = root;

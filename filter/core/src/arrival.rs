@@ -68,6 +68,9 @@ pub const IDENTITY_HEADER: &str = "x-airflow-identity";
 /// The header that carries credentials for a proxy (RFC 9110 §11.7.2).
 pub const PROXY_HEADER: &str = "proxy-authorization";
 
+/// The header by which the upstream learns the decision's name.
+pub const DECISION_HEADER: &str = "x-airflow-decision-id";
+
 /// The method that asks for a tunnel (RFC 9110 §9.3.6).
 pub const CONNECT: &str = "CONNECT";
 
@@ -117,12 +120,55 @@ pub struct Request<'a> {
     pub proxy_authorization: Option<&'a [u8]>,
     /// Values of [`PLAIN_HEADERS`].
     pub plain: [Option<&'a [u8]>; 5],
-    /// Names of the family, and of `proxy-authorization`, as the caller wrote them; all of them go.
-    pub family: Vec<&'a [u8]>,
+    /// What is addressed to the filter or claims to come from it.
+    pub addressed: Addressed<'a>,
     /// Whether Airflow's side left its marker in.
     pub marker: bool,
     /// Whether the caller speaks gRPC.
     pub grpc: bool,
+}
+
+/// Headers of a request that never go on as they came: those of the family, and `proxy-authorization`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addressed<'a> {
+    /// There is an `x-airflow-identity`.
+    pub identity: bool,
+    /// There is a `proxy-authorization`.
+    pub proxy: bool,
+    /// Which of [`PLAIN_HEADERS`] there are.
+    pub plain: [bool; 5],
+    /// There is a [`DECISION_HEADER`].
+    pub decision: bool,
+    /// The names of all others as the caller wrote them, also those that are one of the above in another spelling.
+    pub others: Vec<&'a [u8]>,
+}
+
+impl<'a> Addressed<'a> {
+    /// Those of a header map.
+    pub fn of(headers: &[(&'a [u8], &'a [u8])]) -> Self {
+        let mut addressed = Self::default();
+        for (name, _) in headers.iter().filter(|(name, _)| ends_here(name)) {
+            addressed.note(name);
+        }
+        addressed
+    }
+
+    fn note(&mut self, name: &'a [u8]) {
+        let is = |known: &str| name == known.as_bytes();
+        if is(IDENTITY_HEADER) {
+            self.identity = true;
+        } else if is(PROXY_HEADER) {
+            self.proxy = true;
+        } else if is(DECISION_HEADER) {
+            self.decision = true;
+        } else if let Some((found, _)) =
+            self.plain.iter_mut().zip(PLAIN_HEADERS).find(|(_, known)| is(known))
+        {
+            *found = true;
+        } else {
+            self.others.push(name);
+        }
+    }
 }
 
 impl<'a> Request<'a> {
@@ -137,36 +183,32 @@ impl<'a> Request<'a> {
         let mut request = Self::default();
         let (mut method, mut authority, mut target, mut scheme) = (None, None, None, None);
         for &(name, value) in headers {
-            match name {
-                b":method" => once(&mut method, value, ":method")?,
-                b":authority" => once(&mut authority, value, ":authority")?,
-                b":path" => once(&mut target, value, ":path")?,
-                b":scheme" => once(&mut scheme, value, ":scheme")?,
-                // RFC 8441 §4. Where WebSockets over HTTP/2 are wanted, Envoy turns them into the GET of
-                // HTTP/1.1 before any filter sees them; of anything else nobody knows what a rule would mean.
-                b":protocol" => {
-                    let detail = "an extended CONNECT (`:protocol`) is not supported";
-                    return Err(Reject::new(Code::RequestMalformed, detail));
-                }
-                _ if name.eq_ignore_ascii_case(b"authorization") => {
-                    once(&mut request.authorization, value, "authorization")?;
-                }
-                _ if name.eq_ignore_ascii_case(b"content-type") => {
-                    request.grpc |= is_grpc(value);
-                }
-                _ if is_family(name) => request.take_family(name, value)?,
-                _ if is_for_proxy(name) => {
-                    request.family.push(name);
-                    once(&mut request.proxy_authorization, value, PROXY_HEADER)?;
-                }
-                _ if name.first().is_some_and(|first| matches!(first, b'x' | b'X')) => {
-                    if let Some(name) = OVERRIDES.iter().find(|known| same_name(name, known)) {
-                        let detail = format!(
-                            "header `{name}` asks the upstream for another method or path than the policy judges"
-                        );
+            // Most headers are told by their first letter to be none of these.
+            match name.first() {
+                Some(b':') => match name {
+                    b":method" => once(&mut method, value, ":method")?,
+                    b":authority" => once(&mut authority, value, ":authority")?,
+                    b":path" => once(&mut target, value, ":path")?,
+                    b":scheme" => once(&mut scheme, value, ":scheme")?,
+                    // RFC 8441 §4. Where WebSockets over HTTP/2 are wanted, Envoy turns them into the GET of
+                    // HTTP/1.1 before any filter sees them; of anything else nobody knows what a rule would mean.
+                    b":protocol" => {
+                        let detail = "an extended CONNECT (`:protocol`) is not supported";
                         return Err(Reject::new(Code::RequestMalformed, detail));
                     }
+                    _ => {}
+                },
+                Some(b'a' | b'A') if name.eq_ignore_ascii_case(b"authorization") => {
+                    once(&mut request.authorization, value, "authorization")?;
                 }
+                Some(b'c' | b'C') if name.eq_ignore_ascii_case(b"content-type") => {
+                    request.grpc |= is_grpc(value);
+                }
+                Some(b'p' | b'P') if is_for_proxy(name) => {
+                    request.addressed.note(name);
+                    once(&mut request.proxy_authorization, value, PROXY_HEADER)?;
+                }
+                Some(b'x' | b'X') => request.take_extension(name, value)?,
                 _ => {}
             }
         }
@@ -189,8 +231,22 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
+    /// A header that begins with an `x`.
+    fn take_extension(&mut self, name: &'a [u8], value: &'a [u8]) -> Result<(), Reject> {
+        if is_family(name) {
+            return self.take_family(name, value);
+        }
+        if let Some(name) = OVERRIDES.iter().find(|known| same_name(name, known)) {
+            let detail = format!(
+                "header `{name}` asks the upstream for another method or path than the policy judges"
+            );
+            return Err(Reject::new(Code::RequestMalformed, detail));
+        }
+        Ok(())
+    }
+
     fn take_family(&mut self, name: &'a [u8], value: &'a [u8]) -> Result<(), Reject> {
-        self.family.push(name);
+        self.addressed.note(name);
         if same_name(name, IDENTITY_HEADER) {
             return once(&mut self.identity, value, IDENTITY_HEADER);
         }
@@ -335,10 +391,8 @@ mod tests {
         assert_eq!(request.authorization, Some(&b"Bearer x"[..]));
         assert_eq!(request.identity, Some(&b"y"[..]));
         assert_eq!(request.plain, [Some(&b"d"[..]), None, None, None, None]);
-        assert_eq!(
-            request.family,
-            [&b"X-Airflow-Identity"[..], b"x_airflow_dag_id", b"x-airflow-anything"]
-        );
+        let others = vec![&b"X-Airflow-Identity"[..], b"x_airflow_dag_id", b"x-airflow-anything"];
+        assert_eq!(request.addressed, Addressed { others, ..Addressed::default() });
         assert_eq!((request.scheme, request.grpc, request.marker), ("http", false, false));
     }
 
@@ -417,7 +471,8 @@ mod tests {
     fn credentials_for_a_proxy_are_seen_once_and_go() {
         let request = read(&[(b"Proxy-Authorization", b"Basic eDp5")]).unwrap();
         assert_eq!(request.proxy_authorization, Some(&b"Basic eDp5"[..]));
-        assert_eq!(request.family, [&b"Proxy-Authorization"[..]]);
+        let others = vec![&b"Proxy-Authorization"[..]];
+        assert_eq!(request.addressed, Addressed { others, ..Addressed::default() });
         let twice = [(&b"proxy-authorization"[..], &b"a"[..]), (b"proxy_authorization", b"a")];
         assert_eq!(read(&twice).unwrap_err().code, Code::HeaderRepeated);
         for (name, ends) in [

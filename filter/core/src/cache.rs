@@ -11,6 +11,10 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
+/// What an entry costs beside its credential and its value: its place in a map that is half full on average, and what
+/// the allocator adds to the credential and to the value.
+pub const ENTRY_BYTES: usize = 2 * (size_of::<u64>() + size_of::<Entry>()) + 48;
+
 /// Remembers a `T` for each presented credential.
 pub struct Cache<T> {
     generations: Generations,
@@ -58,9 +62,10 @@ impl<T: 'static> Cache<T> {
         self.generations.find(credential)?.downcast().ok()
     }
 
-    /// Remembers `value` for `credential`. `weight` is the number of bytes of credentials, this one and
-    /// others, that are kept with it.
+    /// Remembers `value` for `credential`. `weight` are the bytes that the value takes, and that it alone keeps; the
+    /// credential and its place here are counted besides.
     pub fn insert(&mut self, credential: &[u8], weight: usize, value: Rc<T>) {
+        let weight = weight.saturating_add(credential.len()).saturating_add(ENTRY_BYTES);
         let entry = Entry { credential: credential.into(), weight, value };
         self.generations.keep(key(credential), entry);
     }
@@ -145,16 +150,26 @@ fn tail(bytes: &[u8]) -> (&[u8], u64) {
     }
 }
 
-/// Equality by eight bytes at a time: the `memcmp` of wasm goes by one, at ten times the cost.
+/// Equality by eight bytes at a time: the `memcmp` of wasm goes by one, at ten times the cost. What differs is mostly
+/// known by its length, so four words are compared before there is a branch.
 pub(crate) fn same(left: &[u8], right: &[u8]) -> bool {
-    let (left_chunks, left_rest) = left.as_chunks::<8>();
-    let (right_chunks, right_rest) = right.as_chunks::<8>();
-    left.len() == right.len()
+    if left.len() != right.len() {
+        return false;
+    }
+    let (left_chunks, left_rest) = left.as_chunks::<32>();
+    let (right_chunks, right_rest) = right.as_chunks::<32>();
+    let (left_words, left_rest) = left_rest.as_chunks::<8>();
+    let (right_words, right_rest) = right_rest.as_chunks::<8>();
+    let difference = |(left, right): (&[u8; 8], &[u8; 8])| {
+        u64::from_le_bytes(*left) ^ u64::from_le_bytes(*right)
+    };
+    let words = |left: &[[u8; 8]], right: &[[u8; 8]]| {
+        left.iter().zip(right).map(difference).fold(0, |all, difference| all | difference)
+    };
+    let mut chunks = left_chunks.iter().zip(right_chunks);
+    chunks.all(|(left, right)| words(left.as_chunks().0, right.as_chunks().0) == 0)
+        && words(left_words, right_words) == 0
         && left_rest == right_rest
-        && left_chunks
-            .iter()
-            .zip(right_chunks)
-            .all(|(left, right)| u64::from_le_bytes(*left) == u64::from_le_bytes(*right))
 }
 
 /// The key is mixed already.
@@ -187,7 +202,7 @@ mod tests {
 
     #[test]
     fn only_the_exact_credential_is_found() {
-        let mut cache = Cache::new(100, 10_000);
+        let mut cache = Cache::new(100, 100_000);
         let known = credential(1);
         cache.insert(&known, known.len(), Rc::new(1));
         assert_eq!(cache.find(&known).as_deref(), Some(&1));
@@ -201,13 +216,31 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_the_same_only_if_each_is() {
+        let bytes: Vec<u8> = (0..200).map(|number| (number * 7) as u8).collect();
+        for length in 0..=bytes.len() {
+            let known = &bytes[..length];
+            let copy = known.to_vec();
+            assert!(same(known, &copy), "{length}");
+            assert!(length == 0 || !same(known, &known[1..]), "{length}");
+            for place in 0..length {
+                let mut other = known.to_vec();
+                other[place] ^= 0x80;
+                assert!(!same(known, &other), "{place} of {length}");
+            }
+        }
+    }
+
+    #[test]
     fn entries_and_bytes_are_bounded_and_the_used_ones_stay() {
-        for (entries, bytes) in [(100, usize::MAX), (usize::MAX, 100 * credential(0).len())] {
+        for (entries, bytes) in
+            [(100, usize::MAX), (usize::MAX, 100 * (7 + credential(0).len() + ENTRY_BYTES))]
+        {
             let mut cache = Cache::new(entries, bytes);
             let used = credential(999_999);
-            cache.insert(&used, used.len(), Rc::new(0));
+            cache.insert(&used, 7, Rc::new(0));
             for index in 0..10_000 {
-                cache.insert(&credential(index), credential(0).len(), Rc::new(index));
+                cache.insert(&credential(index), 7, Rc::new(index));
                 assert!(cache.len() <= 100);
                 assert!(cache.find(&used).is_some(), "{index}");
             }
@@ -216,14 +249,16 @@ mod tests {
 
     #[test]
     fn a_credential_larger_than_the_cache_is_not_kept() {
-        let mut cache = Cache::new(10, 100);
-        cache.insert(&[b'x'; 200], 200, Rc::new(()));
+        let mut cache = Cache::new(10, 2_000);
+        cache.insert(&[b'x'; 2_000], 0, Rc::new(()));
         assert!(cache.is_empty());
+        cache.insert(b"x", 2_000, Rc::new(()));
+        assert!(cache.is_empty(), "nor one with a value that is");
     }
 
     #[test]
     fn forgetting_is_by_value() {
-        let mut cache = Cache::new(100, 10_000);
+        let mut cache = Cache::new(100, 100_000);
         for index in 0..40 {
             cache.insert(&credential(index), credential(0).len(), Rc::new(index));
         }

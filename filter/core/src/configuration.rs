@@ -42,6 +42,8 @@ pub struct Configuration {
     pub ways: Ways,
     /// Whether the upstream gets the access token that was verified.
     pub forward_token: bool,
+    /// Who tells the upstream who calls.
+    pub identity_headers: IdentityHeaders,
     /// Bounds of the requests that wait for keys or policy.
     pub waiting: Waiting,
     /// Whether decisions are carried out.
@@ -70,6 +72,15 @@ pub enum Mode {
     Enforce,
     /// Everything is decided, counted and recorded, and nothing is refused.
     Shadow,
+}
+
+/// Who writes the headers by which the upstream learns who calls, and takes the credentials away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdentityHeaders {
+    /// The filter. With the first header that it changes, Envoy looks for the route again.
+    Edit,
+    /// Envoy's own configuration, by the filter state. The filter changes a header only if something is wrong with it.
+    FilterState,
 }
 
 impl Mode {
@@ -209,6 +220,9 @@ struct Defaults {
     max_lifetime: Option<Span>,
 }
 
+const IDENTITY_HEADERS: [(&str, IdentityHeaders); 2] =
+    [("edit", IdentityHeaders::Edit), ("filter_state", IdentityHeaders::FilterState)];
+
 const MODES: [(&str, Mode); 2] =
     [(Mode::Enforce.name(), Mode::Enforce), (Mode::Shadow.name(), Mode::Shadow)];
 
@@ -288,9 +302,19 @@ fn read(
     let ways = read_ways(&mut root, report, token);
     let forward_token =
         root.optional("forward_token").map_or(Some(false), |node| node.boolean(report));
+    let identity_headers = root.optional("identity_headers");
+    let place = identity_headers.clone();
+    let identity_headers = identity_headers
+        .map_or(Some(IdentityHeaders::Edit), |node| node.choice(report, &IDENTITY_HEADERS));
     let waiting = read_waiting(&mut root, report);
     let mode =
         root.optional("mode").map_or(Some(Mode::Enforce), |node| node.choice(report, &MODES));
+    if identity_headers == Some(IdentityHeaders::FilterState)
+        && mode == Some(Mode::Shadow)
+        && let Some(node) = place
+    {
+        node.fault(report, "is not for `mode: shadow`, which takes nothing away from the upstream");
+    }
     let status_path = read_status_path(&mut root, report);
     let audit = match root.optional("audit") {
         Some(node) => audit::Settings::read(&node, report, environment).map(Some),
@@ -308,6 +332,7 @@ fn read(
         narrow: narrow?,
         ways: ways?,
         forward_token: forward_token?,
+        identity_headers: identity_headers?,
         waiting: waiting?,
         mode: mode?,
         status_path: status_path?,

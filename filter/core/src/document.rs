@@ -89,6 +89,14 @@ impl Report {
         self.faults.is_empty()
     }
 
+    /// Adds the faults of a later part of the document.
+    pub(crate) fn append(&mut self, later: Self) {
+        for Fault { path, problem } in later.faults {
+            self.fault(path, problem);
+        }
+        self.unlisted = self.unlisted.saturating_add(later.unlisted);
+    }
+
     /// A report that also notes the members that are asked for: what a schema of the document must
     /// know.
     #[cfg(feature = "explain")]
@@ -135,6 +143,16 @@ enum Step<'a> {
 }
 
 impl<'a> Path<'a> {
+    /// The path of a member.
+    pub(crate) fn member(&self, name: &'a str) -> Self {
+        self.then(Step::Member(name))
+    }
+
+    /// The path of an element, from 0.
+    pub(crate) fn element(&self, index: usize) -> Self {
+        self.then(Step::Element(index))
+    }
+
     fn then(&self, step: Step<'a>) -> Self {
         Self(Some(Rc::new((self.clone(), step))))
     }

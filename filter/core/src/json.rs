@@ -62,6 +62,198 @@ pub fn parse(bytes: &[u8], max_depth: usize) -> Result<Value, JsonError> {
     })
 }
 
+/// A document that is read by parts: it finds where these begin and end, and leaves it to [`parse`] to say
+/// whether they are any good.
+///
+/// Between the parts it is as strict as JSON is. What it says then is where the byte is that must not be
+/// there, or the length of the text if more had to follow.
+#[derive(Debug)]
+pub(crate) struct Scanner<'t> {
+    text: &'t [u8],
+    position: usize,
+}
+
+impl<'t> Scanner<'t> {
+    /// At the beginning of `text`.
+    pub(crate) fn new(text: &'t [u8]) -> Self {
+        Self { text, position: 0 }
+    }
+
+    /// Where it is.
+    pub(crate) fn position(&self) -> usize {
+        self.position
+    }
+
+    /// The next byte.
+    pub(crate) fn peek(&self) -> Option<u8> {
+        self.text.get(self.position).copied()
+    }
+
+    /// Goes into an object, to its first member: to where the name begins, or `None` behind an object
+    /// without any.
+    pub(crate) fn enter_object(&mut self) -> Result<Option<usize>, usize> {
+        self.take(b'{')?;
+        self.skip_space();
+        match self.peek() {
+            Some(b'}') => self.leave(),
+            Some(b'"') => Ok(Some(self.position)),
+            _ => Err(self.position),
+        }
+    }
+
+    /// Behind the value of a member, goes to the next one.
+    pub(crate) fn next_member(&mut self) -> Result<Option<usize>, usize> {
+        self.skip_space();
+        if self.peek() == Some(b'}') {
+            return self.leave();
+        }
+        self.take(b',')?;
+        self.skip_space();
+        if self.peek() == Some(b'"') { Ok(Some(self.position)) } else { Err(self.position) }
+    }
+
+    /// Behind the name of a member, goes to its value.
+    pub(crate) fn colon(&mut self) -> Result<(), usize> {
+        self.take(b':')?;
+        self.skip_space();
+        Ok(())
+    }
+
+    /// Goes into an array, to its first element, or behind an array without any.
+    pub(crate) fn enter_array(&mut self) -> Result<Option<usize>, usize> {
+        self.take(b'[')?;
+        self.skip_space();
+        if self.peek() == Some(b']') { self.leave() } else { Ok(Some(self.position)) }
+    }
+
+    /// Behind an element, goes to the next one.
+    pub(crate) fn next_element(&mut self) -> Result<Option<usize>, usize> {
+        self.skip_space();
+        if self.peek() == Some(b']') {
+            return self.leave();
+        }
+        self.take(b',')?;
+        self.skip_space();
+        Ok(Some(self.position))
+    }
+
+    /// Nothing follows.
+    pub(crate) fn end(&mut self) -> Result<(), usize> {
+        self.skip_space();
+        if self.position < self.text.len() { Err(self.position) } else { Ok(()) }
+    }
+
+    /// Goes behind the value that begins here, and returns where that is. If it is none, what was skipped
+    /// has the byte that shows it.
+    pub(crate) fn skip_value(&mut self) -> usize {
+        match self.peek() {
+            Some(b'"') => self.skip_string(),
+            Some(b'{' | b'[') => self.skip_nested(),
+            Some(b't' | b'n') => self.position += 4,
+            Some(b'f') => self.position += 5,
+            Some(b'-' | b'0'..=b'9') => self.skip_number(),
+            _ => self.position += 1,
+        }
+        self.position = self.position.min(self.text.len());
+        self.position
+    }
+
+    fn skip_string(&mut self) {
+        self.position += 1;
+        while let Some(byte) = self.peek() {
+            self.position += 1;
+            match byte {
+                b'"' => return,
+                b'\\' => self.position += 1,
+                _ => {}
+            }
+        }
+    }
+
+    /// Which bracket closes which one is left to the parser.
+    fn skip_nested(&mut self) {
+        let mut depth = 0_usize;
+        while let Some(byte) = self.peek() {
+            match byte {
+                b'"' => {
+                    self.skip_string();
+                    continue;
+                }
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            self.position += 1;
+            if depth == 0 {
+                return;
+            }
+        }
+    }
+
+    /// As much as can be a number (RFC 8259 §6), and one byte more if a digit is missing.
+    fn skip_number(&mut self) {
+        if self.peek() == Some(b'-') {
+            self.position += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.position += 1;
+        } else if !self.skip_digits() {
+            return;
+        }
+        if self.peek() == Some(b'.') {
+            self.position += 1;
+            if !self.skip_digits() {
+                return;
+            }
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.position += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.position += 1;
+            }
+            self.skip_digits();
+        }
+    }
+
+    /// Whether there was a digit; if not, it is behind what was there.
+    fn skip_digits(&mut self) -> bool {
+        let start = self.position;
+        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            self.position += 1;
+        }
+        if self.position > start {
+            return true;
+        }
+        self.position += 1;
+        false
+    }
+
+    fn skip_space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\n' | b'\t' | b'\r')) {
+            self.position += 1;
+        }
+    }
+
+    fn take(&mut self, wanted: u8) -> Result<(), usize> {
+        self.skip_space();
+        if self.peek() != Some(wanted) {
+            return Err(self.position);
+        }
+        self.position += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Result<Option<usize>, usize> {
+        self.position += 1;
+        Ok(None)
+    }
+}
+
+/// That the member `name` occurs twice.
+pub(crate) fn duplicate(name: &str) -> JsonError {
+    JsonError::DuplicateMember { name: name.chars().take(64).collect() }
+}
+
 /// Deserializes a [`Value`] as `serde_json` does, but stops at a repeated member and at `depth_left`.
 #[derive(Clone, Copy)]
 struct Strict<'a> {
@@ -143,8 +335,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             match object.entry(name) {
                 Entry::Vacant(free) => free.insert(members.next_value_seed(inner)?),
                 Entry::Occupied(taken) => {
-                    let name = taken.key().chars().take(64).collect();
-                    return Err(self.fail(JsonError::DuplicateMember { name }));
+                    return Err(self.fail(duplicate(taken.key())));
                 }
             };
         }

@@ -25,6 +25,7 @@ pub mod intentions;
 pub mod jose;
 pub mod json;
 pub mod limits;
+pub mod pace;
 pub mod peer;
 pub mod policy;
 pub mod quote;

@@ -1,6 +1,6 @@
 //! Mesh peers: SPIFFE IDs against a second reading of the standard, the header of proxies there and back, and what
 //! nobody would write.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail by panicking")]
 
 use airflow_envoy_core::configuration::Requirement;
 use airflow_envoy_core::peer::{Settings, Source, SpiffeId, xfcc};
@@ -119,7 +119,7 @@ fn the_ids_that_are_read_are_those_of_the_standard() {
             assert_eq!(format!("spiffe://{}{}", id.trust_domain(), id.path()), id.as_str());
         }
     }
-    assert!(fit > 10_000 && unfit > 10_000, "{fit} {unfit}");
+    assert!(fit > 5_000 && unfit > 10_000, "{fit} {unfit}");
     for (bytes, expected) in [(255, true), (256, false)] {
         let id = format!("spiffe://{}/a", "t".repeat(bytes));
         assert_eq!(SpiffeId::parse(id.as_bytes()).is_ok(), expected);

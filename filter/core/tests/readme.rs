@@ -83,7 +83,7 @@ fn the_example_of_an_agreement_refuses_what_it_says() {
     for (service, issuer, dag, refused) in [
         ("airflow-worker", "airflow", "etl", None),
         ("batch", "airflow", "etl", Some(Code::PeerNotAllowed)),
-        ("airflow-worker", "airflow-ml", "ml_x", Some(Code::AssertionNotAllowed)),
+        ("airflow-worker", "elsewhere", "ml_x", Some(Code::AssertionNotAllowed)),
         ("ml-worker", "airflow-ml", "ml_x", None),
         ("ml-worker", "airflow-ml", "etl", Some(Code::AssertionNotAllowed)),
     ] {

@@ -1,18 +1,18 @@
-//! The host calls that the filter makes, in forms that cannot trap.
-//!
-//! The SDK panics on header bytes that are not UTF-8 and on statuses that it does not expect; only
-//! its `_bytes` forms are used, and only where the host can answer nothing unexpected.
+//! What the filter wants of its host: time, the log, metrics, and what the workers share.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use airflow_envoy_core::audit::Line;
 use airflow_envoy_core::peer::EVIDENCE;
 use airflow_envoy_core::shared::{Refused, SharedData, Stamp};
 use airflow_envoy_core::time::UnixTime;
 use proxy_wasm::hostcalls;
-use proxy_wasm::types::{Bytes, LogLevel, MapType, MetricType, Status};
+use proxy_wasm::types::{LogLevel, MetricType, Status};
+
+use crate::abi;
 
 /// The host's clock.
 pub(crate) fn now() -> UnixTime {
@@ -21,12 +21,16 @@ pub(crate) fn now() -> UnixTime {
 
 /// The time that the host's clock shows, to the nanosecond; `None` without a clock.
 pub(crate) fn since_epoch() -> Option<Duration> {
-    hostcalls::get_current_time().ok()?.duration_since(UNIX_EPOCH).ok()
+    abi::current_time().map(Duration::from_nanos)
 }
 
 /// The moment that is so long after the epoch.
 pub(crate) fn at(since_epoch: Option<Duration>) -> UnixTime {
-    let millis = since_epoch.and_then(|span| i64::try_from(span.as_millis()).ok());
+    // Not by `as_millis`, whose 128 bits WebAssembly does not have.
+    let millis = since_epoch.and_then(|span| {
+        let millis = span.as_secs().checked_mul(1000)?.checked_add(span.subsec_millis().into())?;
+        i64::try_from(millis).ok()
+    });
     // Without a clock nothing is valid: at the end of time everything has expired.
     UnixTime::from_millis(millis.unwrap_or(i64::MAX))
 }
@@ -47,7 +51,8 @@ pub(crate) fn log(level: LogLevel, message: &str) {
 pub(crate) fn append(lines: &[Line]) -> bool {
     const LEVELS: [LogLevel; 4] =
         [LogLevel::Info, LogLevel::Warn, LogLevel::Error, LogLevel::Critical];
-    let shown = log_level();
+    // A host that does not tell may show everything.
+    let shown = abi::log_level().unwrap_or_default();
     let Some(level) = LEVELS.into_iter().find(|level| *level as u32 >= shown) else { return false };
     let bytes = lines.iter().map(|line| line.len().saturating_add(1)).sum();
     let mut text = String::with_capacity(bytes);
@@ -60,38 +65,21 @@ pub(crate) fn append(lines: &[Line]) -> bool {
     hostcalls::log(level, &text).is_ok()
 }
 
-/// The level from which on Envoy's log shows what the filter writes; above all levels if it is off. Not
-/// by the SDK, which reads a level that it does not know, as that one, as one of its own.
-fn log_level() -> u32 {
-    #[link(wasm_import_module = "env")]
-    unsafe extern "C" {
-        fn proxy_get_log_level(level: *mut u32) -> u32;
-    }
-    let mut level = 0;
-    // SAFETY: the host writes one number to where it is told to; it has four bytes.
-    let status = unsafe { proxy_get_log_level(&raw mut level) };
-    // A host that does not tell may show everything.
-    if status == 0 { level } else { 0 }
-}
-
 /// What the caller of the effective stream got: the HTTP status, if any, and Envoy's response flags.
 pub(crate) fn response() -> (Option<u16>, u64) {
     let number = |name: &str| {
-        let bytes = hostcalls::get_property(vec!["response", name]).ok()??;
+        let bytes = abi::property(name)?;
         Some(u64::from_le_bytes(bytes.try_into().ok()?))
     };
-    let status = number("code").and_then(|code| u16::try_from(code).ok());
-    (status.filter(|status| *status > 0), number("flags").unwrap_or_default())
+    let status = number("response\0code").and_then(|code| u16::try_from(code).ok());
+    (status.filter(|status| *status > 0), number("response\0flags").unwrap_or_default())
 }
 
 /// What Envoy knows about the client's certificate: the filter state that its listener keeps for each connection.
-pub(crate) fn peer() -> Option<Bytes> {
-    hostcalls::get_property(vec!["filter_state", EVIDENCE]).ok().flatten()
-}
-
-/// All headers of a map, in order, repeated ones repeated.
-pub(crate) fn headers(map: MapType) -> Vec<(String, Bytes)> {
-    hostcalls::get_map_bytes(map).unwrap_or_default()
+pub(crate) fn peer() -> Option<Vec<u8>> {
+    const PATH: &str = "filter_state\0airflow_envoy.peer";
+    const { assert!(PATH.len() == "filter_state\0".len() + EVIDENCE.len()) };
+    abi::property(PATH)
 }
 
 /// What the VMs of this Envoy process share: the store of their common `vm_id`, and a counter as the
@@ -101,12 +89,26 @@ pub(crate) fn headers(map: MapType) -> Vec<(String, Bytes)> {
 #[derive(Debug, Default)]
 pub(crate) struct HostShared {
     published: Option<u32>,
+    /// When the counter was read, by [`Self::at`], and what it showed.
+    seen: Cell<Option<u64>>,
+    at: Cell<UnixTime>,
 }
 
 impl HostShared {
     pub(crate) fn new() -> Self {
         let name = "airflow_envoy.documents.published";
-        Self { published: hostcalls::define_metric(MetricType::Counter, name).ok() }
+        Self {
+            published: hostcalls::define_metric(MetricType::Counter, name).ok(),
+            ..Self::default()
+        }
+    }
+
+    /// It is this time. The counter is read once in a millisecond: a request of the same one might as well have come
+    /// before what was published, and a busy worker decides dozens in it.
+    pub(crate) fn at(&self, now: UnixTime) {
+        if self.at.replace(now) != now {
+            self.seen.set(None);
+        }
     }
 }
 
@@ -126,12 +128,17 @@ impl SharedData for HostShared {
     }
 
     fn announced(&self) -> u64 {
-        self.published.and_then(|id| hostcalls::get_metric(id).ok()).unwrap_or_default()
+        self.seen.get().unwrap_or_else(|| {
+            let announced = self.published.and_then(abi::metric).unwrap_or_default();
+            self.seen.set(Some(announced));
+            announced
+        })
     }
 
     fn announce(&self) {
         if let Some(id) = self.published {
             let _ = hostcalls::increment_metric(id, 1);
+            self.seen.set(None);
         }
     }
 }

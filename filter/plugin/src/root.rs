@@ -11,16 +11,26 @@ use airflow_envoy_core::audit::collector::{Attempt, Post};
 use airflow_envoy_core::configuration::Mode;
 use airflow_envoy_core::feed::{Answer, FeedId, Fetch, Response};
 use airflow_envoy_core::gate::{Effect, Gate, Host, Severity};
+use airflow_envoy_core::shared::SharedData;
+use airflow_envoy_core::time::Span;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType};
 
+use crate::abi;
 use crate::crypto::HostCrypto;
 use crate::host::{self, HostShared, Metrics};
+use crate::pairs::Pairs;
 use crate::stream::{self, Stream};
 
 /// Time between ticks: how late a callout or a deadline may be.
 const TICK: Duration = Duration::from_millis(100);
+
+/// The same while something large is loaded or freed, a slice at a time: time for requests in between.
+const BUSY_TICK: Duration = Duration::from_millis(1);
+
+/// How long such work may go on before requests have their turn again.
+const TURN: Duration = Duration::from_millis(2);
 
 /// Of the decisions that verify no signature one in so many is measured, the first one first.
 const MEASURED: u64 = 64;
@@ -34,6 +44,8 @@ const ALERTED: [&str; 2] = ["audit.lost", "grants.refused"];
 pub(crate) struct Worker {
     /// What decides.
     pub(crate) gate: Gate,
+    /// What the gate shares with those of other workers.
+    pub(crate) shared: Rc<HostShared>,
     /// Random, so that two workers never name decisions alike.
     number: u64,
     decisions: u64,
@@ -72,6 +84,10 @@ pub(crate) struct Root {
     metrics: Metrics,
     /// Callouts under way.
     callouts: HashMap<u32, Callout>,
+    /// It ticks at [`BUSY_TICK`],
+    busy: bool,
+    /// and was last looked after as every [`TICK`] is at this time since the epoch.
+    ticked: Duration,
 }
 
 /// Who asked.
@@ -84,7 +100,8 @@ enum Callout {
 
 impl Root {
     pub(crate) fn new(id: u32) -> Self {
-        Self { id, worker: None, metrics: Metrics::default(), callouts: HashMap::new() }
+        let (metrics, callouts) = (Metrics::default(), HashMap::new());
+        Self { id, worker: None, metrics, callouts, busy: false, ticked: Duration::ZERO }
     }
 
     fn leave(&mut self, reason: EndReason) {
@@ -143,9 +160,13 @@ impl Root {
 
     fn fetch(&mut self, fetch: Fetch) {
         let headers = fetch.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let millis = u64::try_from(fetch.timeout.as_millis()).unwrap_or_default();
-        let timeout = Duration::from_millis(millis);
-        match self.dispatch_http_call(&fetch.cluster, headers, None, Vec::new(), timeout) {
+        match self.dispatch_http_call(
+            &fetch.cluster,
+            headers,
+            None,
+            Vec::new(),
+            span(fetch.timeout),
+        ) {
             Ok(token) => {
                 self.callouts.insert(token, Callout::Feed(fetch.feed, fetch.max_body));
             }
@@ -164,15 +185,34 @@ impl Root {
 
     fn post(&mut self, post: Post) {
         let headers = post.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let timeout = u64::try_from(post.timeout.as_millis()).unwrap_or_default();
-        let timeout = Duration::from_millis(timeout);
-        match self.dispatch_http_call(&post.cluster, headers, Some(&post.body), Vec::new(), timeout)
-        {
+        let (body, timeout) = (Some(&*post.body), span(post.timeout));
+        match self.dispatch_http_call(&post.cluster, headers, body, Vec::new(), timeout) {
             Ok(token) => _ = self.callouts.insert(token, Callout::Audit(post.attempt)),
             Err(_) => {
                 let effects = self.with_gate(|gate| gate.taken(post.attempt, None, host::now()));
                 self.carry_out(effects);
             }
+        }
+    }
+
+    /// Does what takes long for one [`TURN`], and ticks faster as long as there is more of it.
+    fn work(&mut self, begun: Option<Duration>) {
+        let at_work = |root: &Self| {
+            root.worker.as_ref().is_some_and(|worker| worker.borrow().gate.is_at_work())
+        };
+        while at_work(self) {
+            let effects = self.with_gate(|gate| gate.work(host::now()));
+            self.carry_out(effects);
+            let taken = host::since_epoch().zip(begun).map(|(now, begun)| now.checked_sub(begun));
+            // A clock that was set back says nothing.
+            if !taken.flatten().is_some_and(|taken| taken < TURN) {
+                break;
+            }
+        }
+        let busy = at_work(self);
+        if busy != self.busy {
+            self.busy = busy;
+            self.set_tick_period(if busy { BUSY_TICK } else { TICK });
         }
     }
 
@@ -205,12 +245,14 @@ impl Root {
     }
 }
 
-impl Context for Root {
-    fn on_done(&mut self) -> bool {
+/// The instance ends.
+impl Drop for Root {
+    fn drop(&mut self) {
         self.leave(EndReason::Shutdown);
-        true
     }
+}
 
+impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body: usize, _: usize) {
         let Some(callout) = self.callouts.remove(&token) else { return };
         let effects = match callout {
@@ -227,6 +269,8 @@ impl Context for Root {
             }
         };
         self.carry_out(effects);
+        // What was answered may be large: its next slice does not wait for a tick.
+        self.work(host::since_epoch());
     }
 }
 
@@ -237,9 +281,10 @@ impl RootContext for Root {
         let by_host: Vec<_> = crypto.trusted().iter().map(|algorithm| algorithm.name()).collect();
         // Not 0, which is no worker's name.
         let number = host::random() | 1;
+        let shared = Rc::new(HostShared::new());
         let host = Host {
             verifier: Box::new(crypto),
-            shared: Rc::new(HostShared::new()),
+            shared: Rc::clone(&shared) as Rc<dyn SharedData>,
             worker: number,
             environment: &|name| std::env::var(name).ok(),
         };
@@ -250,9 +295,10 @@ impl RootContext for Root {
                     gate.follow(&mut former.borrow_mut().gate);
                 }
                 let mode = gate.mode();
-                let worker = Worker { gate, number, decisions: 0, deciding: Vec::new() };
+                let worker = Worker { gate, shared, number, decisions: 0, deciding: Vec::new() };
                 self.worker = Some(Rc::new(RefCell::new(worker)));
                 self.callouts.clear();
+                self.busy = false;
                 self.set_tick_period(TICK);
                 let version = env!("CARGO_PKG_VERSION");
                 let commit = option_env!("AIRFLOW_ENVOY_COMMIT").unwrap_or("unknown");
@@ -286,9 +332,15 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
-        let effects = self.with_gate(|gate| gate.tick(host::now()));
-        self.carry_out(effects);
-        self.flush();
+        let now = host::since_epoch();
+        let since = now.and_then(|now| now.checked_sub(self.ticked));
+        if !self.busy || since.is_none_or(|since| since >= TICK) {
+            self.ticked = now.unwrap_or_default();
+            let effects = self.with_gate(|gate| gate.tick(host::now()));
+            self.carry_out(effects);
+            self.flush();
+        }
+        self.work(now);
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
@@ -298,6 +350,11 @@ impl RootContext for Root {
     fn get_type(&self) -> Option<ContextType> {
         Some(ContextType::HttpContext)
     }
+}
+
+/// A span as the SDK wants it.
+fn span(span: Span) -> Duration {
+    Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or_default())
 }
 
 /// Reads a callout's answer. A callout that failed has no headers, and asking for one of them by
@@ -311,22 +368,23 @@ fn answer(headers: usize, body: usize, max_body: usize) -> Answer {
     }
     let mut response = Response::default();
     let mut seen = HashSet::new();
-    for (name, value) in host::headers(MapType::HttpCallResponseHeaders) {
+    let map = abi::header_map(MapType::HttpCallResponseHeaders).unwrap_or_default();
+    for (name, value) in Pairs::new(&map) {
         let Response { etag, cache_control, age, index, status, .. } = &mut response;
-        let Ok(value) = String::from_utf8(value) else { continue };
-        let field = match name.as_str() {
-            ":status" => {
+        let Ok(value) = std::str::from_utf8(value) else { continue };
+        let field = match name {
+            b":status" => {
                 *status = value.parse().unwrap_or(0);
                 continue;
             }
-            "etag" => etag,
-            "cache-control" => cache_control,
-            "age" => age,
-            "x-consul-index" => index,
+            b"etag" => etag,
+            b"cache-control" => cache_control,
+            b"age" => age,
+            b"x-consul-index" => index,
             _ => continue,
         };
         // Of a header that comes twice nobody knows which one is meant.
-        *field = seen.insert(name).then_some(value);
+        *field = seen.insert(name).then(|| value.to_owned());
     }
     response.body = match body {
         0 => Vec::new(),

@@ -13,7 +13,9 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
 
+use crate::abi;
 use crate::host;
+use crate::pairs::{Headers, Pairs};
 use crate::root::Worker;
 
 /// One request.
@@ -49,8 +51,9 @@ impl Stream {
     }
 }
 
-impl Context for Stream {
-    fn on_done(&mut self) -> bool {
+/// The stream has ended. Not when Envoy logs it: that it may do several times, and before the end.
+impl Drop for Stream {
+    fn drop(&mut self) {
         if let Some(worker) = &self.worker {
             let mut worker = worker.borrow_mut();
             worker.gate.gone(self.id);
@@ -58,9 +61,10 @@ impl Context for Stream {
                 record(&mut trail.borrow_mut(), self.id);
             }
         }
-        true
     }
 }
+
+impl Context for Stream {}
 
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
@@ -69,18 +73,19 @@ impl HttpContext for Stream {
             let _ = hostcalls::send_http_response(503, Vec::new(), None);
             return Action::Pause;
         };
-        let map = host::headers(MapType::HttpRequestHeaders);
-        let headers: Vec<_> =
-            map.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())).collect();
+        let map = abi::header_map(MapType::HttpRequestHeaders).unwrap_or_default();
+        let headers = Headers::read(&map);
         let verdict = {
             let mut worker = worker.borrow_mut();
             let (begun, verified) = (host::since_epoch(), worker.gate.verifications());
+            let now = host::at(begun);
+            worker.shared.at(now);
             let peer = if worker.gate.wants_peer() { host::peer() } else { None };
             let arrival = Arrival {
                 stream: self.id,
-                headers: &headers,
+                headers: headers.as_slice(),
                 peer: peer.as_deref(),
-                now: host::at(begun),
+                now,
                 decision_id: worker.next_decision(),
             };
             let verdict = worker.gate.request(&arrival);
@@ -124,17 +129,15 @@ impl HttpContext for Stream {
 
     /// Some upstreams read trailers as if they were headers.
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
-        for (name, _) in host::headers(MapType::HttpRequestTrailers) {
-            if ends_here(name.as_bytes()) {
-                let _ = hostcalls::remove_map_value(MapType::HttpRequestTrailers, &name);
-            }
+        let map = abi::header_map(MapType::HttpRequestTrailers).unwrap_or_default();
+        for (name, _) in Pairs::new(&map).filter(|(name, _)| ends_here(name)) {
+            abi::remove_header(MapType::HttpRequestTrailers, name);
         }
         self.after_headers()
     }
 }
 
-/// Writes the audit record of a stream that has ended, if there is to be one. Not when Envoy logs the
-/// stream: that it may do several times, and before the stream has ended.
+/// Writes the audit record of a stream that has ended, if there is to be one.
 fn record(trail: &mut Trail, stream: StreamId) {
     let Some(asks) = trail.awaits(stream) else { return };
     let (status, flags) = if asks { host::response() } else { (None, 0) };
@@ -155,6 +158,26 @@ pub(crate) fn append(trail: &mut Trail, all: bool) {
     }
 }
 
+fn grpc_status(number: u32) -> GrpcStatusCode {
+    match number {
+        3 => GrpcStatusCode::InvalidArgument,
+        7 => GrpcStatusCode::PermissionDenied,
+        8 => GrpcStatusCode::ResourceExhausted,
+        16 => GrpcStatusCode::Unauthenticated,
+        _ => GrpcStatusCode::Unavailable,
+    }
+}
+
+/// The property that is the filter state `wasm.airflow_envoy.<name>`, known when the filter is built.
+macro_rules! state_name {
+    ($name:literal) => {
+        concat!("airflow_envoy.", $name)
+    };
+}
+
+/// The filter state that names the task.
+const TASK: [&str; 3] = [state_name!("dag_id"), state_name!("task_id"), state_name!("run_id")];
+
 /// Carries out the verdict on a parked request, whose context is the effective one.
 pub(crate) fn resume(verdict: &Verdict) {
     match verdict {
@@ -171,14 +194,16 @@ pub(crate) fn resume(verdict: &Verdict) {
 /// Lets the upstream see what was verified, and nothing that the caller made up.
 fn forward(permit: &Permit) {
     edit(permit.remove(), permit.set());
-    state("decision", "permit");
-    state("decision_id", permit.decision_id().as_str());
-    state("rule", permit.rule());
-    state_if("grant", permit.grant());
-    state_if("destination", permit.destination());
-    for (name, value) in
-        ["dag_id", "task_id", "run_id"].into_iter().zip(permit.task().iter().flatten())
-    {
+    state(state_name!("decision"), "permit");
+    state(state_name!("decision_id"), permit.decision_id().as_str());
+    state(state_name!("rule"), permit.rule());
+    state_if(state_name!("grant"), permit.grant());
+    state_if(state_name!("destination"), permit.destination());
+    for (name, value) in TASK.into_iter().zip(permit.task().iter().flatten()) {
+        state(name, value);
+    }
+    let numbers = [state_name!("try_number"), state_name!("map_index")];
+    for (name, value) in numbers.into_iter().zip(permit.numbers().iter().flatten()) {
         state(name, value);
     }
     state_shadow(permit.shadow());
@@ -187,15 +212,15 @@ fn forward(permit: &Permit) {
 /// Lets go on what would have been refused, with what the upstream can rely on.
 fn let_by(pass: &Pass) {
     edit(pass.remove(), pass.set());
-    state("decision", "permit");
-    state("shadow_decision", "reject");
-    state_rejection(pass.rejection(), "shadow_code", "shadow_rule");
+    state(state_name!("decision"), "permit");
+    state(state_name!("shadow_decision"), "reject");
+    state_rejection(pass.rejection(), state_name!("shadow_code"), state_name!("shadow_rule"));
 }
 
 /// Answers the request here.
 fn reply(rejection: &Rejection) {
-    state("decision", "reject");
-    state_rejection(rejection, "code", "rule");
+    state(state_name!("decision"), "reject");
+    state_rejection(rejection, state_name!("code"), state_name!("rule"));
     let headers = rejection.headers();
     if rejection.grpc {
         let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
@@ -221,40 +246,29 @@ fn edit<'a>(
     set: impl Iterator<Item = (&'static str, &'a str)>,
 ) {
     for name in remove {
-        let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
+        abi::remove_header(MapType::HttpRequestHeaders, name.as_bytes());
     }
     for (name, value) in set {
-        let value = Some(value.as_bytes());
-        let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value);
+        abi::replace_header(MapType::HttpRequestHeaders, name.as_bytes(), value.as_bytes());
     }
 }
 
 /// Why a request was refused, or would have been; the names say which.
-fn state_rejection(rejection: &Rejection, code: &str, rule: &str) {
+fn state_rejection(rejection: &Rejection, code: &'static str, rule: &'static str) {
     let Known { dag_id, task_id, run_id, destination, shadow, .. } = &rejection.known;
     state(code, rejection.reject.code.name());
-    state("decision_id", rejection.decision_id.as_str());
+    state(state_name!("decision_id"), rejection.decision_id.as_str());
     state_if(rule, rejection.reject.rule.as_deref());
-    state_if("destination", destination.as_deref());
-    for (name, value) in [("dag_id", dag_id), ("task_id", task_id), ("run_id", run_id)] {
+    state_if(state_name!("destination"), destination.as_deref());
+    for (name, value) in TASK.into_iter().zip([dag_id, task_id, run_id]) {
         state_if(name, value.as_deref());
     }
     state_shadow(shadow);
 }
 
-fn grpc_status(number: u32) -> GrpcStatusCode {
-    match number {
-        3 => GrpcStatusCode::InvalidArgument,
-        7 => GrpcStatusCode::PermissionDenied,
-        8 => GrpcStatusCode::ResourceExhausted,
-        16 => GrpcStatusCode::Unauthenticated,
-        _ => GrpcStatusCode::Unavailable,
-    }
-}
-
-/// Envoy's filter state `wasm.airflow_envoy.<name>`, for its access log, rate limits and tracing.
-fn state(name: &str, value: &str) {
-    let _ = hostcalls::set_property(vec![&format!("airflow_envoy.{name}")], Some(value.as_bytes()));
+/// Envoy's filter state `wasm.airflow_envoy.…`, for its access log, rate limits and tracing.
+fn state(name: &'static str, value: &str) {
+    abi::set_property(name, value.as_bytes());
 }
 
 /// The shadow rules that would have changed the decision, as `rule:permit` or `rule:reject`.
@@ -263,10 +277,10 @@ fn state_shadow(shadow: &[ShadowVerdict]) {
         return;
     }
     let verdicts: Vec<_> = shadow.iter().map(ToString::to_string).collect();
-    state("shadow", &verdicts.join(","));
+    state(state_name!("shadow"), &verdicts.join(","));
 }
 
-fn state_if(name: &str, value: Option<&str>) {
+fn state_if(name: &'static str, value: Option<&str>) {
     if let Some(value) = value {
         state(name, value);
     }

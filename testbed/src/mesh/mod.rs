@@ -246,6 +246,16 @@ pub fn policy() -> Result<Value> {
     Ok(policy)
 }
 
+/// Lets the filter show its token for Consul where it asks for intentions.
+pub(crate) fn show_token(configuration: &mut Value) {
+    let sources = configuration.pointer_mut("/policy/sources").and_then(Value::as_array_mut);
+    for source in sources.into_iter().flatten() {
+        if let Some(consul) = source.get_mut("consul_intentions").and_then(Value::as_object_mut) {
+            consul.insert("token_env".to_owned(), crate::CONSUL_TOKEN.into());
+        }
+    }
+}
+
 fn configure(configuration: &mut Value) {
     if let Some(members) = configuration.as_object_mut() {
         members.insert("status".to_owned(), json!({ "path": STATUS }));

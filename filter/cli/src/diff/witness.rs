@@ -362,7 +362,8 @@ impl<'s> Search<'s> {
         };
         let token = needs_token.then_some(Token { issuer, key_id, claims });
         let (service, spiffe_id) = (one("services"), one("spiffe_ids"));
-        let peer = (service.is_some() || spiffe_id.is_some()).then(|| Peer { service, spiffe_id });
+        let peer =
+            (service.is_some() || spiffe_id.is_some()).then_some(Peer { service, spiffe_id });
         Said { identity: Some(identity), token, peer }
     }
 }
@@ -403,7 +404,7 @@ fn agreements(old: &Model, new: &Model) -> Vec<Conditions> {
     for model in [old, new] {
         let entries: Vec<Conditions> = match &model.agreement {
             None => vec![Conditions::new()],
-            Some(entries) => entries.iter().map(agreement).collect(),
+            Some(entries) => entries.iter().flat_map(agreement).collect(),
         };
         for entry in entries {
             if !all.contains(&entry) {
@@ -437,13 +438,68 @@ fn agreed(way: &Conditions, entry: &Conditions) -> Conditions {
     way
 }
 
-fn agreement(entry: &Agreement) -> Conditions {
+/// The ways in which an entry can hold. What belongs together is chosen together: a SPIFFE ID and the service that
+/// it names, a key and its issuer.
+fn agreement(entry: &Agreement) -> Vec<Conditions> {
     let mut asked = Conditions::new();
     for (field, values) in entry.from.iter().chain(&entry.may_assert) {
         let own = OF_IDENTITY.iter().find(|(name, _)| name == field).map(|(_, own)| *own);
         asked.entry(own.unwrap_or(field).to_owned()).or_default().push(values.clone());
     }
-    asked
+    let any = vec!["*".to_owned()];
+    let all = |field: &str| entry.from.get(field).unwrap_or(&any).iter();
+    let with = |way: &Conditions, chosen: [(&str, String); 2]| {
+        let mut way = way.clone();
+        for (field, value) in chosen {
+            way.insert(field.to_owned(), vec![vec![value]]);
+        }
+        way
+    };
+    let mut ways = vec![asked];
+    if let Some(ids) = entry.from.get("spiffe_ids") {
+        let pairs = ids.iter().flat_map(|id| all("services").map(move |service| (id, service)));
+        let pairs: Vec<(String, String)> =
+            pairs.filter_map(|(id, service)| workload(id, service)).collect();
+        let chosen = |way: &Conditions| {
+            let pairs = pairs.iter().cloned();
+            let ways =
+                pairs.map(|(id, service)| with(way, [("spiffe_ids", id), ("services", service)]));
+            ways.collect::<Vec<_>>()
+        };
+        ways = ways.iter().flat_map(chosen).collect();
+    }
+    if let Some(keys) = entry.from.get("key_ids") {
+        let pairs = keys.iter().flat_map(|key| all("issuers").map(move |issuer| (key, issuer)));
+        let pairs: Vec<(String, String)> = pairs
+            .filter_map(|(key, issuer)| {
+                let key = common_text(key, &format!("{issuer}/*"))?;
+                let (issuer, key) = key.split_once('/')?;
+                let some = |text: &str| if text.is_empty() { "x" } else { text }.to_owned();
+                let (issuer, key) = (some(issuer), some(key));
+                Some((format!("{issuer}/{key}"), issuer))
+            })
+            .collect();
+        let chosen = |way: &Conditions| {
+            let pairs = pairs.iter().cloned();
+            let ways = pairs.map(|(key, issuer)| {
+                with(way, [("identity key_ids", key), ("identity issuers", issuer)])
+            });
+            ways.collect::<Vec<_>>()
+        };
+        ways = ways.iter().flat_map(chosen).collect();
+    }
+    ways
+}
+
+/// A SPIFFE ID of a Consul service that both globs allow, and the service, if one is found.
+fn workload(id: &str, service: &str) -> Option<(String, String)> {
+    let domain = id.strip_prefix("spiffe://").and_then(|rest| rest.split(['/', '*']).next());
+    let domain = domain.filter(|domain| !domain.is_empty()).unwrap_or("some.consul");
+    let stem = format!("spiffe://{domain}/ns/default/dc/dc1/svc/");
+    let text = common_text(id, &format!("{stem}{service}"))?;
+    let name = text.strip_prefix(&stem)?;
+    let name = if name.is_empty() { "some-service" } else { name };
+    Some((format!("{stem}{name}"), name.to_owned()))
 }
 
 fn together(one: &Conditions, other: &Conditions) -> Conditions {

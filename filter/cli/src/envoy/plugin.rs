@@ -137,7 +137,39 @@ fn check_configuration(plugin: &Node, any: &Node, report: &mut Report<'_>) {
         let message = "`mode` is `shadow`: everything is decided, and nothing is refused";
         report.add(Setting::ShadowMode, &place_of(&configuration, "mode"), message);
     }
+    check_credentials(&configuration, report);
     clusters::check(&configuration, report);
+}
+
+/// With `identity_headers: filter_state` it is Envoy's part to take the credentials away. Which of its routes do is
+/// not followed: that none of them does is found.
+fn check_credentials(configuration: &Node, report: &mut Report<'_>) {
+    if text(configuration, &["identity_headers"]) != Some("filter_state") {
+        return;
+    }
+    let mut removed = BTreeSet::new();
+    super::walk(report.document, &mut Vec::new(), &mut |node, _| {
+        let lists =
+            node.members().iter().filter(|member| member.name == "request_headers_to_remove");
+        let names = lists.flat_map(|member| member.value.elements()).filter_map(Node::text);
+        removed.extend(names.map(str::to_ascii_lowercase));
+    });
+    let is_off = |path: &[&str]| text(configuration, path) == Some("off");
+    let stays = is_off(&["token"]) || is_true(configuration.member("forward_token"));
+    for (name, goes) in [
+        ("authorization", !stays),
+        ("x-airflow-identity", !is_off(&["airflow", "identity"])),
+        ("proxy-authorization", is_true(configuration.member("proxy_authorization"))),
+    ] {
+        if goes && !removed.contains(name) {
+            let message = format!(
+                "with `identity_headers: filter_state` the filter leaves `{name}` in the request: name it in the \
+                 `request_headers_to_remove` of the routes"
+            );
+            let place = place_of(configuration, "identity_headers");
+            report.add(Setting::CredentialsGoOn, &place, message);
+        }
+    }
 }
 
 /// Tells of variables that the filter is not handed, and returns the places of all whose value is not known.

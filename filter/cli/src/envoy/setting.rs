@@ -71,6 +71,8 @@ pub enum Setting {
     ConnectTimeout,
     /// The admin interface.
     AdminOpen,
+    /// Envoy is to take credentials away, and does not.
+    CredentialsGoOn,
     /// Nothing is refused.
     ShadowMode,
     /// What is not in the file.
@@ -176,6 +178,11 @@ impl Setting {
                 ("connect-timeout", Note, "A server that is gone is waited for long")
             }
             Self::AdminOpen => ("admin-open", Warning, "A task reaches Envoy's admin interface"),
+            Self::CredentialsGoOn => (
+                "credentials-go-on",
+                Error,
+                "Credentials that Envoy is to take away reach the upstream",
+            ),
             Self::ShadowMode => ("shadow-mode", Note, "Nothing is refused"),
             Self::NotInFile => {
                 ("not-in-file", Note, "A part is fetched by Envoy and cannot be checked here")
@@ -224,6 +231,7 @@ impl Kind for Setting {
         Self::ClusterNotVerified,
         Self::ConnectTimeout,
         Self::AdminOpen,
+        Self::CredentialsGoOn,
         Self::ShadowMode,
         Self::NotInFile,
     ];

@@ -186,6 +186,13 @@ pub(super) fn hexadecimal(number: u64) -> String {
     nibbles.map(|nibble| char::from_digit(nibble as u32, 16).unwrap_or('0')).collect()
 }
 
+/// The digest of the first bytes of a line.
+#[derive(Default)]
+struct Digested {
+    digest: Sha256,
+    bytes: usize,
+}
+
 impl Chain {
     /// The first record of a stream, and what writes the next ones.
     pub fn begin(begin: &Begin<'_>, signer: Option<Signer>) -> (Self, Line) {
@@ -227,8 +234,12 @@ impl Chain {
     /// The record of a decision.
     pub fn decision(&mut self, decided: &Decided<'_>) -> Line {
         let mut text = self.text();
+        let mut digested = Digested::default();
         if let Some(caller) = decided.caller {
             caller.write("caller", &mut text);
+            if let Some(digest) = caller.digest_of(&text.json) {
+                digested = Digested { digest, bytes: text.json.len() };
+            }
         }
         if let Some(code) = decided.code {
             text.plain("code", code);
@@ -279,7 +290,7 @@ impl Chain {
         if !decided.shadow.is_empty() {
             text.texts("", "shadow", decided.shadow.iter().map(String::as_str));
         }
-        self.finish(text, decided.time)
+        self.finish(text, decided.time, digested)
     }
 
     /// A signed record in between. It vouches for everything before it.
@@ -379,7 +390,7 @@ impl Chain {
     }
 
     /// The members that every decision ends with.
-    fn finish(&mut self, mut text: Text, time: UnixTime) -> Line {
+    fn finish(&mut self, mut text: Text, time: UnixTime, digested: Digested) -> Line {
         text.plain("stream", &self.stream);
         text.time("time", time);
         if !text.cut.is_empty() {
@@ -388,13 +399,19 @@ impl Chain {
         }
         text.number("v", VERSION);
         text.close('}');
-        self.link(text)
+        self.link_from(text, digested)
     }
 
     /// Makes it the last line of the stream.
     fn link(&mut self, text: Text) -> Line {
+        self.link_from(text, Digested::default())
+    }
+
+    /// As [`Self::link`], of a line whose digest is known in part.
+    fn link_from(&mut self, text: Text, Digested { digest, bytes }: Digested) -> Line {
         let json = text.json.into_boxed_str();
-        self.last = base64url::encode(&Sha256::digest(json.as_bytes()));
+        let rest = json.as_bytes().get(bytes..).unwrap_or_default();
+        self.last = base64url::encode(&digest.chain_update(rest).finalize());
         // Some room, so that the next one is written without moving.
         self.guess = json.len().saturating_add(64).min(4096);
         let line = Line { stream: Rc::clone(&self.stream), seq: self.next, json };

@@ -77,12 +77,34 @@ impl Decision {
 }
 
 /// A part of a record that is written once and used in many records.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Fragment {
     json: Box<str>,
     /// JSON Pointers into the record of what was cut.
     cut: Box<[String]>,
+    /// The digest of a record so far as it ends with this part, if it is what records begin with.
+    begun: Option<Sha256>,
 }
+
+impl Fragment {
+    /// Bytes of its text.
+    pub(crate) fn bytes(&self) -> usize {
+        let cut = self.cut.iter().map(|pointer| size_of::<String>() + pointer.len());
+        cut.fold(self.json.len(), usize::saturating_add)
+    }
+}
+
+impl PartialEq for Fragment {
+    fn eq(&self, other: &Self) -> bool {
+        // The digest follows from the text.
+        (&self.json, &self.cut) == (&other.json, &other.cut)
+    }
+}
+
+impl Eq for Fragment {}
+
+/// What records with a caller begin with, before the caller.
+const BEGIN: &str = "{\"caller\":";
 
 /// Who called, so far as it was verified.
 #[derive(Debug, Clone, Copy, Default)]
@@ -174,7 +196,7 @@ pub struct RequestParts<'a> {
 
 impl Fragment {
     fn of(text: Text) -> Self {
-        Self { json: text.json.into(), cut: text.cut.into() }
+        Self { json: text.json.into(), cut: text.cut.into(), begun: None }
     }
 
     /// The JSON text, in its canonical form.
@@ -202,7 +224,9 @@ impl Fragment {
             token_members(&mut text, token);
         }
         text.close('}');
-        Self::of(text)
+        // Half of a record is its caller, so half of its digest is known when the credentials are verified.
+        let begun = Sha256::new().chain_update(BEGIN).chain_update(&text.json);
+        Self { begun: Some(begun), ..Self::of(text) }
     }
 
     /// The member `request`.
@@ -252,6 +276,13 @@ impl Fragment {
     pub(super) fn write(&self, name: &str, text: &mut Text) {
         text.raw(name, &self.json);
         text.cut.extend_from_slice(&self.cut);
+    }
+
+    /// The digest of a record that was written as far as `json`, if it begins with this part and is known.
+    pub(super) fn digest_of(&self, json: &str) -> Option<Sha256> {
+        // INVARIANT: what has this length after the caller was written begins with it.
+        let is_begin = json.len() == BEGIN.len().saturating_add(self.json.len());
+        self.begun.clone().filter(|_| is_begin)
     }
 }
 

@@ -78,11 +78,8 @@ pub enum Protocol {
         wait: Span,
         /// `X-Consul-Token`.
         token: Option<Secret>,
-        /// The paths of the documents. One: it is there, and as it comes. Several: an array of
-        /// them, in which `null` stands for one that does not exist.
-        parts: Vec<String>,
-        /// The path of the list.
-        list: String,
+        /// What it is asked for.
+        questions: Box<Questions>,
     },
     /// OpenID Connect Discovery 1.0 §4: a document that says where the keys are, then the keys.
     Discovery {
@@ -91,6 +88,16 @@ pub enum Protocol {
         /// The Envoy cluster that serves the keys, wherever the document says they are.
         keys_cluster: String,
     },
+}
+
+/// Paths of Consul's, with their queries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Questions {
+    /// The documents. One: it is there, and as it comes. Several: an array of them, in which `null` stands
+    /// for one that does not exist.
+    pub parts: Vec<String>,
+    /// The list.
+    pub list: String,
 }
 
 /// A credential for a callout. It is never shown.

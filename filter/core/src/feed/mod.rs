@@ -9,23 +9,28 @@
 //! and requests never wait for the refresh of one that is usable. An endpoint that fails is asked
 //! less and less; after [`TOLERATED`] failures in a row its breaker is open.
 //!
+//! **A large document is loaded a slice at a time** ([`Feed::go_on`]), so that no request waits for it;
+//! the former one stays in use until the new one is read. A small one is there at once.
+//!
 //! What it is not: it does not know what it carries; the reader is an argument.
 
 mod endpoint;
 mod intentions;
 mod record;
 
-use std::borrow::Cow;
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
 use self::endpoint::discovered;
-pub use self::endpoint::{Endpoint, Protocol, Secret, Uri};
+pub use self::endpoint::{Endpoint, Protocol, Questions, Secret, Uri};
 use self::intentions::{Conversation, Next, Step};
-use self::record::{LEASE, Record, State};
+use self::record::{LEASE, Place, Record, State};
 use crate::limits::Limits;
+use crate::pace::{Pace, Task};
 pub use crate::retry::Breaker;
 use crate::retry::{Jitter, TOLERATED, back_off};
 use crate::shared::SharedData;
@@ -35,6 +40,13 @@ use crate::time::{Span, UnixTime};
 /// Between two questions to a server that waits for changes: it may have something new at any time,
 /// and must not be asked as fast as it can answer.
 const PAUSE: Span = Span::from_millis(100);
+
+/// What is spent on a new document as soon as it is there.
+const AT_ONCE: u64 = 1_000;
+
+/// Bytes that are hashed at once, and what that costs.
+const HASHED_AT_ONCE: usize = 16 * 1024;
+const UNITS_PER_HASH: usize = 60;
 
 /// Time after which the place of the keys is looked up again, if nothing fails before.
 const REDISCOVERY: Span = Span::from_secs(3600);
@@ -109,6 +121,8 @@ pub enum Outcome {
     Unchanged,
     /// The answer only says where to ask.
     More,
+    /// There is a document that is not read yet: [`Feed::go_on`] reads on.
+    Loading,
     /// Another worker published a document in the meantime.
     Superseded,
     /// The endpoint could not be asked, or did not answer with a document.
@@ -139,8 +153,21 @@ pub struct Read<T> {
     pub mark: String,
 }
 
-/// Reads a document: its bytes, and the mark of the one before if it has to follow on it.
-pub type Reader<'r, T> = &'r dyn Fn(&[u8], &str) -> Result<Read<T>, String>;
+/// The bytes of a document.
+pub type Body = Rc<Vec<u8>>;
+
+/// A document that is being read.
+pub type Reading<T> = Pin<Box<dyn Future<Output = Result<Read<T>, String>>>>;
+
+/// Reads a document at a pace: its bytes, and the mark of the one before if it has to follow on it.
+pub type Reader<T> = Rc<dyn Fn(Body, String, Pace) -> Reading<T>>;
+
+/// A reader of documents that are never so large that it matters.
+pub fn reader<T: 'static>(
+    read: impl Fn(&[u8], &str) -> Result<Read<T>, String> + 'static,
+) -> Reader<T> {
+    Rc::new(move |body, mark, _| Box::pin(std::future::ready(read(&body, &mark))))
+}
 
 /// What metrics tell of a document and its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +196,49 @@ pub struct Site {
 /// Keeps one document current.
 pub struct Feed<T> {
     current: Option<Rc<T>>,
+    /// What was in use before, or did not come into use.
+    retired: Vec<Rc<T>>,
     remote: Option<Box<Remote>>,
+    loading: Option<Loading<T>>,
+}
+
+/// A document on its way into use.
+enum Loading<T> {
+    /// Another worker published it.
+    Published(Published, Task<Option<Result<Read<T>, String>>>),
+    /// This worker fetched it: it is read,
+    Fetched(Box<Fetched>, Task<Looked<T>>),
+    /// and put where the others find it.
+    Publishing(Box<Fetched>, Box<Publication<T>>, Task<()>),
+    /// The place of the one before is freed.
+    Tidying(Task<()>),
+}
+
+/// What the record said when a published document was found.
+struct Published {
+    version: u64,
+    digest: String,
+    as_of: UnixTime,
+}
+
+/// How a document came.
+struct Fetched {
+    asked: Asked,
+    /// Without its body.
+    response: Response,
+}
+
+/// What a fetched document was found to be.
+enum Looked<T> {
+    /// The one in use.
+    Same,
+    /// Another one.
+    New { digest: String, body: Body, read: Result<Read<T>, String> },
+}
+
+struct Publication<T> {
+    digest: String,
+    read: Read<T>,
 }
 
 /// Everything about a feed that fetches, but for what the document is.
@@ -225,10 +294,10 @@ enum Received {
     Unfit(String),
 }
 
-impl<T> Feed<T> {
+impl<T: 'static> Feed<T> {
     /// A feed that has its document for good.
     pub fn fixed(document: T) -> Self {
-        Self { current: Some(Rc::new(document)), remote: None }
+        Self { current: Some(Rc::new(document)), retired: Vec::new(), remote: None, loading: None }
     }
 
     /// A feed that has to fetch; the first fetch is due at once. `salt` says how the document is read:
@@ -256,7 +325,7 @@ impl<T> Feed<T> {
             wanted: UnixTime::from_millis(i64::MIN),
             jitter: Jitter::new(worker),
         };
-        Self { current: None, remote: Some(Box::new(remote)) }
+        Self { current: None, retired: Vec::new(), remote: Some(Box::new(remote)), loading: None }
     }
 
     /// The document, unless there is none or it is too old to be used. After the clock was set back
@@ -375,39 +444,180 @@ impl<T> Feed<T> {
         }
     }
 
-    /// Loads what another worker has published, if that is new.
-    pub fn sync(&mut self, now: UnixTime, read: Reader<'_, T>) -> Option<Outcome> {
+    /// Looks whether another worker has published a document, and if it is new begins to load it.
+    pub fn sync(&mut self, now: UnixTime, read: &Reader<T>) -> Option<Outcome> {
         let remote = self.remote.as_mut()?;
         remote.refresh(now);
-        let body = remote.published(now)?;
-        match read(&body, "") {
-            Ok(Read { document, .. }) => {
-                remote.took_over();
-                self.current = Some(Rc::new(document));
-                // The leader has told the notes.
-                Some(Outcome::Updated { notes: Vec::new() })
-            }
-            Err(reason) => Some(Outcome::Unfit { reason, repeated: false }),
+        // A document that is on its way comes into use before one that is newer still, or one that
+        // changes often would never do.
+        if self.loading.is_some() {
+            return None;
         }
+        let place = remote.published()?;
+        let State { version, digest, as_of, .. } = remote.state.clone();
+        let (most, read) = (remote.max_body, Rc::clone(read));
+        let task = Task::new(|pace| async move {
+            let body = place.get(most, &pace).await?;
+            Some(read(Rc::new(body), String::new(), pace).await)
+        });
+        self.loading = Some(Loading::Published(Published { version, digest, as_of }, task));
+        match self.go_on(AT_ONCE, now) {
+            None => Some(Outcome::Loading),
+            outcome => outcome,
+        }
+    }
+
+    /// Whether a document is on its way: [`Self::go_on`] brings it into use.
+    pub fn is_loading(&self) -> bool {
+        self.loading.is_some()
+    }
+
+    /// Whether what is on its way is the answer to a fetch of this worker.
+    pub fn has_answer(&self) -> bool {
+        matches!(self.loading, Some(Loading::Fetched(..) | Loading::Publishing(..)))
+    }
+
+    /// Goes on loading until about `units` (see [`Pace`]) are spent; tells when it comes to something.
+    pub fn go_on(&mut self, units: u64, now: UnixTime) -> Option<Outcome> {
+        let remote = self.remote.as_mut()?;
+        let (next, outcome) = match self.loading.take()? {
+            Loading::Published(published, task) => match task.go_on(units) {
+                Err(task) => (Some(Loading::Published(published, task)), None),
+                Ok(None) => {
+                    remote.refresh(now);
+                    // What is newer is found at the next look.
+                    if (remote.state.version, &remote.state.digest)
+                        == (published.version, &published.digest)
+                    {
+                        remote.lose(now);
+                    }
+                    (None, Some(Outcome::Superseded))
+                }
+                Ok(Some(read)) => {
+                    remote.seen = (published.version, published.digest);
+                    remote.holds = read.is_ok();
+                    let outcome = match read {
+                        Ok(Read { document, .. }) => {
+                            remote.as_of = published.as_of;
+                            remote.refresh(now);
+                            self.retired.extend(self.current.replace(Rc::new(document)));
+                            // The leader has told the notes.
+                            Outcome::Updated { notes: Vec::new() }
+                        }
+                        Err(reason) => Outcome::Unfit { reason, repeated: false },
+                    };
+                    (None, Some(outcome))
+                }
+            },
+            Loading::Fetched(fetched, task) => match task.go_on(units) {
+                Err(task) => (Some(Loading::Fetched(fetched, task)), None),
+                Ok(looked) => {
+                    remote.refresh(now);
+                    if remote.state.version != fetched.asked.version {
+                        if let Looked::New { read: Ok(Read { document, .. }), .. } = looked {
+                            self.retired.push(Rc::new(document));
+                        }
+                        (None, Some(remote.superseded()))
+                    } else {
+                        match looked {
+                            Looked::Same => {
+                                let Fetched { asked, response } = *fetched;
+                                let outcome = remote.confirmed(&asked, Some(&response), now);
+                                (None, Some(outcome))
+                            }
+                            // The old tag stays: with the new one, the unfit document would be
+                            // confirmed by 304.
+                            Looked::New { read: Err(reason), .. } => {
+                                let repeated = remote.unfit(&reason, &fetched.asked, now);
+                                (None, Some(Outcome::Unfit { reason, repeated }))
+                            }
+                            Looked::New { digest, body, read: Ok(read) } => {
+                                let place = remote.free_place(&fetched.asked, &digest, now);
+                                match place {
+                                    Err(()) => {
+                                        self.retired.push(Rc::new(read.document));
+                                        (None, Some(Outcome::Superseded))
+                                    }
+                                    Ok(place) => {
+                                        let task = Task::new(|pace| async move {
+                                            if let Some(place) = place {
+                                                place.put(&body, &pace).await;
+                                            }
+                                        });
+                                        let publication = Box::new(Publication { digest, read });
+                                        self.loading =
+                                            Some(Loading::Publishing(fetched, publication, task));
+                                        return self.go_on(units, now);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            },
+            Loading::Publishing(fetched, publication, task) => match task.go_on(units) {
+                Err(task) => (Some(Loading::Publishing(fetched, publication, task)), None),
+                Ok(()) => {
+                    let Publication { digest, read } = *publication;
+                    let Read { document, notes, mark } = read;
+                    let document = Rc::new(document);
+                    let Fetched { asked, response } = *fetched;
+                    match remote.publish(&asked, &response, digest, mark, now) {
+                        false => {
+                            self.retired.push(document);
+                            (None, Some(Outcome::Superseded))
+                        }
+                        true => {
+                            self.retired.extend(self.current.replace(document));
+                            let place = remote.record.place(remote.seen.0, "");
+                            let tidying = place.and_then(|place| {
+                                Task::new(|pace| async move { place.forget_former(&pace).await })
+                                    .go_on(units)
+                                    .err()
+                            });
+                            (tidying.map(Loading::Tidying), Some(Outcome::Updated { notes }))
+                        }
+                    }
+                }
+            },
+            Loading::Tidying(task) => match task.go_on(units) {
+                Err(task) => (Some(Loading::Tidying(task)), None),
+                Ok(()) => (None, None),
+            },
+        };
+        self.loading = next;
+        outcome
+    }
+
+    /// What is no longer in use, or never was: to free a large document takes long too.
+    pub fn take_retired(&mut self) -> Vec<Rc<T>> {
+        std::mem::take(&mut self.retired)
     }
 
     /// The fetch that is due now, if one is and it is this worker's. It counts as under way until
     /// [`Self::answered`].
     pub fn due(&mut self, feed: FeedId, now: UnixTime) -> Option<Fetch> {
-        self.remote.as_mut()?.due(feed, now)
+        let remote = self.remote.as_mut()?;
+        match &self.loading {
+            None | Some(Loading::Tidying(_)) => remote.due(feed, now),
+            Some(Loading::Published(..)) => None,
+            // Whoever has an answer in hand stays the leader until it is published.
+            Some(Loading::Fetched(..) | Loading::Publishing(..)) => {
+                remote.lead(now);
+                None
+            }
+        }
     }
 
     /// Takes the answer of the fetch under way.
-    pub fn answered(&mut self, answer: Answer, now: UnixTime, read: Reader<'_, T>) -> Outcome {
+    pub fn answered(&mut self, answer: Answer, now: UnixTime, read: &Reader<T>) -> Outcome {
         let Some(remote) = &mut self.remote else { return Outcome::Superseded };
         let Some(asked) = remote.asked.take() else { return Outcome::Superseded };
         remote.refresh(now);
         if remote.state.version != asked.version {
-            // What Consul's index belongs to was not loaded.
-            remote.begin_anew();
-            return Outcome::Superseded;
+            return remote.superseded();
         }
-        let response = match remote.receive(answer, &asked, now) {
+        let mut response = match remote.receive(answer, &asked, now) {
             Received::Body(response) => response,
             Received::Unchanged => return remote.confirmed(&asked, None, now),
             Received::More => {
@@ -424,25 +634,25 @@ impl<T> Feed<T> {
                 return Outcome::Unfit { reason, repeated };
             }
         };
-        let digest = hexadecimal(&Sha256::digest(&response.body));
-        if remote.has_current() && digest == remote.state.digest {
-            return remote.confirmed(&asked, Some(&response), now);
-        }
-        let body = remote.with_index(&response.body);
-        match read(&body, &remote.state.mark) {
-            Ok(Read { document, notes, mark }) => {
-                if !remote.publish(&asked, (&response, &body), digest, mark, now) {
-                    return Outcome::Superseded;
-                }
-                self.current = Some(Rc::new(document));
-                Outcome::Updated { notes }
+        let body = Rc::new(std::mem::take(&mut response.body));
+        let published = remote.with_index(&body);
+        let known = remote.has_current().then(|| remote.state.digest.clone());
+        let (mark, read) = (remote.state.mark.clone(), Rc::clone(read));
+        let task = Task::new(|pace| async move {
+            let mut digest = Sha256::new();
+            for part in body.chunks(HASHED_AT_ONCE) {
+                digest.update(part);
+                pace.spend(UNITS_PER_HASH.min(1 + part.len() / 256)).await;
             }
-            // The old tag stays: with the new one, the unfit document would be confirmed by 304.
-            Err(reason) => {
-                let repeated = remote.unfit(&reason, &asked, now);
-                Outcome::Unfit { reason, repeated }
+            let digest = hexadecimal(&digest.finalize());
+            if known.is_some_and(|known| known == digest) {
+                return Looked::Same;
             }
-        }
+            let read = read(Rc::clone(&published), mark, pace).await;
+            Looked::New { digest, body: published, read }
+        });
+        self.loading = Some(Loading::Fetched(Box::new(Fetched { asked, response }), task));
+        self.go_on(AT_ONCE, now).unwrap_or(Outcome::Loading)
     }
 }
 
@@ -471,22 +681,28 @@ impl Remote {
         self.as_of = self.state.as_of;
     }
 
-    /// The published document, if it was not read yet.
-    fn published(&mut self, now: UnixTime) -> Option<Vec<u8>> {
+    /// Where the published document is, if it was not read yet.
+    fn published(&mut self) -> Option<Place> {
         let State { version, digest, .. } = &self.state;
-        if digest.is_empty() || self.is_seen() || self.record.is_alone() {
+        if digest.is_empty() || self.is_seen() {
             return None;
         }
-        let Some(body) = self.record.document(*version, digest) else {
-            // A publication broke off, or others wrote there: only a new one helps who has it not.
-            let soon = self.state.asked_at.plus(self.endpoint.min_interval);
-            let state = self.state.clone().lost(self.state.next_at.min(soon));
-            self.write(state, now);
-            return None;
-        };
-        self.seen = (*version, digest.clone());
-        self.holds = false;
-        Some(body)
+        self.record.place(*version, digest)
+    }
+
+    /// The published document is not where it should be: a publication broke off, or others wrote
+    /// there. Only a new one helps who has it not.
+    fn lose(&mut self, now: UnixTime) {
+        let soon = self.state.asked_at.plus(self.endpoint.min_interval);
+        let state = self.state.clone().lost(self.state.next_at.min(soon));
+        self.write(state, now);
+    }
+
+    /// What this worker fetched is not what is to be published any more.
+    fn superseded(&mut self) -> Outcome {
+        // What Consul's index belongs to was not loaded.
+        self.begin_anew();
+        Outcome::Superseded
     }
 
     fn is_seen(&self) -> bool {
@@ -591,7 +807,8 @@ impl Remote {
                     held = Some(*wait);
                 }
             }
-            Protocol::ConsulIntentions { wait, parts, list, .. } => {
+            Protocol::ConsulIntentions { wait, questions, .. } => {
+                let Questions { parts, list } = &**questions;
                 let Conversation { listing, .. } = &mut self.conversation;
                 *listing |= parts.len() > 1;
                 match (self.conversation.step(), self.conversation.listing) {
@@ -661,8 +878,8 @@ impl Remote {
                 return Received::Absent("the key does not exist".to_owned());
             }
         }
-        if let Protocol::ConsulIntentions { parts, .. } = &self.endpoint.protocol {
-            let count = parts.len();
+        if let Protocol::ConsulIntentions { questions, .. } = &self.endpoint.protocol {
+            let count = questions.parts.len();
             return self.receive_intentions(response, count, asked);
         }
         match (response.status, &self.endpoint.protocol) {
@@ -729,13 +946,13 @@ impl Remote {
     }
 
     /// What is published of a document: that of intentions has Consul's index of when it came before it.
-    fn with_index<'b>(&self, body: &'b [u8]) -> Cow<'b, [u8]> {
+    fn with_index(&self, body: &Body) -> Body {
         match self.endpoint.protocol {
             Protocol::ConsulIntentions { .. } => {
                 let line = format!("{}\n", self.index.unwrap_or_default());
-                Cow::Owned([line.as_bytes(), body].concat())
+                Rc::new([line.as_bytes(), body].concat())
             }
-            _ => Cow::Borrowed(body),
+            _ => Rc::clone(body),
         }
     }
 
@@ -761,22 +978,38 @@ impl Remote {
         Outcome::Unchanged
     }
 
-    fn publish(
+    /// Where to put a fetched document, if there is a store.
+    ///
+    /// # Errors
+    /// Another worker was faster.
+    fn free_place(
         &mut self,
         asked: &Asked,
-        (response, body): (&Response, &[u8]),
-        digest: String,
-        mark: String,
+        digest: &str,
         now: UnixTime,
-    ) -> bool {
+    ) -> Result<Option<Place>, ()> {
         // With the lease just taken, nobody else puts a document in between.
         // Reading may have taken longer than the lease: who took it has published nothing yet.
         let version = asked.version;
         if !self.claim(now) && (self.state.version != version || !self.claim(now)) {
+            return Err(());
+        }
+        Ok(self.record.place(version.saturating_add(1), digest))
+    }
+
+    /// Tells the others that a document is in its place.
+    fn publish(
+        &mut self,
+        asked: &Asked,
+        response: &Response,
+        digest: String,
+        mark: String,
+        now: UnixTime,
+    ) -> bool {
+        if !self.claim(now) && (self.state.version != asked.version || !self.claim(now)) {
             return false;
         }
-        let version = version.saturating_add(1);
-        self.record.put_document(version, &digest, body);
+        let version = asked.version.saturating_add(1);
         let etag = response.etag.clone();
         let state = self.succeeded(asked, Some(response), true, now);
         if !self.write(State { version, digest, mark, etag, ..state }, now) {
@@ -914,7 +1147,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl<T> fmt::Debug for Feed<T> {
+impl<T: 'static> fmt::Debug for Feed<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Feed")

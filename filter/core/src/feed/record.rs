@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use super::endpoint::PLACE_DIGITS;
+use crate::pace::Pace;
 use crate::shared::{Refused, SharedData, Stamp};
 use crate::time::{Span, UnixTime};
 
@@ -18,6 +19,12 @@ const ABANDONED: Span = Span::from_secs(600);
 
 /// How long a leader is one without renewing its lease.
 pub(super) const LEASE: Span = Span::from_secs(3);
+
+/// Bytes of a document that are put into the store at once.
+const PART_BYTES: usize = 256 * 1024;
+
+/// What to copy one part costs.
+const UNITS_PER_PART: usize = 150;
 
 /// Bytes of an error's text that are kept.
 const ERROR_BYTES: usize = 400;
@@ -229,20 +236,12 @@ impl Record {
         }
     }
 
-    /// The document of this version and digest, if it is there.
-    pub(super) fn document(&self, version: u64, digest: &str) -> Option<Vec<u8>> {
-        let (bytes, _) = self.shared.read(&key(self.slot?, "document"))?;
-        let rest = bytes.strip_prefix(self.id.as_bytes())?;
-        let body = rest.strip_prefix(&version.to_be_bytes())?.strip_prefix(digest.as_bytes())?;
-        Some(body.to_vec())
-    }
-
-    /// Puts a document where the others find it.
-    pub(super) fn put_document(&self, version: u64, digest: &str, body: &[u8]) {
-        let Some(slot) = self.slot.filter(|_| !self.alone) else { return };
-        let bytes = [self.id.as_bytes(), &version.to_be_bytes(), digest.as_bytes(), body].concat();
+    /// Where the document of this version and digest is, if there is a store.
+    pub(super) fn place(&self, version: u64, digest: &str) -> Option<Place> {
+        let slot = self.slot.filter(|_| !self.alone)?;
         // The digest tells this document from one that is late: two leaders may write at once.
-        let _ = self.shared.write(&key(slot, "document"), &bytes, None);
+        let mark = [self.id.as_bytes(), &version.to_be_bytes(), digest.as_bytes()].concat();
+        Some(Place { shared: Rc::clone(&self.shared), slot, version, mark })
     }
 
     /// Lets the others know that there is a new version.
@@ -262,6 +261,73 @@ impl Record {
             let at = now.as_millis().to_string();
             let _ = self.shared.write(&key(slot, "wanted"), at.as_bytes(), None);
         }
+    }
+}
+
+/// Where a document is in the store: in parts, because to copy a large one takes long, and the store is
+/// locked for all workers meanwhile. A document and the one before it have places of their own, so that
+/// one can be read while the next one is written.
+pub(super) struct Place {
+    shared: Rc<dyn SharedData>,
+    slot: u32,
+    version: u64,
+    /// How every part begins.
+    mark: Vec<u8>,
+}
+
+impl Place {
+    /// The document, if it is here.
+    pub(super) async fn get(&self, most: usize, pace: &Pace) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        for part in 0.. {
+            let (bytes, _) = self.shared.read(&self.key(part))?;
+            let rest = bytes.strip_prefix(self.mark.as_slice())?;
+            let (total, bytes) = rest.split_first_chunk()?;
+            let total = usize::try_from(u64::from_be_bytes(*total)).ok()?;
+            if total > most {
+                return None;
+            }
+            if part == 0 {
+                body.reserve_exact(total);
+            }
+            body.extend_from_slice(bytes);
+            pace.spend(UNITS_PER_PART).await;
+            if body.len() >= total {
+                return (body.len() == total).then_some(body);
+            }
+            if bytes.is_empty() {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Puts a document here.
+    pub(super) async fn put(&self, body: &[u8], pace: &Pace) {
+        let total = (body.len() as u64).to_be_bytes();
+        // Also a document without a byte has a part.
+        let parts = body.chunks(PART_BYTES).chain(body.is_empty().then_some(&[][..]));
+        for (number, part) in parts.enumerate() {
+            let bytes = [&self.mark, total.as_slice(), part].concat();
+            let _ = self.shared.write(&self.key(number), &bytes, None);
+            pace.spend(UNITS_PER_PART).await;
+        }
+    }
+
+    /// Frees the place of the document before this one, as far as it can be seen how large that was.
+    pub(super) async fn forget_former(&self, pace: &Pace) {
+        let former = Self { shared: Rc::clone(&self.shared), mark: Vec::new(), ..*self };
+        let former = Self { version: self.version.saturating_sub(1), ..former };
+        let mut part = 0;
+        while self.shared.read(&former.key(part)).is_some_and(|(bytes, _)| !bytes.is_empty()) {
+            let _ = self.shared.write(&former.key(part), &[], None);
+            part += 1;
+            pace.spend(UNITS_PER_PART).await;
+        }
+    }
+
+    fn key(&self, part: usize) -> String {
+        key(self.slot, &format!("document.{}.{part}", self.version % 2))
     }
 }
 

@@ -37,13 +37,17 @@ fn long_poll() -> Protocol {
     Protocol::LongPoll { wait: Span::from_secs(16) }
 }
 
-fn read(body: &[u8], _: &str) -> Result<Read<String>, String> {
+fn read_good(body: &[u8], _: &str) -> Result<Read<String>, String> {
     match std::str::from_utf8(body) {
         Ok(text) if text.starts_with("good") => {
             Ok(Read { document: text.to_owned(), notes: Vec::new(), mark: String::new() })
         }
         _ => Err("not good".to_owned()),
     }
+}
+
+fn read() -> Reader<String> {
+    reader(read_good)
 }
 
 fn ok(body: &str) -> Answer {
@@ -93,7 +97,7 @@ impl Process {
     fn tick(&mut self, now: UnixTime) -> Vec<(usize, Fetch)> {
         let mut due = Vec::new();
         for (number, feed) in self.workers.iter_mut().enumerate() {
-            feed.sync(now, &read);
+            feed.sync(now, &read());
             due.extend(feed.due(ID, now).map(|fetch| (number, fetch)));
         }
         due
@@ -107,15 +111,20 @@ impl Process {
     }
 
     fn answer(&mut self, worker: usize, answer: Answer, now: UnixTime) -> Outcome {
-        self.workers[worker].answered(answer, now, &read)
+        self.workers[worker].answered(answer, now, &read())
     }
 
     fn documents(&mut self, now: UnixTime) -> Vec<Option<String>> {
         for feed in &mut self.workers {
-            feed.sync(now, &read);
+            feed.sync(now, &read());
         }
         self.workers.iter().map(|feed| feed.usable(now).map(|it| it.to_string())).collect()
     }
+}
+
+/// Where the first part of a document of this version is.
+fn document_key(version: u64) -> String {
+    format!("airflow-envoy.0.document.{}.0", version % 2)
 }
 
 fn alone(protocol: Protocol) -> Process {
@@ -212,9 +221,9 @@ fn nothing_grows_over_many_configurations() {
             limits: Limits::DEFAULT,
         };
         let mut feed = Feed::remote(endpoint(Protocol::Poll), 100, &number.to_string(), &site);
-        feed.sync(now, &read);
+        feed.sync(now, &read());
         assert!(feed.due(ID, now).is_some());
-        assert!(matches!(feed.answered(ok("good"), now, &read), Outcome::Updated { .. }));
+        assert!(matches!(feed.answered(ok("good"), now, &read()), Outcome::Updated { .. }));
         without_a_place += usize::from(feed.remote.as_ref().unwrap().record.is_alone());
         now = now.plus(Span::from_secs(30));
     }
@@ -229,9 +238,9 @@ fn nothing_grows_over_many_configurations() {
             limits: Limits::DEFAULT,
         };
         let mut feed = Feed::remote(endpoint(Protocol::Poll), 100, &format!("x{number}"), &site);
-        feed.sync(now, &read);
+        feed.sync(now, &read());
         assert!(feed.due(ID, now).is_some());
-        assert!(matches!(feed.answered(ok("good"), now, &read), Outcome::Updated { .. }));
+        assert!(matches!(feed.answered(ok("good"), now, &read()), Outcome::Updated { .. }));
         assert!(feed.usable(now).is_some());
     }
     assert!(shared.size().1 <= 64 * 2);
@@ -260,9 +269,9 @@ fn a_host_without_a_store_lets_each_worker_fetch() {
     for worker in 1..3 {
         let site = Site { shared: Rc::new(Nothing), worker, limits: Limits::DEFAULT };
         let mut feed = Feed::remote(endpoint(Protocol::Poll), 100, "", &site);
-        feed.sync(at(0), &read);
+        feed.sync(at(0), &read());
         assert!(feed.due(ID, at(0)).is_some());
-        feed.answered(ok("good"), at(0), &read);
+        feed.answered(ok("good"), at(0), &read());
         assert!(feed.usable(at(0)).is_some());
         assert!(feed.due(ID, at(1)).is_none());
         assert!(feed.due(ID, at(10)).is_some());
@@ -278,7 +287,7 @@ fn of_two_that_finish_the_first_wins() {
     let mut due = None;
     for tick in 1..50 {
         let now = after(0, tick * 100);
-        process.workers[other].sync(now, &read);
+        process.workers[other].sync(now, &read());
         due = due.or_else(|| process.workers[other].due(ID, now));
     }
     assert!(due.is_some());
@@ -601,14 +610,14 @@ fn what_the_reader_notes_is_told_to_the_next_reader_even_after_all_workers_were_
     };
     let mut process = alone(Protocol::Poll);
     process.fetch(at(0));
-    let first = process.workers[0].answered(ok("7"), at(0), &counting);
+    let first = process.workers[0].answered(ok("7"), at(0), &reader(counting));
     assert!(matches!(first, Outcome::Updated { .. }));
     process.workers.clear();
     process.start(2);
-    process.workers[0].sync(at(20), &counting);
+    process.workers[0].sync(at(20), &reader(counting));
     assert!(process.workers[0].due(ID, at(20)).is_some());
     let reason = "6 is not more than 7".to_owned();
-    let second = process.workers[0].answered(ok("6"), at(20), &counting);
+    let second = process.workers[0].answered(ok("6"), at(20), &reader(counting));
     assert_eq!(second, Outcome::Unfit { reason, repeated: false });
 }
 
@@ -623,15 +632,15 @@ fn what_the_reader_notes_outlives_a_change_of_the_configuration() {
     };
     let mut process = alone(Protocol::Poll);
     process.fetch(at(0));
-    process.workers[0].answered(ok("7"), at(0), &noting);
+    process.workers[0].answered(ok("7"), at(0), &reader(noting));
     for (number, protocol) in [(2, long_poll()), (3, consul())] {
         process.protocol = protocol;
         process.start(number);
         let feed = process.workers.last_mut().unwrap();
-        feed.sync(at(1), &noting);
+        feed.sync(at(1), &reader(noting));
         assert!(feed.due(ID, at(1)).is_some());
         let reason = "after noted".to_owned();
-        let outcome = feed.answered(ok("7"), at(1), &noting);
+        let outcome = feed.answered(ok("7"), at(1), &reader(noting));
         assert_eq!(outcome, Outcome::Unfit { reason, repeated: false });
     }
 }
@@ -652,7 +661,7 @@ fn what_others_wrote_into_the_store_breaks_nothing() {
     for junk in junk {
         let mut process = Process::new(2, Protocol::Poll);
         for slot in 0..64 {
-            for part in ["state", "document", "wanted"] {
+            for part in ["state", "document.0.0", "document.1.0", "wanted"] {
                 let key = format!("airflow-envoy.{slot}.{part}");
                 process.shared.write(&key, junk, None).unwrap();
             }
@@ -682,7 +691,7 @@ fn who_cannot_load_what_was_published_neither_trusts_the_old_document_nor_stays_
         assert_eq!(process.documents(at(0)), vec![Some("good 1".to_owned()); 2]);
         process.fetch(at(10));
         process.answer(leader, http(200, Some("\"2\""), "good 2"), at(10));
-        process.shared.write("airflow-envoy.0.document", lost, None).unwrap();
+        process.shared.write(&document_key(2), lost, None).unwrap();
         let other = 1 - leader;
         process.documents(at(10));
         assert_eq!(process.workers[other].as_of(), at(0), "the old one was not confirmed");
@@ -710,12 +719,12 @@ fn a_document_that_another_version_was_written_over_is_not_loaded() {
     let mut process = Process::new(2, Protocol::Poll);
     let (leader, _) = process.fetch(at(0));
     process.answer(leader, ok("good 1"), at(0));
-    let late = process.shared.read("airflow-envoy.0.document").unwrap().0;
+    let late = process.shared.read(&document_key(1)).unwrap().0;
     let digest = |body: &str| hexadecimal(&Sha256::digest(body));
     let late = String::from_utf8_lossy(&late)
         .replace(&digest("good 1"), &digest("good 0"))
         .replace("good 1", "good 0");
-    process.shared.write("airflow-envoy.0.document", late.as_bytes(), None).unwrap();
+    process.shared.write(&document_key(1), late.as_bytes(), None).unwrap();
     let documents = process.documents(at(0));
     assert!(!documents.contains(&Some("good 0".to_owned())), "{documents:?}");
 }
@@ -756,8 +765,8 @@ fn a_document_that_cannot_be_read_here_does_not_keep_the_old_one_young() {
     process.answer(leader, ok("good 2"), at(10));
     let refusing = |_: &[u8], _: &str| Err("not here".to_owned());
     let other = &mut process.workers[1 - leader];
-    assert!(matches!(other.sync(at(10), &refusing), Some(Outcome::Unfit { .. })));
-    assert!(other.sync(at(10), &refusing).is_none(), "it is read once");
+    assert!(matches!(other.sync(at(10), &reader(refusing)), Some(Outcome::Unfit { .. })));
+    assert!(other.sync(at(10), &reader(refusing)).is_none(), "it is read once");
     assert!(other.usable(at(60)).is_some() && other.usable(at(61)).is_none());
 }
 
@@ -767,10 +776,10 @@ fn what_the_reader_notes_outlives_a_change_of_the_configuration_and_back() {
     let mut fetched = |process: &mut Process, number, body, seconds| {
         process.start(number);
         let feed = process.workers.last_mut().unwrap();
-        feed.sync(at(seconds), &counting);
+        feed.sync(at(seconds), &reader(counting));
         let before = feed.current().map(|it| it.to_string());
         assert!(feed.due(ID, at(seconds)).is_some());
-        (before, feed.answered(ok(body), at(seconds), &counting))
+        (before, feed.answered(ok(body), at(seconds), &reader(counting)))
     };
     let fetched = &mut fetched;
     process.workers.clear();
@@ -791,17 +800,18 @@ fn a_leader_that_reads_for_longer_than_its_lease_publishes_all_the_same() {
     use std::cell::RefCell;
     let mut process = Process::new(2, Protocol::Poll);
     let (slow, _) = process.fetch(at(0));
-    let other = RefCell::new(process.workers.remove(1 - slow));
-    let slowly = |body: &[u8], last: &str| {
-        other.borrow_mut().sync(at(4), &read);
-        assert!(other.borrow_mut().due(ID, at(4)).is_some(), "the lease is over");
-        read(body, last)
+    let other = Rc::new(RefCell::new(process.workers.remove(1 - slow)));
+    let waiting = Rc::clone(&other);
+    let slowly = move |body: &[u8], last: &str| {
+        waiting.borrow_mut().sync(at(4), &read());
+        assert!(waiting.borrow_mut().due(ID, at(4)).is_some(), "the lease is over");
+        read_good(body, last)
     };
-    let outcome = process.workers[0].answered(ok("good slow"), at(0), &slowly);
+    let outcome = process.workers[0].answered(ok("good slow"), at(0), &reader(slowly));
     assert!(matches!(outcome, Outcome::Updated { .. }), "{outcome:?}");
-    let mut other = other.into_inner();
-    assert_eq!(other.answered(ok("good other"), at(8), &read), Outcome::Superseded);
-    assert!(other.sync(at(8), &read).is_some());
+    let mut other = other.borrow_mut();
+    assert_eq!(other.answered(ok("good other"), at(8), &read()), Outcome::Superseded);
+    assert!(other.sync(at(8), &read()).is_some());
     assert_eq!(other.usable(at(8)).map(|it| it.as_str()), Some("good slow"));
 }
 
@@ -891,4 +901,138 @@ fn a_tag_that_is_too_long_to_be_kept_is_none() {
     process.answer(0, http(200, Some(&tag), "good 1"), at(0));
     let (_, fetch) = process.fetch(at(10));
     assert_eq!(header(&fetch, "if-none-match"), None);
+}
+
+/// A reader that takes its time: a unit for each byte.
+fn slow_reader() -> Reader<String> {
+    Rc::new(|body: Body, mark: String, pace: Pace| {
+        Box::pin(async move {
+            for _ in body.iter() {
+                pace.spend(1).await;
+            }
+            read_good(&body, &mark)
+        })
+    })
+}
+
+fn large(version: usize) -> String {
+    format!("good {version} {}", "x".repeat(600_000 + version))
+}
+
+/// Goes on loading in every worker until there is nothing more to do; the outcomes of each.
+fn load(workers: &mut [Feed<String>], now: UnixTime) -> Vec<Vec<Outcome>> {
+    let mut outcomes = vec![Vec::new(); workers.len()];
+    for _ in 0..10_000 {
+        for (feed, outcomes) in workers.iter_mut().zip(&mut outcomes) {
+            outcomes.extend(feed.go_on(500, now));
+        }
+        if workers.iter().all(|feed| !feed.is_loading()) {
+            return outcomes;
+        }
+    }
+    panic!("it is never loaded: {outcomes:?}");
+}
+
+fn large_feeds(workers: u64) -> Process {
+    let mut process = Process::new(0, Protocol::Poll);
+    for number in 1..=workers {
+        let shared = Rc::clone(&process.shared) as Rc<dyn SharedData>;
+        let site = Site { shared, worker: number, limits: Limits::DEFAULT };
+        process.workers.push(Feed::remote(endpoint(Protocol::Poll), 1 << 20, "", &site));
+    }
+    process
+}
+
+fn first_word(feed: &Feed<String>, now: UnixTime) -> Option<String> {
+    feed.usable(now).map(|it| it.split(' ').take(2).collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn a_large_document_is_loaded_while_the_one_before_it_stays_in_use() {
+    let mut process = large_feeds(2);
+    let (mut now, slow) = (at(0), slow_reader());
+    let mut sizes = Vec::new();
+    for version in 1..=4 {
+        let (leader, _) = process.fetch(now);
+        let feed = &mut process.workers[leader];
+        assert_eq!(feed.answered(ok(&large(version)), now, &slow), Outcome::Loading);
+        let before = (version > 1).then(|| format!("good {}", version - 1));
+        for seconds in 0..5 {
+            now = now.plus(Span::from_secs(1));
+            for feed in &mut process.workers {
+                assert_eq!(feed.sync(now, &slow), None);
+                assert!(
+                    feed.due(ID, now).is_none(),
+                    "who loads stays the leader, and asks nothing"
+                );
+                feed.go_on(500, now);
+                assert_eq!(first_word(feed, now), before, "{seconds}");
+            }
+        }
+        let outcomes = load(&mut process.workers, now);
+        assert_eq!(outcomes[leader], [Outcome::Updated { notes: vec![] }]);
+        let other = &mut process.workers[1 - leader];
+        assert_eq!(other.sync(now, &slow), Some(Outcome::Loading));
+        assert_eq!(first_word(other, now), before);
+        let outcomes = load(&mut process.workers, now);
+        assert_eq!(outcomes[1 - leader], [Outcome::Updated { notes: vec![] }]);
+        for feed in &mut process.workers {
+            assert_eq!(first_word(feed, now), Some(format!("good {version}")));
+            assert_eq!(feed.take_retired().len(), usize::from(version > 1), "the former one");
+        }
+        sizes.push(process.shared.size().0);
+        now = now.plus(Span::from_secs(20));
+    }
+    let most = sizes.iter().max().unwrap();
+    assert!(*most < 700_000, "only the last document is kept: {sizes:?}");
+}
+
+#[test]
+fn a_large_document_that_is_replaced_while_it_is_loaded_comes_into_use_all_the_same() {
+    let (mut process, slow) = (large_feeds(2), slow_reader());
+    let (leader, _) = process.fetch(at(0));
+    process.workers[leader].answered(ok(&large(1)), at(0), &slow);
+    load(&mut process.workers, at(0));
+    let other = 1 - leader;
+    assert_eq!(process.workers[other].sync(at(0), &slow), Some(Outcome::Loading));
+    while process.workers[other].is_loading() {
+        // Past the copying.
+        process.workers[other].go_on(100_000, at(0));
+        if !process.workers[leader].is_loading()
+            && process.workers[leader].due(ID, at(10)).is_some()
+        {
+            process.workers[leader].answered(ok(&large(2)), at(10), &slow);
+        }
+        process.workers[leader].go_on(u64::MAX, at(10));
+    }
+    assert_eq!(first_word(&process.workers[other], at(10)).as_deref(), Some("good 1"));
+    assert_eq!(process.workers[other].as_of(), at(0), "the newer one does not make it younger");
+    process.workers[other].sync(at(10), &slow);
+    load(&mut process.workers, at(10));
+    assert_eq!(first_word(&process.workers[other], at(10)).as_deref(), Some("good 2"));
+}
+
+#[test]
+fn a_large_document_of_which_a_part_is_lost_is_fetched_again() {
+    let (mut process, slow) = (large_feeds(2), slow_reader());
+    let (leader, _) = process.fetch(at(0));
+    process.workers[leader].answered(ok(&large(1)), at(0), &slow);
+    load(&mut process.workers, at(0));
+    let parts: Vec<_> = (0..4).map(|part| format!("airflow-envoy.0.document.1.{part}")).collect();
+    let (first, _) = process.shared.read(&parts[0]).unwrap();
+    assert!(process.shared.read(&parts[2]).is_some() && process.shared.read(&parts[3]).is_none());
+    for junk in
+        [&b""[..], b"junk", &first[..first.len() - 1], &[first.clone(), first.clone()].concat()]
+    {
+        process.shared.write(&parts[1], junk, None).unwrap();
+        let shared = Rc::clone(&process.shared) as Rc<dyn SharedData>;
+        let site = Site { shared, worker: 9, limits: Limits::DEFAULT };
+        process.workers.push(Feed::remote(endpoint(Protocol::Poll), 1 << 20, "", &site));
+        let new = process.workers.len() - 1;
+        process.workers[new].sync(at(1), &slow);
+        load(&mut process.workers[new..], at(1));
+        assert_eq!(first_word(&process.workers[new], at(1)), None);
+        process.workers.truncate(2);
+        process.shared.write(&parts[1], &first, None).unwrap();
+    }
 }

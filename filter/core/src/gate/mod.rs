@@ -12,6 +12,7 @@ mod narrowing;
 mod permit;
 mod realm;
 mod session;
+mod weight;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -23,28 +24,31 @@ use self::credentials::{Cookies, Credentials, Look};
 use self::grants::Grants;
 use self::intentions::Layer;
 use self::narrowing::Narrowing;
-pub use self::permit::{DECISION_HEADER, Pass, Permit, SHADOW_HEADER};
-use self::permit::{Onward, removals};
+use self::permit::{Onward, Removals};
+pub use self::permit::{Pass, Permit, SHADOW_HEADER};
 use self::realm::{Realm, read_keys};
 #[cfg(feature = "explain")]
 pub use self::session::caller;
 use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
+pub use crate::arrival::DECISION_HEADER;
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
 use crate::audit::collector::{Attempt, Post, Step};
 use crate::audit::{Fragment, Trail};
 use crate::cache::Cache;
 use crate::catalog::ServiceRoles;
 use crate::configuration::{
-    Configuration, Environment, Mode, Policies, PolicySource, Waiting, Ways,
+    Configuration, Environment, IdentityHeaders, Mode, Policies, PolicySource, Waiting, Ways,
 };
 use crate::document::Faults;
 use crate::feed::{
-    Answer, Feed, FeedId, Fetch, Observation, Outcome as FeedOutcome, Read, Reader, Site,
+    Answer, Body, Feed, FeedId, Fetch, Observation, Outcome as FeedOutcome, Read, Reader, Site,
+    reader,
 };
 use crate::intentions::Token;
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
+use crate::pace::{Pace, Task};
 use crate::peer::{self, Presented};
 use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
@@ -53,12 +57,16 @@ use crate::status::{Kind, Reply, Source, Status};
 use crate::tally::Tally;
 use crate::time::{Span, UnixTime};
 
-/// Credentials remembered by one worker, and their bytes.
+/// What one worker remembers of each kind: sessions, tokens, identities. By number, and by all the bytes
+/// that it takes: a session is two credentials and what was read out of them, some 6 KiB.
 const CACHE_ENTRIES: usize = 8192;
-const CACHE_BYTES: usize = 16 * 1024 * 1024;
+const CACHE_BYTES: usize = 24 * 1024 * 1024;
 
 /// Time between two looks at the age of keys and policies for the metrics.
 const OBSERVATION: Span = Span::from_secs(1);
+
+/// What one slice of work that takes long may spend, see [`Pace`](crate::pace::Pace): about half a millisecond.
+const SLICE: u64 = 500;
 
 /// Parked requests that are decided at one event or tick. Each may cost two signatures, and a worker that
 /// verifies the forged ones of a whole waiting room serves nobody else.
@@ -67,7 +75,7 @@ const DECISIONS_AT_ONCE: usize = 32;
 /// One worker's state of one filter instance.
 pub struct Gate {
     limits: Limits,
-    verifier: Box<dyn SignatureVerifier>,
+    verifier: Rc<dyn SignatureVerifier>,
     tokens: Realm,
     identities: Realm,
     /// Which mesh peers are believed, if any is looked at.
@@ -79,11 +87,15 @@ pub struct Gate {
     policy: PolicySet,
     /// What permits for a while what they say nothing about.
     grants: Option<Grants>,
+    /// Policies that are no longer in use, to be freed,
+    retired: Vec<Rc<Policy>>,
+    /// and one that is being freed.
+    releasing: Option<Task<()>>,
     /// What the mesh lets through at all.
     intentions: Vec<Layer>,
     /// What takes roles away from some.
     narrowing: Option<Narrowing>,
-    trust: Trust,
+    trust: Rc<Trust>,
     shared: Rc<dyn SharedData>,
     /// What was announced when the feeds were last looked after.
     heard: Option<u64>,
@@ -96,6 +108,7 @@ pub struct Gate {
     observed_at: UnixTime,
     ways: Ways,
     forward_token: bool,
+    identity_headers: IdentityHeaders,
     waiting: Waiting,
     mode: Mode,
     status_path: Option<String>,
@@ -116,6 +129,10 @@ struct Audited {
 }
 
 /// What becomes of a request.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are permits; a box would be an allocation each"
+)]
 #[derive(Debug)]
 pub enum Verdict {
     /// It may go on, with the header edits of the permit.
@@ -318,16 +335,18 @@ impl Gate {
         });
         Ok(Self {
             grants: grants.map(|source| Grants::new(source, &policy, &site)),
+            verifier: Rc::from(verifier),
             intentions,
             narrowing: configuration.narrow.map(|narrow| Narrowing::new(narrow, &site)),
-            verifier,
             tokens: Realm::new(Credential::Token, token, issuers, &site),
             identities: Realm::new(Credential::Identity, identity, airflow_issuers, &site),
             peers: configuration.peer,
             sessions: Cache::new(CACHE_ENTRIES, CACHE_BYTES),
             policy,
             policies,
-            trust,
+            retired: Vec::new(),
+            releasing: None,
+            trust: Rc::new(trust),
             shared,
             heard: None,
             outbox: Vec::new(),
@@ -337,6 +356,7 @@ impl Gate {
             ways: configuration.ways,
             // What only watches must not take away what the upstream lives on today.
             forward_token: configuration.forward_token || configuration.mode == Mode::Shadow,
+            identity_headers: configuration.identity_headers,
             waiting: configuration.waiting,
             mode: configuration.mode,
             status_path: configuration.status_path,
@@ -407,10 +427,47 @@ impl Gate {
         Status { worker: self.worker, mode: self.mode, sources, audit }
     }
 
+    /// Whether a large document is being loaded, or one that was replaced is being freed: then
+    /// [`Self::work`] goes on with it. So does each [`Self::tick`], but there is no reason to wait for that.
+    pub fn is_at_work(&self) -> bool {
+        let policies = self.policies.iter().any(|(_, feed)| feed.is_loading());
+        let mut issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
+        policies
+            || self.releasing.is_some()
+            || self.retired.iter().any(is_unused)
+            || self.grants.as_ref().is_some_and(|grants| grants.feed.is_loading())
+            || self.intentions.iter().any(|layer| layer.feed.is_loading())
+            || issuers.any(|issuer| issuer.keys.is_loading())
+    }
+
+    /// Goes on for about half a millisecond with what takes long. Requests are decided in between, by what
+    /// was in use before.
+    pub fn work(&mut self, now: UnixTime) -> Vec<Effect> {
+        let mut effects = std::mem::take(&mut self.outbox);
+        let mut ids = self.feed_ids();
+        if let Some((id, answered)) = ids.find_map(|id| Some((id, self.feed_mut(id).on_its_way()?)))
+        {
+            if let Some((name, outcome)) = self.feed_event(id, Event::GoOn, now) {
+                if answered {
+                    effects.extend(outcome_count(&name, &outcome));
+                }
+                self.taken_in(id, &name, outcome, now, &mut effects);
+            }
+            return effects;
+        }
+        let releasing = self.releasing.take().or_else(|| {
+            let unused = self.retired.iter().position(is_unused)?;
+            let policy = Rc::into_inner(self.retired.swap_remove(unused))?;
+            Some(Task::new(|pace| async move { policy.release(&pace).await }))
+        });
+        self.releasing = releasing.and_then(|task| task.go_on(SLICE).err());
+        effects
+    }
+
     /// Time has passed: what is due now.
     pub fn tick(&mut self, now: UnixTime) -> Vec<Effect> {
         self.sync(now);
-        let mut effects = std::mem::take(&mut self.outbox);
+        let mut effects = self.work(now);
         for id in self.feed_ids() {
             effects.extend(self.due(id, now));
         }
@@ -456,9 +513,22 @@ impl Gate {
         };
         let mut effects = std::mem::take(&mut self.outbox);
         effects.extend(outcome_count(&name, &outcome));
+        self.taken_in(id, &name, outcome, now, &mut effects);
+        effects
+    }
+
+    /// A feed came to something.
+    fn taken_in(
+        &mut self,
+        id: FeedId,
+        name: &str,
+        outcome: FeedOutcome,
+        now: UnixTime,
+        effects: &mut Vec<Effect>,
+    ) {
         let settled = matches!(outcome, FeedOutcome::Updated { .. } | FeedOutcome::Unchanged);
-        self.tell(id, &name, outcome, &mut effects);
-        self.load_grants(now, &mut effects);
+        self.tell(id, name, outcome, effects);
+        self.load_grants(now, effects);
         // The next question of a conversation, before what may take long.
         effects.extend(self.due(id, now));
         if settled {
@@ -466,7 +536,6 @@ impl Gate {
             self.reconsider();
             effects.extend(self.settle(now));
         }
-        effects
     }
 
     /// Loads what other workers published since the last look.
@@ -552,32 +621,46 @@ impl Gate {
         now: UnixTime,
     ) -> Option<(String, FeedOutcome)> {
         let Self { limits, trust, verifier, policies, .. } = self;
+        let limits = *limits;
         if let Some((_, feed)) = policies.get_mut(id.0) {
-            let read = |body: &[u8], last: &str| {
-                let last = Accepted::from_text(last);
-                let Admitted { policy, accepted, .. } =
-                    trust.admit(body, last.as_ref(), limits, verifier.as_ref())?;
-                let mark = accepted.map(|accepted| accepted.to_string()).unwrap_or_default();
-                Ok(Read { document: policy, notes: Vec::new(), mark })
-            };
-            return event.put_to(feed, now, &read);
+            let (trust, verifier) = (Rc::clone(trust), Rc::clone(verifier));
+            let read: Reader<Policy> = Rc::new(move |body: Body, last: String, pace: Pace| {
+                let (trust, verifier) = (Rc::clone(&trust), Rc::clone(&verifier));
+                Box::pin(async move {
+                    let last = Accepted::from_text(&last);
+                    let admitted = trust.load(&body, last.as_ref(), &limits, &*verifier, &pace);
+                    let Admitted { policy, accepted, .. } = admitted.await?;
+                    let mark = accepted.map(|accepted| accepted.to_string()).unwrap_or_default();
+                    Ok(Read { document: policy, notes: Vec::new(), mark })
+                })
+            });
+            let outcome = event.put_to(feed, now, &read);
+            self.retired.extend(feed.take_retired());
+            return outcome;
         }
-        let limits = self.limits;
         match self.feed_mut(id) {
-            AnyFeed::Keys(feed) => event.put_to(feed, now, &|body, _| read_keys(body, &limits)),
-            AnyFeed::Grants(feed) => event.put_to(feed, now, &|body, _| {
-                let document = GrantDocument::parse(body, &limits);
-                let document = document.map_err(|faults| faults.to_string())?;
-                Ok(Read { document, notes: Vec::new(), mark: String::new() })
-            }),
+            AnyFeed::Keys(feed) => {
+                event.put_to_small(feed, now, move |body, _| read_keys(body, &limits))
+            }
+            AnyFeed::Grants(feed) => {
+                let read = move |body: &[u8], _: &str| {
+                    let document = GrantDocument::parse(body, &limits);
+                    let document = document.map_err(|faults| faults.to_string())?;
+                    Ok(Read { document, notes: Vec::new(), mark: String::new() })
+                };
+                event.put_to_small(feed, now, read)
+            }
             AnyFeed::Intentions(layer) => {
                 let read = layer.reader(limits);
-                event.put_to(&mut layer.feed, now, &read)
+                event.put_to_small(&mut layer.feed, now, read)
             }
-            AnyFeed::Catalog(meta, feed) => event.put_to(feed, now, &|body, _| {
-                let document = ServiceRoles::read(body, meta, &limits)?;
-                Ok(Read { document, notes: Vec::new(), mark: String::new() })
-            }),
+            AnyFeed::Catalog(meta, feed) => {
+                let meta = meta.to_owned();
+                event.put_to_small(feed, now, move |body, _| {
+                    let document = ServiceRoles::read(body, &meta, &limits)?;
+                    Ok(Read { document, notes: Vec::new(), mark: String::new() })
+                })
+            }
             AnyFeed::Policy(_) | AnyFeed::None => None,
         }
     }
@@ -594,6 +677,7 @@ impl Gate {
         let (severity, text) = match outcome {
             FeedOutcome::Unchanged
             | FeedOutcome::More
+            | FeedOutcome::Loading
             | FeedOutcome::Superseded
             | FeedOutcome::Failed { repeated: true, .. }
             | FeedOutcome::Unfit { repeated: true, .. } => return,
@@ -991,7 +1075,13 @@ impl Gate {
                 rule,
                 grant,
                 destination: decision.destination,
-                remove: removals(&request, &session, self.tokens.requirement, self.forward_token),
+                remove: Removals::of(
+                    &request,
+                    &session,
+                    self.tokens.requirement,
+                    self.forward_token,
+                    self.identity_headers,
+                ),
                 cookie: self.cookie_onward(&session, headers),
                 target: match decision.path {
                     Some(Cow::Owned(_)) => path::sent_on(request.target),
@@ -999,6 +1089,7 @@ impl Gate {
                 },
                 authority: decision.authority,
                 shadow: decision.shadow,
+                identity_headers: self.identity_headers,
                 session,
             }),
             Outcome::Refuse(reject) => {
@@ -1089,8 +1180,7 @@ impl Gate {
             None => Presented::default(),
         };
         if let Some(session) = primary.and_then(|primary| self.sessions.find(primary))
-            && session.token.as_deref() == token
-            && session.identity.as_deref() == identity
+            && session.is_of(token, identity)
             && session.presented.is(&presented)
             && (session.valid_from..session.valid_until).contains(&now)
             && self.keys_usable(&session, now)
@@ -1145,10 +1235,7 @@ impl Gate {
         )?;
         let session = Rc::new(session);
         if let Some(primary) = primary {
-            // A session holds both credentials, the token's claims, and what it knows of the peer.
-            let weight: usize = [token, identity].iter().flatten().map(|held| held.len()).sum();
-            let weight = weight.saturating_add(session.presented.bytes());
-            self.sessions.insert(primary, weight, Rc::clone(&session));
+            self.sessions.insert(primary, weight::session(&session), Rc::clone(&session));
         }
         Ok(session)
     }
@@ -1170,20 +1257,35 @@ enum Event {
     Answered(Answer),
     /// Another worker may have published.
     Sync,
+    /// There is time to go on loading.
+    GoOn,
 }
 
 impl Event {
-    fn put_to<T>(
+    fn put_to<T: 'static>(
         self,
         feed: &mut Feed<T>,
         now: UnixTime,
-        read: Reader<'_, T>,
+        read: &Reader<T>,
     ) -> Option<(String, FeedOutcome)> {
         let outcome = match self {
             Self::Answered(answer) => Some(feed.answered(answer, now, read)),
             Self::Sync => feed.sync(now, read),
+            Self::GoOn => feed.go_on(SLICE, now),
         };
         Some((feed.name()?.to_owned(), outcome?))
+    }
+
+    /// The same for documents that are read and freed at once.
+    fn put_to_small<T: 'static>(
+        self,
+        feed: &mut Feed<T>,
+        now: UnixTime,
+        read: impl Fn(&[u8], &str) -> Result<Read<T>, String> + 'static,
+    ) -> Option<(String, FeedOutcome)> {
+        let outcome = self.put_to(feed, now, &reader(read));
+        drop(feed.take_retired());
+        outcome
     }
 }
 
@@ -1195,9 +1297,13 @@ fn outcome_count(name: &str, outcome: &FeedOutcome) -> Option<Effect> {
         FeedOutcome::More => "discovered",
         FeedOutcome::Failed { .. } => "failed",
         FeedOutcome::Unfit { .. } => "unfit",
-        FeedOutcome::Superseded => return None,
+        FeedOutcome::Superseded | FeedOutcome::Loading => return None,
     };
     Some(Effect::Count(format!("callouts.{name}.{word}")))
+}
+
+fn is_unused(policy: &Rc<Policy>) -> bool {
+    Rc::strong_count(policy) == 1
 }
 
 fn policy_set(policies: &[(Arc<str>, Feed<Policy>)]) -> PolicySet {
@@ -1240,6 +1346,21 @@ enum AnyFeed<'a> {
     /// With the member of the metadata that is read.
     Catalog(&'a str, &'a mut Feed<ServiceRoles>),
     None,
+}
+
+impl AnyFeed<'_> {
+    /// Of a document that is on its way: whether it is the answer to a fetch of this worker.
+    fn on_its_way(&self) -> Option<bool> {
+        let (loading, answered) = match self {
+            Self::Policy(feed) => (feed.is_loading(), feed.has_answer()),
+            Self::Grants(feed) => (feed.is_loading(), feed.has_answer()),
+            Self::Keys(feed) => (feed.is_loading(), feed.has_answer()),
+            Self::Intentions(layer) => (layer.feed.is_loading(), layer.feed.has_answer()),
+            Self::Catalog(_, feed) => (feed.is_loading(), feed.has_answer()),
+            Self::None => (false, false),
+        };
+        loading.then_some(answered)
+    }
 }
 
 /// Without what it remembers.

@@ -1,16 +1,15 @@
 //! What a request goes on with: one that was authorized, and one that nobody stops.
 
-use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::session::Session;
 use crate::answer::Rejection;
 use crate::arrival::{
-    DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, PROXY_HEADER, Request, ends_here,
+    Addressed, DECISION_HEADER, DecisionId, IDENTITY_HEADER, PLAIN_HEADERS, PROXY_HEADER, Request,
 };
 use crate::audit::Fragment;
-use crate::configuration::Requirement;
+use crate::configuration::{IdentityHeaders, Requirement};
 use crate::policy::ShadowVerdict;
 
 /// Proof that a request was authorized, and what the upstream is to see. Only the gate makes one.
@@ -20,7 +19,7 @@ pub struct Permit {
     pub(super) rule: Arc<str>,
     pub(super) grant: Option<Arc<str>>,
     pub(super) destination: Option<Arc<str>>,
-    pub(super) remove: Vec<Cow<'static, str>>,
+    pub(super) remove: Removals,
     /// The cookies without the access token.
     pub(super) cookie: Onward,
     /// The path put right, with the query as it was sent, unless it was sent so.
@@ -29,6 +28,7 @@ pub struct Permit {
     pub(super) authority: Option<String>,
     pub(super) session: Rc<Session>,
     pub(super) shadow: Vec<ShadowVerdict>,
+    pub(super) identity_headers: IdentityHeaders,
 }
 
 /// What becomes of a header that may have a credential beside other things.
@@ -45,14 +45,12 @@ pub(super) enum Onward {
 #[derive(Debug)]
 pub struct Pass {
     rejection: Rejection,
-    remove: Vec<Cow<'static, str>>,
+    remove: Removals,
     session: Option<Rc<Session>>,
 }
 
 const COOKIE_HEADER: &str = "cookie";
-
-/// The header by which the upstream learns the decision's name.
-pub const DECISION_HEADER: &str = "x-airflow-decision-id";
+const AUTHORIZATION_HEADER: &str = "authorization";
 
 /// The header by which the upstream learns that the request would have been rejected: `reject`.
 pub const SHADOW_HEADER: &str = "x-airflow-shadow";
@@ -106,11 +104,18 @@ impl Permit {
         Some([dag, task, run])
     }
 
+    /// The verified try and map index, if Envoy is to write them into headers.
+    pub fn numbers(&self) -> Option<[&str; 2]> {
+        let [.., attempt, map_index] = self.session.plain.as_ref()?;
+        let wanted = self.identity_headers == IdentityHeaders::FilterState;
+        wanted.then_some([attempt, map_index])
+    }
+
     /// Headers that the upstream must not see; each is in the request. They go before [`Self::set`] is done:
     /// of several cookie headers one is left.
     pub fn remove(&self) -> impl Iterator<Item = &str> {
         let cookie = (!matches!(self.cookie, Onward::AsItCame)).then_some(COOKIE_HEADER);
-        self.remove.iter().map(AsRef::as_ref).chain(cookie)
+        self.remove.names().chain(cookie)
     }
 
     /// Headers that the upstream sees, whatever the caller sent. The path and the authority are among
@@ -121,11 +126,12 @@ impl Permit {
             Onward::Only(left) => Some((COOKIE_HEADER, left.as_str())),
             Onward::AsItCame | Onward::Removed => None,
         };
-        plain(Some(&self.session))
+        let edits = self.identity_headers == IdentityHeaders::Edit;
+        plain(edits.then_some(&self.session))
             .chain(cookie)
             .chain(self.target.as_deref().map(|target| (":path", target)))
             .chain(self.authority.as_deref().map(|authority| (":authority", authority)))
-            .chain(std::iter::once((DECISION_HEADER, self.decision_id.as_str())))
+            .chain(edits.then(|| (DECISION_HEADER, self.decision_id.as_str())))
     }
 }
 
@@ -137,8 +143,7 @@ impl Pass {
         session: Option<Rc<Session>>,
     ) -> Self {
         // Not from a `Request`: the headers may be what was refused.
-        let family = headers.iter().map(|(name, _)| *name).filter(|name| ends_here(name));
-        let remove = family_removals(family, session.as_deref());
+        let remove = Removals::new(&Addressed::of(headers), session.as_deref());
         Self { rejection, remove, session }
     }
 
@@ -149,7 +154,7 @@ impl Pass {
 
     /// Headers that the upstream must not see; each is in the request.
     pub fn remove(&self) -> impl Iterator<Item = &str> {
-        self.remove.iter().map(AsRef::as_ref)
+        self.remove.names()
     }
 
     /// Headers that the upstream sees, whatever the caller sent. Path, authority and `authorization`
@@ -168,36 +173,60 @@ fn plain(session: Option<&Session>) -> impl Iterator<Item = (&'static str, &str)
     PLAIN_HEADERS.into_iter().zip(values.into_iter().flatten().map(String::as_str))
 }
 
-/// Headers that must not reach the upstream: the caller's whole Airflow family but for those that are
-/// overwritten, what was for the proxy, and the token that was verified here.
-pub(super) fn removals(
-    request: &Request<'_>,
-    session: &Session,
-    token: Requirement,
-    forward_token: bool,
-) -> Vec<Cow<'static, str>> {
-    let mut names = family_removals(request.family.iter().copied(), Some(session));
-    if token != Requirement::Off && !forward_token && request.authorization.is_some() {
-        names.push(Cow::Borrowed("authorization"));
-    }
-    names
+/// Headers that must not reach the upstream, each of which is in the request.
+#[derive(Debug, Default)]
+pub(super) struct Removals {
+    /// Which of [`Self::USUAL`].
+    usual: [bool; 8],
+    others: Vec<String>,
 }
 
-fn family_removals<'a>(
-    family: impl Iterator<Item = &'a [u8]>,
-    session: Option<&Session>,
-) -> Vec<Cow<'static, str>> {
-    let mut names = Vec::new();
-    for name in family {
-        let overwritten = name == DECISION_HEADER.as_bytes()
-            || (session.is_some_and(|session| session.plain.is_some())
-                && PLAIN_HEADERS.iter().any(|plain| plain.as_bytes() == name));
-        let usual = [IDENTITY_HEADER, PROXY_HEADER];
-        if let Some(usual) = usual.into_iter().find(|usual| usual.as_bytes() == name) {
-            names.push(Cow::Borrowed(usual));
-        } else if !overwritten {
-            names.push(Cow::Owned(String::from_utf8_lossy(name).into_owned()));
+impl Removals {
+    /// Names that need no memory of their own.
+    const USUAL: [&str; 8] = {
+        let [dag, task, run, attempt, map_index] = PLAIN_HEADERS;
+        [IDENTITY_HEADER, PROXY_HEADER, AUTHORIZATION_HEADER, dag, task, run, attempt, map_index]
+    };
+
+    /// The caller's whole Airflow family but for what is overwritten, and what was for the proxy.
+    fn new(addressed: &Addressed<'_>, session: Option<&Session>) -> Self {
+        let overwritten = session.is_some_and(|session| session.plain.is_some());
+        let [dag, task, run, attempt, map_index] = addressed.plain.map(|is| is && !overwritten);
+        let Addressed { identity, proxy, .. } = *addressed;
+        let others = addressed.others.iter();
+        Self {
+            usual: [identity, proxy, false, dag, task, run, attempt, map_index],
+            others: others.map(|name| String::from_utf8_lossy(name).into_owned()).collect(),
         }
     }
-    names
+
+    /// As well as the token that was verified here, if it is not to go on.
+    pub(super) fn of(
+        request: &Request<'_>,
+        session: &Session,
+        token: Requirement,
+        forward_token: bool,
+        identity_headers: IdentityHeaders,
+    ) -> Self {
+        let mut removals = Self::new(&request.addressed, Some(session));
+        if identity_headers == IdentityHeaders::FilterState {
+            // Envoy takes these away. What it does not know of must not pass for the filter's own: a decision's
+            // name, names in other spellings. Plain headers that go on say what was verified, or there would be no permit.
+            let [identity, proxy, ..] = &mut removals.usual;
+            (*identity, *proxy) = (false, false);
+            if request.addressed.decision {
+                removals.others.push(DECISION_HEADER.to_owned());
+            }
+            return removals;
+        }
+        let [_, _, authorization, ..] = &mut removals.usual;
+        *authorization =
+            token != Requirement::Off && !forward_token && request.authorization.is_some();
+        removals
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let usual = Self::USUAL.into_iter().zip(self.usual).filter(|(_, is)| *is);
+        usual.map(|(name, _)| name).chain(self.others.iter().map(String::as_str))
+    }
 }

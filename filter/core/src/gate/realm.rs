@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{CACHE_BYTES, CACHE_ENTRIES, Halt, Lack, Missing, Times};
+use super::{CACHE_BYTES, CACHE_ENTRIES, Halt, Lack, Missing, Times, weight};
 use crate::cache::Cache;
 use crate::configuration::{Issuer, KeySource, Requirement};
 use crate::credential::{IssuerRules, Presented, Verified, issuer_unknown};
@@ -32,8 +32,6 @@ const REFUSED_ENTRIES: usize = 4096;
 const REFUSED_BYTES: usize = 4 * 1024 * 1024;
 const UNKNOWN_ENTRIES: usize = 4096;
 const UNKNOWN_BYTES: usize = 1024 * 1024;
-/// What an entry costs beside its key, near enough.
-const ENTRY_BYTES: usize = 64;
 
 pub(super) struct TrustedIssuer {
     pub(super) rules: IssuerRules,
@@ -175,13 +173,13 @@ impl Realm {
         match outcome {
             Ok(verified) => {
                 let from = Rc::new(FromIssuer { issuer: index, verified });
-                self.verified.insert(text, text.len(), Rc::clone(&from));
+                self.verified.insert(text, weight::verified(&from.verified), Rc::clone(&from));
                 Ok(Some(from))
             }
             Err(reject) => {
                 if is_forged(&reject) {
                     let refused = Refused { issuer: index, reject: reject.clone() };
-                    let weight = text.len().saturating_add(reject.detail.len());
+                    let weight = size_of::<Refused>().saturating_add(reject.detail.len());
                     self.refused.insert(text, weight, Rc::new(refused));
                 }
                 Err(reject.into())
@@ -216,7 +214,7 @@ fn ask_for_key(
     let known = recent && formerly;
     if !known && !pending {
         let asked = Asked { issuer: index, at: arrived };
-        unknown.insert(&key, key.len().saturating_add(ENTRY_BYTES), Rc::new(asked));
+        unknown.insert(&key, size_of::<Asked>(), Rc::new(asked));
     }
     if known || confirmed(arrived) {
         return reject.into();

@@ -10,6 +10,7 @@ use super::realm::{FromIssuer, Realm, TrustedIssuer};
 use crate::answer::Known;
 use crate::arrival::{PLAIN_HEADERS, Request};
 use crate::audit::{CallerParts, Fragment, IdentityParts, TokenParts};
+use crate::cache::same;
 use crate::configuration::Requirement;
 use crate::credential::Verified;
 use crate::facts::{Assertion, Caller, Fact};
@@ -113,6 +114,16 @@ impl Session {
             caller,
             standing: RefCell::new(None),
         })
+    }
+
+    /// Whether it was opened with exactly these credentials.
+    pub(super) fn is_of(&self, token: Option<&[u8]>, identity: Option<&[u8]>) -> bool {
+        let is = |held: &Option<Box<[u8]>>, shown: Option<&[u8]>| match (held, shown) {
+            (Some(held), Some(shown)) => same(held, shown),
+            (None, None) => true,
+            _ => false,
+        };
+        is(&self.token, token) && is(&self.identity, identity)
     }
 
     pub(super) fn standing(&self, policy: &PolicySet) -> Standing {

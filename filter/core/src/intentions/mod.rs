@@ -225,7 +225,7 @@ impl Intentions {
                 Some(true) if permission.allows => return matched(Some(place)),
                 Some(true) => return denied(&format!("denies by its permission {number}")),
                 None => {
-                    let why = "has a regular expression that ignores case, and no certain answer for \
+                    let why = "has a regular expression, and no certain answer for \
                                characters outside ASCII";
                     return denied(&format!("{why}, in its permission {number}"));
                 }
@@ -244,7 +244,7 @@ impl Intentions {
         let place = |index: &usize| self.all.get(*index);
         let key = |place: &Place| {
             let Place { partition, namespace, service } = place;
-            (&**service).cmp(caller.service).then_with(|| {
+            (**service).cmp(caller.service).then_with(|| {
                 (&**namespace, &**partition).cmp(&(caller.namespace, caller.partition))
             })
         };

@@ -8,7 +8,7 @@ use crate::configuration::{
     read_token, timeout, wait,
 };
 use crate::document::{Node, Report};
-use crate::feed::{Endpoint, Protocol, Uri};
+use crate::feed::{Endpoint, Protocol, Questions, Uri};
 use crate::policy::authority::{HostFault, Hosts};
 use crate::quote::{quote, quote_list};
 use crate::time::Span;
@@ -119,27 +119,31 @@ impl Settings {
             node.fault(report, format!("the host {} {problem}", quote(&host)));
             return None;
         }
-        let (parts, list) = settings.paths(datacenter?);
+        let questions = settings.questions(datacenter?);
         let endpoint = Endpoint {
             name: settings.name.clone(),
             cluster: cluster?.to_owned(),
             uri: Uri {
                 scheme: "http",
                 authority: "consul".to_owned(),
-                path: parts.first()?.clone(),
+                path: questions.parts.first()?.clone(),
             },
             interval: interval?,
             min_interval: interval?,
             timeout: timeout?,
             max_age: surroundings.max_age?,
-            protocol: Protocol::ConsulIntentions { wait: wait?, token: token?, parts, list },
+            protocol: Protocol::ConsulIntentions {
+                wait: wait?,
+                token: token?,
+                questions: Box::new(questions),
+            },
         };
         check_max_age(&endpoint, &node, "poll", report);
         Some((settings, endpoint))
     }
 
     /// What to ask Consul: the documents, and a list whose index moves when any intention changes.
-    fn paths(&self, datacenter: Option<&str>) -> (Vec<String>, String) {
+    fn questions(&self, datacenter: Option<&str>) -> Questions {
         let Self { destination, namespace, partition, .. } = self;
         let mut place = String::new();
         for (name, value) in
@@ -159,7 +163,7 @@ impl Settings {
         let filter = format!(
             "DestinationName%20==%20%22{destination}%22%20or%20DestinationName%20==%20%22%2A%22"
         );
-        (parts, format!("/v1/connect/intentions?filter={filter}{place}"))
+        Questions { parts, list: format!("/v1/connect/intentions?filter={filter}{place}") }
     }
 }
 

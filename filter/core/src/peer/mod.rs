@@ -207,7 +207,7 @@ impl Settings {
             Reject::new(Code::PeerInvalid, detail)
         };
         let Some(xfcc) = xfcc else { return self.missing(none) };
-        let mut elements = xfcc::parse(xfcc).map_err(|problem| invalid(problem))?;
+        let mut elements = xfcc::parse(xfcc).map_err(invalid)?;
         let by_hop = |element: &xfcc::Element<'_>| matches!(element.by.as_slice(), [by] if **by == *hop.id.as_str().as_bytes());
         elements.pop_if(|last| last.digest() == Some(hop.digest) && !by_hop(last));
         let element = match elements.as_slice() {

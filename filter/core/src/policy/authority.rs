@@ -8,6 +8,8 @@ use std::net::Ipv6Addr;
 
 use rustc_hash::FxHashMap;
 
+use crate::pace::{Pace, release};
+
 /// Bytes of a host name: RFC 1035 §2.3.4 ends before this.
 const MOST_HOST_BYTES: usize = 255;
 
@@ -82,6 +84,17 @@ struct Entry {
 }
 
 impl Hosts {
+    /// Makes room for `hosts` of them.
+    pub(super) fn expect(&mut self, hosts: usize) {
+        self.exact.reserve(hosts);
+    }
+
+    /// Frees them a slice at a time.
+    pub(super) async fn release(self, pace: &Pace) {
+        release(self.exact, 2, pace).await;
+        release(self.below, 2, pace).await;
+    }
+
     /// Adds an entry `host`, `host:port`, `*.domain` or `*.domain:port` to a destination.
     ///
     /// # Errors

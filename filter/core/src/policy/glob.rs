@@ -7,21 +7,33 @@ use std::hash::{Hash, Hasher};
 
 use rustc_hash::FxHasher;
 
-/// What an index can look up of a value in a policy: the value, or what every match begins with.
+use crate::pace::Pace;
+
+/// Entries of a table that are handled between two looks at the pace: about ten microseconds.
+const AT_ONCE: usize = 1024;
+const UNITS: usize = 10;
+
+/// In a list of lengths, that of a suffix.
+const SUFFIX: u32 = 1 << 31;
+
+/// What an index can look up of a value in a policy: the value, or what every match begins or ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Key<'a> {
     /// Matches this value only.
     Exact(&'a str),
     /// Matches only values that begin so; with the empty prefix that says nothing.
     Prefix(&'a str),
+    /// Matches only values that end so; never empty.
+    Suffix(&'a str),
 }
 
 impl<'a> Key<'a> {
     /// The key of `text` as it is written in the policy.
     pub(super) fn of(text: &'a str) -> Self {
-        match text.split_once('*') {
-            None => Self::Exact(text),
-            Some((prefix, _)) => Self::Prefix(prefix),
+        match (text.split_once('*'), text.rsplit_once('*')) {
+            (Some(("", _)), Some((_, suffix))) if !suffix.is_empty() => Self::Suffix(suffix),
+            (Some((prefix, _)), _) => Self::Prefix(prefix),
+            (None, _) => Self::Exact(text),
         }
     }
 }
@@ -115,25 +127,26 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The table of `entries`: what [`hash`] makes of a place and a key, and a number.
-    pub(super) fn new(mut entries: Vec<(u32, u32)>) -> Self {
+    /// The table of `entries`: what [`hash`] makes of a place and a key, and a number; the numbers of one
+    /// key in ascending order.
+    pub(super) async fn new(entries: Vec<(u32, u32)>, pace: &Pace) -> Self {
         let buckets = entries.len().next_power_of_two();
-        entries.sort_unstable();
-        let mut starts = Vec::with_capacity(buckets + 1);
-        let mut sorted = entries.iter().map(|(hash, _)| bucket(*hash, buckets)).peekable();
-        let mut start = 0_u32;
-        for number in 0..buckets {
-            starts.push(start);
-            while sorted.next_if_eq(&number).is_some() {
-                start += 1;
-            }
+        let of = |hash| bucket(hash, buckets);
+        let (starts, mut entries) = distribute(&entries, buckets, of, pace).await;
+        let mut rest = &mut *entries;
+        for bounds in starts.windows(2) {
+            let [start, end] = bounds else { break };
+            let (one, others) = rest.split_at_mut((end - start) as usize);
+            one.sort_unstable();
+            rest = others;
+            // Most have one entry or none.
+            pace.spend(one.len() / 16 + usize::from(end % 64 == 0)).await;
         }
-        starts.push(start);
-        Self { starts: starts.into(), entries: entries.into() }
+        Self { starts, entries }
     }
 
     /// The numbers at `place` whose key may match `value`, one ascending list for each such key: one
-    /// look-up, and one more for each of `lengths`, those that prefixes at
+    /// look-up, and one more for each of `lengths`, those that prefixes and suffixes at
     /// this place have. The number of keys does not matter.
     pub(super) fn matching<'t>(
         &'t self,
@@ -141,8 +154,14 @@ impl Table {
         lengths: &'t [u32],
         value: &'t str,
     ) -> impl Iterator<Item = impl Iterator<Item = u32> + 't> + 't {
-        let prefixes = lengths.iter().filter_map(|length| value.get(..*length as usize));
-        let keys = std::iter::once(Key::Exact(value)).chain(prefixes.map(Key::Prefix));
+        let parts = lengths.iter().filter_map(|length| match length & !SUFFIX {
+            prefix if prefix == *length => Some(Key::Prefix(value.get(..prefix as usize)?)),
+            suffix => {
+                let start = value.len().checked_sub(suffix as usize)?;
+                Some(Key::Suffix(value.get(start..)?))
+            }
+        });
+        let keys = std::iter::once(Key::Exact(value)).chain(parts);
         keys.map(move |key| self.find(hash(place, key)))
     }
 
@@ -169,19 +188,67 @@ pub(super) fn hash(place: u32, key: Key<'_>) -> u32 {
     (hasher.finish().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
 
-/// Notes the length of `key`, if it is a prefix, in the ascending `lengths` of its place.
-pub(super) fn note_length(lengths: &mut Vec<u32>, key: Key<'_>) {
-    if let Key::Prefix(text) = key {
-        let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-        if let Err(place) = lengths.binary_search(&length) {
-            lengths.insert(place, length);
+/// `entries` by buckets, those of one bucket in the order in which they were, and where each bucket begins.
+pub(super) async fn distribute(
+    entries: &[(u32, u32)],
+    buckets: usize,
+    bucket: impl Fn(u32) -> usize,
+    pace: &Pace,
+) -> (Box<[u32]>, Box<[(u32, u32)]>) {
+    // INVARIANT: there are far fewer entries than `u32::MAX`.
+    let mut starts = vec![0_u32; buckets + 1].into_boxed_slice();
+    for some in entries.chunks(AT_ONCE) {
+        for (key, _) in some {
+            if let Some(count) = starts.get_mut(bucket(*key)) {
+                *count += 1;
+            }
         }
+        pace.spend(UNITS).await;
+    }
+    let mut end = 0_u32;
+    for some in starts.chunks_mut(AT_ONCE) {
+        for count in some {
+            end += *count;
+            *count = end;
+        }
+        pace.spend(UNITS / 4).await;
+    }
+    // From the last one backwards, every end becomes a start.
+    let mut sorted = vec![(0, 0); entries.len()].into_boxed_slice();
+    for some in entries.rchunks(AT_ONCE) {
+        for entry in some.iter().rev() {
+            let Some(place) = starts.get_mut(bucket(entry.0)) else { continue };
+            *place = place.saturating_sub(1);
+            if let Some(free) = sorted.get_mut(*place as usize) {
+                *free = *entry;
+            }
+        }
+        pace.spend(UNITS * 2).await;
+    }
+    (starts, sorted)
+}
+
+/// Notes the length of `key`, if it is a part of values, in the ascending `lengths` of its place.
+pub(super) fn note_length(lengths: &mut Vec<u32>, key: Key<'_>) {
+    let length = |text: &str| u32::try_from(text.len()).unwrap_or(SUFFIX).min(SUFFIX - 1);
+    let length = match key {
+        Key::Exact(_) => return,
+        Key::Prefix(text) => length(text),
+        Key::Suffix(text) => length(text) | SUFFIX,
+    };
+    if let Err(place) = lengths.binary_search(&length) {
+        lengths.insert(place, length);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pace::at_once;
+
+    fn table_of(entries: Vec<(u32, u32)>) -> Table {
+        at_once(Table::new(entries, &Pace::unhurried()))
+    }
 
     #[test]
     fn a_star_is_any_run_of_characters_also_none() {
@@ -213,24 +280,25 @@ mod tests {
     #[test]
     fn the_table_finds_every_key_that_may_match_at_its_place() {
         let (mut entries, mut lengths) = (Vec::new(), Vec::new());
-        let texts = ["team1_a", "team1_*", "team*", "*", "*_a", "\u{fc}*"];
+        let texts = ["team1_a", "team1_*", "team*", "*", "*_a", "\u{fc}*", "*x*\u{fc}"];
         for (number, text) in (0..).zip(texts) {
             entries.push((hash(7, Key::of(text)), number));
             entries.push((hash(8, Key::of(text)), 100));
             note_length(&mut lengths, Key::of(text));
         }
-        let table = Table::new(entries);
+        let table = table_of(entries);
         let found = |value: &str| {
             let mut found: Vec<_> = table.matching(7, &lengths, value).flatten().collect();
             found.sort_unstable();
             found
         };
         assert_eq!(found("team1_a"), [0, 1, 2, 3, 4]);
-        assert_eq!(found("team12"), [2, 3, 4]);
-        assert_eq!(found(""), [3, 4]);
-        assert_eq!(found("\u{fd}x"), [3, 4]);
-        assert_eq!(found("\u{fc}"), [3, 4, 5]);
-        for empty in [Table::default(), Table::new(Vec::new())] {
+        assert_eq!(found("team12"), [2, 3]);
+        assert_eq!(found(""), [3]);
+        assert_eq!(found("\u{fd}x"), [3]);
+        assert_eq!(found("\u{fc}"), [3, 5, 6]);
+        assert_eq!(found("x_a"), [3, 4]);
+        for empty in [Table::default(), table_of(Vec::new())] {
             assert_eq!(empty.matching(7, &lengths, "x").flatten().count(), 0);
         }
     }
@@ -238,7 +306,7 @@ mod tests {
     #[test]
     fn a_table_gives_the_numbers_of_one_key_in_ascending_order() {
         let entries = (0..1000).map(|number| (hash(number % 7, Key::Exact("x")), number));
-        let table = Table::new(entries.collect());
+        let table = table_of(entries.collect());
         let found: Vec<_> = table.matching(3, &[], "x").flatten().collect();
         assert_eq!(found, (3..1000).step_by(7).collect::<Vec<_>>());
     }

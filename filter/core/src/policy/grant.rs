@@ -108,9 +108,9 @@ impl Policy {
     }
 
     /// What a grant may refer to.
-    pub(super) fn names(&self) -> Names<'_> {
-        let roles = self.roles.selectors.iter().map(|(name, _)| &**name);
-        Names::new(roles, self.destinations.iter().map(AsRef::as_ref))
+    pub(super) fn names(&self) -> Names {
+        let roles = self.roles.selectors.iter().map(|(name, _)| Arc::clone(name));
+        Names::new(roles, self.destinations.iter().map(Arc::clone))
     }
 }
 
@@ -169,7 +169,7 @@ impl Message {
     pub(super) fn verify(
         &self,
         granting: &Granting,
-        names: &Names<'_>,
+        names: &Names,
         limits: &Limits,
         verifier: &dyn SignatureVerifier,
     ) -> Result<Approval, String> {
@@ -234,7 +234,7 @@ pub(super) fn unknown(grantable: &str) -> String {
 fn read<'a>(
     claims: &'a Value,
     granting: &Granting,
-    names: &Names<'a>,
+    names: &Names,
     limits: &Limits,
 ) -> Result<Grant, Faults> {
     let mut report = Report::new();
@@ -249,7 +249,7 @@ fn read_claims<'a>(
     root: &Node<'a>,
     mut object: Object<'a>,
     granting: &Granting,
-    names: &Names<'a>,
+    names: &Names,
     limits: &Limits,
     report: &mut Report,
 ) -> Option<Grant> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::index::{Index, Search};
 use super::rule::{Question, Rule};
 use crate::jose::KeySet;
+use crate::pace::{Pace, release};
 use crate::time::Span;
 
 /// Longest time that anything may be granted for. What is needed longer is a rule.
@@ -32,9 +33,15 @@ pub(super) struct Approver {
 
 impl Granting {
     /// Of rules sorted by id.
-    pub(super) fn new(rules: Vec<Rule>, approvers: Vec<Approver>) -> Self {
-        let index = Index::of_all(&rules);
+    pub(super) async fn new(rules: Vec<Rule>, approvers: Vec<Approver>, pace: &Pace) -> Self {
+        let index = Index::new(&rules, |_| true, pace).await;
         Self { rules: rules.into(), index, approvers: approvers.into() }
+    }
+
+    /// Frees it a slice at a time.
+    pub(super) async fn release(self, pace: &Pace) {
+        release(self.rules, 2, pace).await;
+        self.index.release(pace).await;
     }
 
     /// What is grantable, by number.

@@ -14,6 +14,7 @@ use crate::document::{Fault, Faults, Node, Report};
 use crate::jose::SignatureVerifier;
 use crate::json;
 use crate::limits::Limits;
+use crate::pace::{Pace, at_once};
 use crate::quote::quote;
 use crate::time::UnixTime;
 
@@ -93,7 +94,8 @@ impl Grants {
     fn new(grants: Vec<Grant>) -> Self {
         let grantables = grants.iter().map(|grant| grant.number).collect();
         let rules: Box<[Rule]> = grants.into_iter().map(|grant| grant.rule).collect();
-        Self { index: Index::of_all(&rules), rules, grantables }
+        let index = at_once(Index::new(&rules, |_| true, &Pace::unhurried()));
+        Self { index, rules, grantables }
     }
 
     /// The first grant of the document that permits the call, and the grantable that it is of: both are about the call.

@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::glob::{Key, Table, hash, note_length};
+use super::glob::{Key, Table, distribute, hash, note_length};
 use super::path::pattern_keys;
 use super::rule::{Question, Rule};
 use super::selector::{Condition, Subject, Who};
+use crate::pace::{Pace, release};
 
 /// Groups up to this size are evaluated one by one: that is cheaper than looking up.
 const SMALL: usize = 4;
@@ -49,7 +50,7 @@ pub(super) struct Index {
 /// A place in a trie.
 #[derive(Debug, Default)]
 struct Node {
-    /// Those of the prefixes in its edges.
+    /// Those of the prefixes and suffixes in its edges.
     lengths: Box<[u32]>,
     /// Patterns that end here.
     end: Group,
@@ -58,38 +59,52 @@ struct Node {
 }
 
 impl Index {
-    /// The index over all rules.
-    pub(super) fn of_all(rules: &[Rule]) -> Self {
-        Self::new(rules, &mut (0_u32..).zip(rules).map(|(number, _)| number))
+    /// The index over those of `rules` that are `wanted`.
+    pub(super) async fn new(rules: &[Rule], wanted: fn(&Rule) -> bool, pace: &Pace) -> Self {
+        let mut members: Vec<(u32, &Rule)> = Vec::new();
+        let mut growing = Growing::default();
+        for (number, rule) in (0_u32..).zip(rules) {
+            if wanted(rule) {
+                members.push((number, rule));
+                growing.count(rule, pace).await;
+            }
+            pace.spend(1).await;
+        }
+        growing.children.reserve(members.len());
+        for (member, rule) in &members {
+            growing.add(rule, *member, pace).await;
+            pace.spend(1).await;
+        }
+        let Growing { nodes: grown, children, roots, any, .. } = growing;
+        let mut below = Vec::with_capacity(grown.len());
+        for (number, node) in (0_u32..).zip(&grown) {
+            below.extend(node.above.map(|above| (above, number)));
+        }
+        let (_, below) = distribute(&below, grown.len(), |above| above as usize, pace).await;
+        let mut edges = Vec::with_capacity(children.len());
+        for ((parent, key), child) in &children {
+            edges.push((hash(*parent, *key), *child));
+            if edges.len().is_multiple_of(32) {
+                pace.spend(1).await;
+            }
+        }
+        let edges = Table::new(edges, pace).await;
+        let conditions = |member| rules.get(member as usize).map_or(&[][..], |rule| &*rule.from);
+        let mut nodes = Vec::with_capacity(grown.len());
+        for node in grown {
+            nodes.push(Node {
+                lengths: node.lengths.into(),
+                end: Group::new(node.end, conditions, pace).await,
+                rest: Group::new(node.rest, conditions, pace).await,
+            });
+            pace.spend(1).await;
+        }
+        Self { nodes: nodes.into(), edges, below, roots: roots.into(), any }
     }
 
-    /// The index over `members`, numbers of rules in ascending order.
-    pub(super) fn new(rules: &[Rule], members: &mut dyn Iterator<Item = u32>) -> Self {
-        let members = members.filter_map(|member| Some((member, rules.get(member as usize)?)));
-        let members: Vec<(u32, &Rule)> = members.collect();
-        let mut growing = Growing::default();
-        for (_, rule) in &members {
-            growing.count(rule);
-        }
-        for (member, rule) in &members {
-            growing.add(rule, *member);
-        }
-        let group = |list| {
-            Group::new(list, |member| rules.get(member as usize).map_or(&[], |rule| &*rule.from))
-        };
-        let nodes = growing.nodes.into_iter().map(|node| Node {
-            lengths: node.lengths.into(),
-            end: group(node.end),
-            rest: group(node.rest),
-        });
-        let nodes = nodes.collect();
-        let edges =
-            growing.children.iter().map(|((parent, key), child)| (hash(*parent, *key), *child));
-        let edges = Table::new(edges.collect());
-        let mut below: Box<[(u32, u32)]> =
-            growing.children.iter().map(|((parent, _), child)| (*parent, *child)).collect();
-        below.sort_unstable();
-        Self { nodes, edges, below, roots: growing.roots.into(), any: growing.any }
+    /// Frees it a slice at a time.
+    pub(super) async fn release(self, pace: &Pace) {
+        release(self.nodes, 1, pace).await;
     }
 
     /// Visits every rule which `search` looks for, in ascending lists, of which it leaves one as soon
@@ -219,13 +234,14 @@ struct Growing<'r> {
 
 #[derive(Default)]
 struct GrowingNode {
+    above: Option<u32>,
     lengths: Vec<u32>,
     end: Vec<u32>,
     rest: Vec<u32>,
 }
 
 impl<'r> Growing<'r> {
-    fn count(&mut self, rule: &Rule) {
+    async fn count(&mut self, rule: &Rule, pace: &Pace) {
         for destination in destinations(rule) {
             let root = crowd_of(destination);
             for text in rule.paths.iter().flat_map(|paths| paths.texts()) {
@@ -235,11 +251,12 @@ impl<'r> Growing<'r> {
                     crowd = hash(crowd, key);
                     *self.crowds.entry(crowd).or_default() += 1;
                 }
+                pace.spend(1).await;
             }
         }
     }
 
-    fn add(&mut self, rule: &'r Rule, number: u32) {
+    async fn add(&mut self, rule: &'r Rule, number: u32, pace: &Pace) {
         for destination in destinations(rule) {
             let root = self.root(destination);
             let Some(paths) = &rule.paths else {
@@ -248,6 +265,7 @@ impl<'r> Growing<'r> {
             };
             for text in paths.texts() {
                 self.add_below(root, crowd_of(destination), text, number);
+                pace.spend(1).await;
             }
         }
     }
@@ -255,14 +273,14 @@ impl<'r> Growing<'r> {
     fn root(&mut self, destination: Option<u32>) -> u32 {
         let nodes = &mut self.nodes;
         let Some(destination) = destination else {
-            return *self.any.get_or_insert_with(|| push(nodes));
+            return *self.any.get_or_insert_with(|| push(nodes, None));
         };
         let place = destination as usize;
         if self.roots.len() <= place {
             self.roots.resize(place + 1, None);
         }
         let root = self.roots.get_mut(place);
-        root.map_or(0, |root| *root.get_or_insert_with(|| push(nodes)))
+        root.map_or(0, |root| *root.get_or_insert_with(|| push(nodes, None)))
     }
 
     fn add_below(&mut self, root: u32, mut crowd: u32, text: &'r str, number: u32) {
@@ -281,10 +299,10 @@ impl<'r> Growing<'r> {
     fn child(&mut self, parent: u32, key: Key<'r>) -> u32 {
         let nodes = &mut self.nodes;
         *self.children.entry((parent, key)).or_insert_with(|| {
-            if let Some(parent) = nodes.get_mut(parent as usize) {
-                note_length(&mut parent.lengths, key);
+            if let Some(above) = nodes.get_mut(parent as usize) {
+                note_length(&mut above.lengths, key);
             }
-            push(nodes)
+            push(nodes, Some(parent))
         })
     }
 
@@ -307,10 +325,10 @@ fn crowd_of(destination: Option<u32>) -> u32 {
     destination.map_or(u32::MAX, |destination| hash(destination, Key::Exact("")))
 }
 
-fn push(nodes: &mut Vec<GrowingNode>) -> u32 {
+fn push(nodes: &mut Vec<GrowingNode>, above: Option<u32>) -> u32 {
     // INVARIANT: the limit on the places of a policy keeps numbers far below `u32::MAX`.
     let number = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
-    nodes.push(GrowingNode::default());
+    nodes.push(GrowingNode { above, ..GrowingNode::default() });
     number
 }
 
@@ -345,7 +363,7 @@ struct Pivot {
     subject: Subject,
     /// Its place in the table.
     place: u32,
-    /// Those of its prefixes.
+    /// Those of its prefixes and suffixes.
     lengths: Box<[u32]>,
     members: Box<[u32]>,
 }
@@ -367,11 +385,16 @@ impl Members {
 
 impl Group {
     /// The group of `members`, ascending, with the conditions of each.
-    pub(super) fn new<'r>(
+    pub(super) async fn new<'r>(
         members: Vec<u32>,
         conditions: impl Fn(u32) -> &'r [Arc<Condition>],
+        pace: &Pace,
     ) -> Self {
-        let keyed = (members.len() > SMALL).then(|| Box::new(Keyed::new(&members, conditions)));
+        let keyed = if members.len() > SMALL {
+            Some(Box::new(Keyed::new(&members, conditions, pace).await))
+        } else {
+            None
+        };
         let members = match *members {
             [member] => Members::One(member),
             _ => Members::Many(members.into()),
@@ -422,19 +445,28 @@ impl Group {
 }
 
 impl Keyed {
-    fn new<'r>(members: &[u32], conditions: impl Fn(u32) -> &'r [Arc<Condition>]) -> Self {
+    async fn new<'r>(
+        members: &[u32],
+        conditions: impl Fn(u32) -> &'r [Arc<Condition>],
+        pace: &Pace,
+    ) -> Self {
         let mut subjects: FxHashMap<(u8, &str), (u32, &Subject)> = FxHashMap::default();
         let mut frequency: FxHashMap<u32, u32> = FxHashMap::default();
-        for condition in members.iter().flat_map(|member| conditions(*member)) {
-            let next = subjects.len();
-            let identity = condition.subject.identity();
-            if next >= MOST_SUBJECTS && !subjects.contains_key(&identity) {
-                continue;
-            }
-            let next = (u32::try_from(next).unwrap_or(u32::MAX), &condition.subject);
-            let (place, _) = *subjects.entry(identity).or_insert(next);
-            for key in condition.values.keys() {
-                *frequency.entry(hash(place, key)).or_default() += 1;
+        for member in members {
+            for condition in conditions(*member) {
+                let next = subjects.len();
+                let identity = condition.subject.identity();
+                if next >= MOST_SUBJECTS && !subjects.contains_key(&identity) {
+                    continue;
+                }
+                let next = (u32::try_from(next).unwrap_or(u32::MAX), &condition.subject);
+                let (place, _) = *subjects.entry(identity).or_insert(next);
+                let mut count = 0_usize;
+                for key in condition.values.keys() {
+                    *frequency.entry(hash(place, key)).or_default() += 1;
+                    count += 1;
+                }
+                pace.spend(1 + count / 8).await;
             }
         }
         let mut ordered: Vec<_> = subjects.values().copied().collect();
@@ -443,6 +475,7 @@ impl Keyed {
         growing.resize_with(ordered.len(), Default::default);
         let (mut others, mut entries) = (Vec::new(), Vec::new());
         for member in members {
+            pace.spend(1).await;
             let rarest = conditions(*member)
                 .iter()
                 .filter_map(|condition| {
@@ -479,6 +512,6 @@ impl Keyed {
             },
         );
         let pivots = pivots.collect();
-        Self { others: others.into(), pivots, by_value: Table::new(entries) }
+        Self { others: others.into(), pivots, by_value: Table::new(entries, pace).await }
     }
 }

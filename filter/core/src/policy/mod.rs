@@ -40,6 +40,7 @@ mod grant;
 mod grantable;
 mod grants;
 mod index;
+mod load;
 pub mod path;
 mod read;
 mod rule;
@@ -64,6 +65,7 @@ use self::selector::{Condition, Subject, Truth, Who};
 use crate::document::{Fault, Faults};
 use crate::json;
 use crate::limits::Limits;
+use crate::pace::{Pace, at_once, release};
 
 pub use self::grant::{Approval, Grant, Unfit};
 pub use self::grants::GrantDocument;
@@ -117,24 +119,39 @@ impl Policy {
     /// All faults of the document.
     pub fn from_value(document: &Value, limits: &Limits) -> Result<Self, Faults> {
         let read = read::document(document, limits)?;
+        Ok(at_once(Self::index(read, &Pace::unhurried())))
+    }
+
+    /// Compiles what was read of a document.
+    async fn index(read: read::Document, pace: &Pace) -> Self {
         let rules = read.rules.into_boxed_slice();
-        let index = |wanted: fn(&Rule) -> bool| {
-            let numbered = (0_u32..).zip(&rules).filter(|(_, rule)| wanted(rule));
-            Index::new(&rules, &mut numbered.map(|(number, _)| number))
-        };
-        Ok(Self {
+        let allow = |rule: &Rule| !rule.shadow && rule.effect == Effect::Allow;
+        let deny = |rule: &Rule| !rule.shadow && rule.effect == Effect::Deny;
+        Self {
             revision: read.revision,
             mark: Arc::new(()),
-            allow: index(|rule| !rule.shadow && rule.effect == Effect::Allow),
-            deny: index(|rule| !rule.shadow && rule.effect == Effect::Deny),
-            shadow: index(|rule| rule.shadow),
-            roles: Roles::new(&read.roles, &rules),
+            allow: Index::new(&rules, allow, pace).await,
+            deny: Index::new(&rules, deny, pace).await,
+            shadow: Index::new(&rules, |rule| rule.shadow, pace).await,
+            roles: Roles::new(read.roles, &rules, pace).await,
             destinations: read.destinations.into(),
             hosts: read.hosts,
             rules,
             granting: read.granting,
             agreement: read.agreement,
-        })
+        }
+    }
+
+    /// Frees it a slice at a time.
+    pub async fn release(self, pace: &Pace) {
+        release(self.rules, 2, pace).await;
+        for index in [self.allow, self.deny, self.shadow] {
+            index.release(pace).await;
+        }
+        release(self.roles.selectors, 2, pace).await;
+        release(self.destinations, 1, pace).await;
+        self.hosts.release(pace).await;
+        self.granting.release(pace).await;
     }
 
     /// The document's own number for itself.
@@ -246,28 +263,35 @@ struct Roles {
 }
 
 impl Roles {
-    fn new(roles: &[Role], rules: &[Rule]) -> Self {
-        let selectors: Box<[RoleSelector]> = roles
-            .iter()
-            .flat_map(|role| {
-                role.any.iter().map(|selector| (Arc::clone(&role.name), selector.clone()))
-            })
-            .collect();
-        let denying: FxHashSet<&str> = rules
-            .iter()
-            .filter(|rule| rule.effect == Effect::Deny)
-            .flat_map(|rule| rule.from.iter())
-            .filter(|condition| matches!(condition.subject, Subject::Roles))
-            .flat_map(|condition| condition.values.texts())
-            .collect();
-        let group = |wanted: &dyn Fn(&str) -> bool| {
-            let numbered = (0_u32..).zip(&selectors).filter(|(_, (name, _))| wanted(name));
-            let members = numbered.map(|(number, _)| number).collect();
-            Group::new(members, |member| {
-                selectors.get(member as usize).map_or(&[], |(_, selector)| &**selector)
-            })
+    async fn new(roles: Vec<Role>, rules: &[Rule], pace: &Pace) -> Self {
+        let mut selectors: Vec<RoleSelector> = Vec::with_capacity(roles.len());
+        for role in roles {
+            let named = role.any.into_iter().map(|selector| (Arc::clone(&role.name), selector));
+            selectors.extend(named);
+            pace.spend(1).await;
+        }
+        let selectors = selectors.into_boxed_slice();
+        let mut asked_for: FxHashSet<&str> = FxHashSet::default();
+        for rule in rules.iter().filter(|rule| rule.effect == Effect::Deny) {
+            let conditions = rule.from.iter();
+            let roles = conditions.filter(|condition| matches!(condition.subject, Subject::Roles));
+            asked_for.extend(roles.flat_map(|condition| condition.values.texts()));
+            pace.spend(1).await;
+        }
+        let (mut all, mut denying) = (Vec::with_capacity(selectors.len()), Vec::new());
+        for (number, (name, _)) in (0_u32..).zip(&selectors) {
+            all.push(number);
+            denying.extend(asked_for.contains(&**name).then_some(number));
+            pace.spend(1).await;
+        }
+        let conditions = |member: u32| {
+            selectors.get(member as usize).map_or(&[][..], |(_, selector)| &**selector)
         };
-        Self { all: group(&|_| true), denying: group(&|name| denying.contains(name)), selectors }
+        Self {
+            all: Group::new(all, conditions, pace).await,
+            denying: Group::new(denying, conditions, pace).await,
+            selectors,
+        }
     }
 
     /// The names of the roles about which `wanted` can be said, sorted. Of a role that has several

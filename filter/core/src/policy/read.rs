@@ -3,9 +3,11 @@
 //! And the conditions of a grant, which speaks of the roles and destinations of a policy that was read
 //! before.
 
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHasher};
 use serde_json::Value;
 
 use super::agreement::{Agreement, Entry, FROM, MAY_ASSERT};
@@ -17,10 +19,14 @@ use super::rule::{Effect, Rule, Terms, Validity};
 use super::selector::{Condition, FIELDS, Subject};
 use super::signed::read_signers;
 use crate::arrival::{CONNECT, is_method};
-use crate::document::{Faults, Node, Object, Path, Report, suggestion};
+use crate::document::{Faults, Node, Object, Report, suggestion};
 use crate::limits::Limits;
+use crate::pace::{Pace, at_once, release};
 use crate::quote::quote;
 use crate::time::Span;
+
+/// The member of a document that says who may present identities.
+pub(super) const AGREEMENT: &str = "agreement";
 
 /// Names are suggested out of at most this many.
 const MOST_SUGGESTIONS: usize = 1_000;
@@ -48,22 +54,28 @@ pub(super) struct Role {
 
 /// What the rules of a document may refer to, each with its number.
 #[derive(Default)]
-pub(super) struct Names<'a> {
-    roles: FxHashMap<&'a str, u32>,
-    destinations: FxHashMap<&'a str, u32>,
-    approvers: FxHashMap<&'a str, u32>,
+pub(super) struct Names {
+    roles: FxHashMap<Arc<str>, u32>,
+    destinations: FxHashMap<Arc<str>, u32>,
+    approvers: FxHashMap<Arc<str>, u32>,
 }
 
-impl<'a> Names<'a> {
+impl Names {
     /// What a grant may refer to: the roles and the destinations of a policy, by number.
     pub(super) fn new(
-        roles: impl Iterator<Item = &'a str>,
-        destinations: impl Iterator<Item = &'a str>,
+        roles: impl Iterator<Item = Arc<str>>,
+        destinations: impl Iterator<Item = Arc<str>>,
     ) -> Self {
         Self {
             roles: roles.zip(0..).collect(),
             destinations: destinations.zip(0..).collect(),
             approvers: FxHashMap::default(),
+        }
+    }
+
+    async fn release(self, pace: &Pace) {
+        for names in [self.roles, self.destinations, self.approvers] {
+            release(names, 1, pace).await;
         }
     }
 }
@@ -79,13 +91,119 @@ pub(super) struct Scope {
     pub(super) paths: Option<Arc<Values>>,
 }
 
-/// Where each id of a document stands. Rules and what is grantable share them, because a decision names
-/// either.
-type Ids<'a> = FxHashMap<Arc<str>, Path<'a>>;
+/// The members of a document whose entries are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Section {
+    Roles,
+    Destinations,
+    Approvers,
+}
+
+impl Section {
+    /// In the order in which they are read.
+    pub(super) const ALL: [Self; 3] = [Self::Roles, Self::Destinations, Self::Approvers];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Roles => "roles",
+            Self::Destinations => "destinations",
+            Self::Approvers => "approvers",
+        }
+    }
+}
+
+/// The members of a document whose elements have ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum List {
+    Rules,
+    Grantables,
+}
+
+impl List {
+    /// In the order in which they are read.
+    pub(super) const ALL: [Self; 2] = [Self::Rules, Self::Grantables];
+
+    /// The list in a document; not to have rules is a fault.
+    pub(super) fn of<'a>(self, top: &mut Object<'a>, report: &mut Report) -> Option<Node<'a>> {
+        match self {
+            Self::Rules => top.required(report, self.name()),
+            Self::Grantables => top.optional(self.name()),
+        }
+    }
+
+    /// Its name in the document.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Rules => "rules",
+            Self::Grantables => "grantable",
+        }
+    }
+
+    /// What its elements are called.
+    const fn plural(self) -> &'static str {
+        match self {
+            Self::Rules => "rules",
+            Self::Grantables => "grantables",
+        }
+    }
+}
+
+/// Where each id of a document stands, by id. Rules and what is grantable share them, because a decision
+/// names either.
+/// `None`: an entry of the agreement.
+type Ids = BTreeMap<Arc<str>, (Option<List>, usize)>;
+
+/// Where the id is that was there before another one.
+fn place_of((list, index): (Option<List>, usize)) -> String {
+    format!("{}[{index}]", list.map_or(AGREEMENT, List::name))
+}
 
 /// What was read before, by what it is and its texts: most parts of a rule are those of another
 /// one too.
-type Known<'a> = FxHashMap<((u8, &'a str), Vec<&'a str>), Part>;
+///
+/// Many small maps: one large one would now and then take long to grow.
+pub(super) struct Known {
+    maps: Vec<FxHashMap<Box<[u8]>, Part>>,
+    /// What is looked for: kept for its memory.
+    key: Vec<u8>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        let maps = (0..Self::MAPS).map(|_| FxHashMap::default()).collect();
+        Self { maps, key: Vec::new() }
+    }
+}
+
+impl Known {
+    const MAPS: usize = 256;
+
+    /// Writes down `name` and the texts of `node`, if there is nothing wrong with them; returns which map
+    /// has them.
+    fn look_for(&mut self, (kind, name): (u8, &str), node: &Node<'_>) -> Option<usize> {
+        self.key.clear();
+        self.key.push(kind);
+        // With lengths, so that no two lists are written alike.
+        let mut write = |text: &str| {
+            self.key.extend((text.len() as u64).to_le_bytes());
+            self.key.extend(text.as_bytes());
+        };
+        write(name);
+        let elements = node.value.as_array().filter(|elements| !elements.is_empty())?;
+        for element in elements {
+            write(element.as_str().filter(|text| !text.is_empty())?);
+        }
+        let mut hasher = FxHasher::default();
+        self.key.hash(&mut hasher);
+        Some((hasher.finish() >> 20) as usize % Self::MAPS)
+    }
+
+    async fn release(self, pace: &Pace) {
+        for map in self.maps {
+            release(map, 1, pace).await;
+        }
+    }
+}
 
 #[derive(Clone)]
 enum Part {
@@ -96,21 +214,23 @@ enum Part {
 }
 
 /// What is known as `name`, of which [`Subject::identity`] has the kinds up to 2, or else read.
-fn once<'a>(
-    known: &mut Known<'a>,
-    name: (u8, &'a str),
-    node: &Node<'a>,
+fn once(
+    known: &mut Known,
+    name: (u8, &str),
+    node: &Node<'_>,
     report: &mut Report,
     read: &mut dyn FnMut(&mut Report) -> Option<Part>,
 ) -> Option<Part> {
-    let key = node.texts().map(|texts| (name, texts));
-    if let Some(found) = key.as_ref().and_then(|key| known.get(key)) {
+    let place = known.look_for(name, node);
+    let map = place.and_then(|place| known.maps.get_mut(place));
+    let Some(map) = map else { return read(report) };
+    if let Some(found) = map.get(known.key.as_slice()) {
         return Some(found.clone());
     }
     let value = read(report)?;
     // A fault is to be told wherever it stands.
-    if let Some(key) = key.filter(|_| report.is_clean()) {
-        known.insert(key, value.clone());
+    if report.is_clean() {
+        map.insert(known.key.as_slice().into(), value.clone());
     }
     Some(value)
 }
@@ -123,58 +243,231 @@ pub(super) fn document(value: &Value, limits: &Limits) -> Result<Document, Fault
 
 pub(super) fn read(value: &Value, limits: &Limits, report: &mut Report) -> Option<Document> {
     let mut top = Node::root(value).object(report)?;
+    let revision = read_numbers(&mut top, report);
+    let mut reading = Reading::new(*limits);
+    for section in Section::ALL {
+        let entries = top.optional(section.name()).and_then(|node| node.entries(report));
+        for (name, node) in entries.unwrap_or_default() {
+            reading.entry(section, name, &node, report);
+        }
+    }
+    for list in List::ALL {
+        let Some(node) = list.of(&mut top, report) else { continue };
+        if let Value::Array(elements) = node.value
+            && reading.has_too_many(list, elements.len(), &node, report)
+        {
+            continue;
+        }
+        for element in node.array(report).unwrap_or_default() {
+            reading.element(list, &element, report);
+        }
+        reading.check_places(list, &node, report);
+    }
+    reading.agreement(&mut top, report);
+    top.finish(report);
+    Some(at_once(reading.finish(revision, &Pace::unhurried())))
+}
+
+/// Reads the version and the revision of a document.
+pub(super) fn read_numbers(top: &mut Object<'_>, report: &mut Report) -> Option<u64> {
     if let Some(version) = top.required(report, "version")
         && version.value.as_u64() != Some(1)
     {
         version.fault(report, "the only version is 1");
     }
-    let revision = top.optional("revision").and_then(|node| node.integer(report, 0, u64::MAX));
-    let (mut names, mut known) = (Names::default(), Known::default());
+    top.optional("revision").and_then(|node| node.integer(report, 0, u64::MAX))
+}
 
-    let mut roles = Vec::new();
-    for (name, node) in
-        top.optional("roles").and_then(|node| node.entries(report)).unwrap_or_default()
-    {
-        check_id(name, &node, report);
-        names.roles.insert(name, 0);
-        let any = role(&node, &mut known, report).unwrap_or_default();
-        roles.push(Role { name: name.into(), any });
+/// A document of which some was read: first the entries of its sections, then the elements of its lists.
+pub(super) struct Reading {
+    limits: Limits,
+    names: Names,
+    known: Known,
+    ids: Ids,
+    roles: Vec<Role>,
+    destinations: Vec<Arc<str>>,
+    hosts: Hosts,
+    approvers: Vec<Approver>,
+    rules: Listed,
+    grantables: Listed,
+    agreement: Option<Agreement>,
+}
+
+/// What was read of a list.
+#[derive(Default)]
+struct Listed {
+    /// In the order of the document; `None` for what is faulty.
+    elements: Vec<Option<Rule>>,
+    /// Pairs of destination and path.
+    places: usize,
+}
+
+impl Reading {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            names: Names::default(),
+            known: Known::default(),
+            ids: Ids::default(),
+            roles: Vec::new(),
+            destinations: Vec::new(),
+            hosts: Hosts::default(),
+            approvers: Vec::new(),
+            rules: Listed::default(),
+            grantables: Listed::default(),
+            agreement: None,
+        }
     }
 
-    let mut destinations: Vec<Arc<str>> = Vec::new();
-    let mut hosts = Hosts::default();
-    for (name, node) in
-        top.optional("destinations").and_then(|node| node.entries(report)).unwrap_or_default()
-    {
-        check_id(name, &node, report);
-        let number = u32::try_from(destinations.len()).unwrap_or(u32::MAX);
-        names.destinations.insert(name, number);
-        destinations.push(name.into());
-        destination(&node, number, &destinations, &mut hosts, report);
+    /// Makes room for as many entries as a section has.
+    pub(super) fn expect(&mut self, section: Section, entries: usize) {
+        match section {
+            Section::Roles => self.names.roles.reserve(entries),
+            Section::Destinations => {
+                self.names.destinations.reserve(entries);
+                self.hosts.expect(entries);
+            }
+            Section::Approvers => self.names.approvers.reserve(entries),
+        }
     }
 
-    let mut approvers = Vec::new();
-    for (name, node) in
-        top.optional("approvers").and_then(|node| node.entries(report)).unwrap_or_default()
-    {
-        check_id(name, &node, report);
-        let number = u32::try_from(approvers.len()).unwrap_or(u32::MAX);
-        names.approvers.insert(name, number);
-        approvers.extend(approver(name, &node, limits, report));
+    /// Reads an entry of a section. They come in the order of their names.
+    pub(super) fn entry(
+        &mut self,
+        section: Section,
+        name: &str,
+        node: &Node<'_>,
+        report: &mut Report,
+    ) {
+        check_id(name, node, report);
+        let shared = Arc::<str>::from(name);
+        let next =
+            |names: &FxHashMap<Arc<str>, u32>| u32::try_from(names.len()).unwrap_or(u32::MAX);
+        match section {
+            Section::Roles => {
+                self.names.roles.insert(Arc::clone(&shared), 0);
+                let any = role(node, &mut self.known, report).unwrap_or_default();
+                self.roles.push(Role { name: shared, any });
+            }
+            Section::Destinations => {
+                let number = next(&self.names.destinations);
+                self.names.destinations.insert(Arc::clone(&shared), number);
+                self.destinations.push(shared);
+                destination(node, number, &self.destinations, &mut self.hosts, report);
+            }
+            Section::Approvers => {
+                let number = next(&self.names.approvers);
+                self.names.approvers.insert(shared, number);
+                self.approvers.extend(approver(name, node, &self.limits, report));
+            }
+        }
     }
 
-    let (mut rules, mut grantables, mut ids) = (Vec::new(), Vec::new(), Ids::default());
-    let mut parts = Parts { names: &names, known: &mut known, ids: &mut ids, limits };
-    if let Some(node) = top.required(report, "rules") {
-        rules = read_list(&node, "rules", &mut parts, report, read_rule);
+    /// Whether a list has more elements than are allowed, which is a fault.
+    pub(super) fn has_too_many(
+        &self,
+        list: List,
+        found: usize,
+        node: &Node<'_>,
+        report: &mut Report,
+    ) -> bool {
+        let (what, most) = (list.plural(), self.limits.policy_rules);
+        if found > most {
+            node.fault(report, format!("{found} {what} are more than the {most} that are allowed"));
+        }
+        found > most
     }
-    if let Some(node) = top.optional("grantable") {
-        grantables = read_list(&node, "grantables", &mut parts, report, read_grantable);
+
+    /// Reads the next element of a list.
+    pub(super) fn element(&mut self, list: List, node: &Node<'_>, report: &mut Report) {
+        let Self { names, known, ids, limits, .. } = self;
+        let mut parts = Parts { names, known, limits };
+        let (listed, rule) = match list {
+            List::Rules => (&mut self.rules, read_rule(node, &mut parts, report)),
+            List::Grantables => (&mut self.grantables, read_grantable(node, &mut parts, report)),
+        };
+        if let Some(rule) = &rule {
+            let place = listed.elements.len();
+            if let Some(first) = ids.insert(Arc::clone(&rule.id), (Some(list), place)) {
+                let (first, id) = (place_of(first), quote(&rule.id));
+                node.fault(report, format!("the id {id} is that of {first} already"));
+            }
+            let destinations = rule.to.as_ref().map_or(1, |to| to.len());
+            let paths = rule.paths.as_ref().map_or(1, |paths| paths.texts().count());
+            listed.places = listed.places.saturating_add(destinations.saturating_mul(paths));
+        }
+        listed.elements.push(rule);
     }
-    let agreement = top.optional("agreement").map(|node| read_agreement(&node, &mut parts, report));
-    top.finish(report);
-    let granting = Granting::new(grantables, approvers);
-    Some(Document { revision, roles, destinations, hosts, rules, granting, agreement })
+
+    /// After all lists: reads who may present identities, if the document says so.
+    pub(super) fn agreement(&mut self, top: &mut Object<'_>, report: &mut Report) {
+        let Some(node) = top.optional(AGREEMENT) else { return };
+        let Self { names, known, limits, ids, .. } = self;
+        let mut parts = Parts { names, known, limits };
+        self.agreement = Some(read_agreement(&node, &mut parts, ids, report));
+    }
+
+    /// Forgets what was read of a list that turned out to have too many elements.
+    pub(super) async fn forget(&mut self, list: List, pace: &Pace) {
+        let listed = match list {
+            List::Rules => &mut self.rules,
+            List::Grantables => &mut self.grantables,
+        };
+        release(std::mem::take(listed).elements, 2, pace).await;
+        for (id, (of, place)) in std::mem::take(&mut self.ids) {
+            if of != Some(list) {
+                self.ids.insert(id, (of, place));
+            }
+            pace.spend(1).await;
+        }
+    }
+
+    /// After the last element: whether the list names not too many pairs of destination and path.
+    pub(super) fn check_places(&self, list: List, node: &Node<'_>, report: &mut Report) {
+        let (what, most) = (list.plural(), self.limits.policy_places);
+        let places = match list {
+            List::Rules => self.rules.places,
+            List::Grantables => self.grantables.places,
+        };
+        if places > most {
+            let problem = format!(
+                "the {what} name {places} pairs of destination and path, more than the {most} that are allowed"
+            );
+            node.fault(report, problem);
+        }
+    }
+
+    /// The document, if there was no fault in it.
+    pub(super) async fn finish(mut self, revision: Option<u64>, pace: &Pace) -> Document {
+        let mut rules = Vec::with_capacity(self.rules.elements.len());
+        let mut grantables = Vec::with_capacity(self.grantables.elements.len());
+        for (_, (list, place)) in std::mem::take(&mut self.ids) {
+            let (from, to) = match list {
+                Some(List::Rules) => (&mut self.rules, &mut rules),
+                Some(List::Grantables) => (&mut self.grantables, &mut grantables),
+                None => continue,
+            };
+            to.extend(from.elements.get_mut(place).and_then(Option::take));
+            pace.spend(1).await;
+        }
+        let granting = Granting::new(grantables, std::mem::take(&mut self.approvers), pace).await;
+        let (roles, destinations) =
+            (std::mem::take(&mut self.roles), std::mem::take(&mut self.destinations));
+        let hosts = std::mem::take(&mut self.hosts);
+        let agreement = self.agreement.take();
+        self.release(pace).await;
+        Document { revision, roles, destinations, hosts, rules, granting, agreement }
+    }
+
+    /// Frees what is left a slice at a time.
+    pub(super) async fn release(self, pace: &Pace) {
+        release(self.rules.elements, 2, pace).await;
+        release(self.grantables.elements, 2, pace).await;
+        self.names.release(pace).await;
+        self.known.release(pace).await;
+        release(self.ids, 1, pace).await;
+        release(self.roles, 2, pace).await;
+    }
 }
 
 /// Who may grant: a name and its keys.
@@ -186,9 +479,9 @@ fn approver(name: &str, node: &Node<'_>, limits: &Limits, report: &mut Report) -
     Some(Approver { name: name.into(), keys: keys.each_named() })
 }
 
-fn role<'a>(
-    node: &Node<'a>,
-    known: &mut Known<'a>,
+fn role(
+    node: &Node<'_>,
+    known: &mut Known,
     report: &mut Report,
 ) -> Option<Vec<Box<[Arc<Condition>]>>> {
     let mut object = node.object(report)?;
@@ -226,53 +519,13 @@ fn destination(
 }
 
 /// What the rules of a document are read with.
-struct Parts<'p, 'a> {
-    names: &'p Names<'a>,
-    known: &'p mut Known<'a>,
-    ids: &'p mut Ids<'a>,
+struct Parts<'p> {
+    names: &'p Names,
+    known: &'p mut Known,
     limits: &'p Limits,
 }
 
-/// Reads a list of rules by `read`, sorted by id.
-fn read_list<'a>(
-    node: &Node<'a>,
-    what: &str,
-    parts: &mut Parts<'_, 'a>,
-    report: &mut Report,
-    read: fn(&Node<'a>, &mut Parts<'_, 'a>, &mut Report) -> Option<Rule>,
-) -> Vec<Rule> {
-    let most = parts.limits.policy_rules;
-    if let Value::Array(rules) = node.value
-        && rules.len() > most
-    {
-        let found = rules.len();
-        node.fault(report, format!("{found} {what} are more than the {most} that are allowed"));
-        return Vec::new();
-    }
-    let mut rules = Vec::new();
-    let mut places = 0_usize;
-    for element in node.array(report).unwrap_or_default() {
-        let Some(rule) = read(&element, parts, report) else { continue };
-        if let Some(first) = parts.ids.insert(Arc::clone(&rule.id), element.path.clone()) {
-            element.fault(report, format!("the id {} is that of {first} already", quote(&rule.id)));
-        }
-        let destinations = rule.to.as_ref().map_or(1, |to| to.len());
-        let paths = rule.paths.as_ref().map_or(1, |paths| paths.texts().count());
-        places = places.saturating_add(destinations.saturating_mul(paths));
-        rules.push(rule);
-    }
-    let most = parts.limits.policy_places;
-    if places > most {
-        let problem = format!(
-            "the {what} name {places} pairs of destination and path, more than the {most} that are allowed"
-        );
-        node.fault(report, problem);
-    }
-    rules.sort_unstable_by(|one, other| one.id.cmp(&other.id));
-    rules
-}
-
-fn read_rule<'a>(node: &Node<'a>, parts: &mut Parts<'_, 'a>, report: &mut Report) -> Option<Rule> {
+fn read_rule(node: &Node<'_>, parts: &mut Parts<'_>, report: &mut Report) -> Option<Rule> {
     let mut object = node.object(report)?;
     let id = read_id(&mut object, report);
     let intent = object.optional("intent").and_then(|node| node.string(report)).map(Into::into);
@@ -301,11 +554,7 @@ fn read_rule<'a>(node: &Node<'a>, parts: &mut Parts<'_, 'a>, report: &mut Report
 }
 
 /// What may be granted: an allow rule, and on which terms a grant brings some of it to life.
-fn read_grantable<'a>(
-    node: &Node<'a>,
-    parts: &mut Parts<'_, 'a>,
-    report: &mut Report,
-) -> Option<Rule> {
+fn read_grantable(node: &Node<'_>, parts: &mut Parts<'_>, report: &mut Report) -> Option<Rule> {
     let mut object = node.object(report)?;
     let id = read_id(&mut object, report);
     let intent = object.optional("intent").and_then(|node| node.string(report)).map(Into::into);
@@ -343,9 +592,10 @@ fn read_grantable<'a>(
 }
 
 /// Who may present identities, and who may assert what in them.
-fn read_agreement<'a>(
-    node: &Node<'a>,
-    parts: &mut Parts<'_, 'a>,
+fn read_agreement(
+    node: &Node<'_>,
+    parts: &mut Parts<'_>,
+    ids: &mut Ids,
     report: &mut Report,
 ) -> Agreement {
     let elements = node.nonempty_array(report).unwrap_or_default();
@@ -356,25 +606,28 @@ fn read_agreement<'a>(
         return Agreement(Box::default());
     }
     let mut entries: Vec<Entry> = Vec::with_capacity(elements.len());
-    for element in elements {
-        let Some(entry) = read_entry(&element, parts, report) else { continue };
+    for (index, element) in elements.into_iter().enumerate() {
+        let Some(entry) = read_entry(&element, index, parts, ids, report) else { continue };
         let place = entries.partition_point(|known| known.id <= entry.id);
         entries.insert(place, entry);
     }
     Agreement(entries.into())
 }
 
-fn read_entry<'a>(
-    node: &Node<'a>,
-    parts: &mut Parts<'_, 'a>,
+fn read_entry(
+    node: &Node<'_>,
+    index: usize,
+    parts: &mut Parts<'_>,
+    ids: &mut Ids,
     report: &mut Report,
 ) -> Option<Entry> {
     let mut object = node.object(report)?;
     let id: Option<Arc<str>> = read_id(&mut object, report).map(Into::into);
     // Denials name entries as they name rules.
     if let Some(id) = &id
-        && let Some(first) = parts.ids.insert(Arc::clone(id), node.path.clone())
+        && let Some(first) = ids.insert(Arc::clone(id), (None, index))
     {
+        let first = place_of(first);
         node.fault(report, format!("the id {} is that of {first} already", quote(id)));
     }
     let from = object.required(report, "from");
@@ -388,10 +641,10 @@ fn read_entry<'a>(
 }
 
 /// The conditions of an object that may have just these fields of selectors, in their order.
-fn read_fields<'a>(
-    node: &Node<'a>,
+fn read_fields(
+    node: &Node<'_>,
     names: &[&str],
-    parts: &mut Parts<'_, 'a>,
+    parts: &mut Parts<'_>,
     report: &mut Report,
 ) -> Option<Box<[Arc<Condition>]>> {
     let mut object = node.object(report)?;
@@ -411,15 +664,15 @@ fn read_fields<'a>(
 }
 
 /// Reads the conditions of a grant out of its claims.
-pub(super) fn grant_scope<'a>(
-    node: &Node<'a>,
-    object: &mut Object<'a>,
-    names: &Names<'a>,
+pub(super) fn grant_scope(
+    node: &Node<'_>,
+    object: &mut Object<'_>,
+    names: &Names,
     limits: &Limits,
     report: &mut Report,
 ) -> Scope {
-    let (mut known, mut ids) = (Known::default(), Ids::default());
-    let mut parts = Parts { names, known: &mut known, ids: &mut ids, limits };
+    let mut known = Known::default();
+    let mut parts = Parts { names, known: &mut known, limits };
     object.required(report, "from");
     read_scope(node, object, true, &mut parts, report)
 }
@@ -433,11 +686,11 @@ pub(super) fn read_id<'a>(object: &mut Object<'a>, report: &mut Report) -> Optio
 }
 
 /// Reads which calls a rule is about; with `allows` one that allows them.
-fn read_scope<'a>(
-    node: &Node<'a>,
-    object: &mut Object<'a>,
+fn read_scope(
+    node: &Node<'_>,
+    object: &mut Object<'_>,
     allows: bool,
-    parts: &mut Parts<'_, 'a>,
+    parts: &mut Parts<'_>,
     report: &mut Report,
 ) -> Scope {
     let (names, limits) = (parts.names, parts.limits);
@@ -484,10 +737,10 @@ fn read_scope<'a>(
 }
 
 /// A selector; with `names` that of a rule, which may ask for roles.
-fn read_selector<'a>(
-    node: &Node<'a>,
-    names: Option<&Names<'_>>,
-    known: &mut Known<'a>,
+fn read_selector(
+    node: &Node<'_>,
+    names: Option<&Names>,
+    known: &mut Known,
     report: &mut Report,
 ) -> Option<Box<[Arc<Condition>]>> {
     let mut object = node.object(report)?;
@@ -533,11 +786,11 @@ fn read_selector<'a>(
     Some(conditions.into())
 }
 
-fn read_condition<'a>(
-    node: &Node<'a>,
+fn read_condition(
+    node: &Node<'_>,
     subject: Subject,
-    name: &'a str,
-    known: &mut Known<'a>,
+    name: &str,
+    known: &mut Known,
     report: &mut Report,
 ) -> Option<Arc<Condition>> {
     let (kind, _) = subject.identity();
@@ -555,7 +808,7 @@ fn read_condition<'a>(
 #[expect(clippy::option_option, reason = "the outer one is a fault, the inner one is `*`")]
 fn read_destinations(
     node: &Node<'_>,
-    names: &Names<'_>,
+    names: &Names,
     report: &mut Report,
 ) -> Option<Option<Arc<[u32]>>> {
     let texts = node.strings(report)?;
@@ -636,7 +889,7 @@ fn check_id(text: &str, node: &Node<'_>, report: &mut Report) {
 fn unknown(
     kind: &str,
     name: &str,
-    known: &FxHashMap<&str, u32>,
+    known: &FxHashMap<Arc<str>, u32>,
     node: &Node<'_>,
     report: &mut Report,
 ) {
@@ -645,7 +898,7 @@ fn unknown(
         return node.fault(report, "");
     }
     let shown: String = name.chars().take(64).collect();
-    let mut candidates: Vec<&str> = known.keys().copied().collect();
+    let mut candidates: Vec<&str> = known.keys().map(AsRef::as_ref).collect();
     candidates.sort_unstable();
     candidates.truncate(MOST_SUGGESTIONS);
     let close = suggestion(&shown, &candidates);

@@ -18,6 +18,7 @@ use super::Policy;
 use crate::document::{Node, Report};
 use crate::jose::{Algorithm, Jws, KeySet, PublicKey, SignatureVerifier, base64url};
 use crate::limits::Limits;
+use crate::pace::{Pace, at_once};
 use crate::quote::quote;
 
 /// The `typ` of a signed policy.
@@ -170,8 +171,24 @@ impl Trust {
         limits: &Limits,
         verifier: &dyn SignatureVerifier,
     ) -> Result<Admitted, String> {
+        at_once(self.load(document, last, limits, verifier, &Pace::unhurried()))
+    }
+
+    /// The same at a pace.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub async fn load(
+        &self,
+        document: &[u8],
+        last: Option<&Accepted>,
+        limits: &Limits,
+        verifier: &dyn SignatureVerifier,
+        pace: &Pace,
+    ) -> Result<Admitted, String> {
         let Opened { document, signer } = self.open(document, limits, verifier)?;
-        let policy = Policy::parse(&document, limits).map_err(|faults| faults.to_string())?;
+        let policy = Policy::load(&document, limits, pace).await;
+        let policy = policy.map_err(|faults| faults.to_string())?;
         let accepted = match signer {
             None => last.copied(),
             Some(_) => {

@@ -1,13 +1,13 @@
 //! A proxy-wasm host in the test binary itself.
 //!
-//! Off wasm the SDK declares its imports as plain `extern "C"` functions and exports its callbacks, so
+//! Off wasm the SDK and the filter declare their imports as plain `extern "C"` functions and the SDK exports its callbacks, so
 //! a binary that defines the `proxy_*` symbols is a host: the shipped code runs, with no Envoy around it.
 //! Its answers follow Envoy's: header names in lower case, a header looked up by name yields its first
 //! value, a callout that failed has no headers, an unknown stream is a bad argument.
 //!
 //! Each test has a thread of its own, and so a host and a plugin of its own.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::{ptr, slice};
@@ -75,8 +75,7 @@ struct State {
     shared: BTreeMap<String, (Vec<u8>, u32)>,
     writes: u32,
     log_level: u32,
-    clock_reads: Cell<usize>,
-    property_reads: usize,
+    calls: BTreeMap<&'static str, usize>,
     peer: Option<Vec<u8>>,
 }
 
@@ -139,9 +138,8 @@ impl Filter {
             unsafe { _initialize() };
         }
         unsafe {
-            proxy_on_context_create(ROOT, 0);
             enter(ROOT);
-            assert!(proxy_on_vm_start(ROOT, 0), "the VM starts whatever the configuration");
+            proxy_on_context_create(ROOT, 0);
         }
         let mut filter = Self { next_stream: ROOT + 1 };
         filter.configure(configuration.as_ref()).map(|()| filter)
@@ -204,8 +202,6 @@ impl Filter {
     pub fn end(&mut self, stream: u32) {
         unsafe {
             enter(stream);
-            proxy_on_done(stream);
-            proxy_on_log(stream);
             proxy_on_delete(stream);
         }
         state(|state| state.streams.remove(&stream));
@@ -214,7 +210,7 @@ impl Filter {
     /// The filter is taken down.
     pub fn shut_down(&mut self) {
         enter(ROOT);
-        assert!(unsafe { proxy_on_done(ROOT) });
+        unsafe { proxy_on_delete(ROOT) };
     }
 
     /// Time passes.
@@ -289,14 +285,18 @@ pub fn set_response(stream: u32, status: u64, flags: u64) {
     });
 }
 
-/// How often the filter read the clock.
-pub fn clock_reads() -> usize {
-    state(|state| state.clock_reads.get())
+/// The host functions that the filter has called since the last look, with how often.
+pub fn take_calls() -> Vec<(&'static str, usize)> {
+    state(|state| std::mem::take(&mut state.calls).into_iter().collect())
 }
 
-/// How often the filter asked for a property.
-pub fn property_reads() -> usize {
-    state(|state| state.property_reads)
+fn called(function: &'static str) {
+    state(|state| *state.calls.entry(function).or_default() += 1);
+}
+
+/// How often the filter called this host function since the last [`take_calls`].
+pub fn calls(function: &str) -> usize {
+    state(|state| state.calls.get(function).copied().unwrap_or_default())
 }
 
 /// The value of a metric; 0 if it was never defined.
@@ -338,7 +338,6 @@ fn enter(context: u32) {
 unsafe extern "C" {
     fn _initialize();
     fn proxy_on_context_create(context: u32, root: u32);
-    fn proxy_on_vm_start(context: u32, size: usize) -> bool;
     fn proxy_on_configure(context: u32, size: usize) -> bool;
     fn proxy_on_tick(context: u32);
     fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: bool) -> u32;
@@ -351,8 +350,6 @@ unsafe extern "C" {
         body: usize,
         trailers: usize,
     );
-    fn proxy_on_done(context: u32) -> bool;
-    fn proxy_on_log(context: u32);
     fn proxy_on_delete(context: u32);
 }
 
@@ -430,6 +427,7 @@ fn header_map<T>(map: u32, act: impl FnOnce(&mut Headers) -> T) -> Option<T> {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_log(level: u32, data: *const u8, size: usize) -> u32 {
+    called("log");
     let line = unsafe { text(data, size) };
     // The SDK's hook hands every panic of this process to the log, also that of a test.
     if level == 5 && line.contains("panicked at") {
@@ -441,22 +439,22 @@ unsafe extern "C" fn proxy_log(level: u32, data: *const u8, size: usize) -> u32 
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_log_level(level: *mut u32) -> u32 {
+    called("get_log_level");
     unsafe { *level = state(|state| state.log_level) };
     OK
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32 {
-    let millis = state(|state| {
-        state.clock_reads.set(state.clock_reads.get() + 1);
-        state.millis
-    });
+    called("get_current_time_nanoseconds");
+    let millis = state(|state| state.millis);
     unsafe { *time = millis * 1_000_000 };
     OK
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_set_tick_period_milliseconds(millis: u32) -> u32 {
+    called("set_tick_period_milliseconds");
     state(|state| state.tick_millis = millis);
     OK
 }
@@ -469,6 +467,7 @@ unsafe extern "C" fn proxy_get_buffer_bytes(
     data: *mut *mut u8,
     size: *mut usize,
 ) -> u32 {
+    called("get_buffer_bytes");
     let found = state(|state| match buffer {
         CONFIGURATION => Some(state.configuration.clone()),
         CALLOUT_BODY => {
@@ -493,6 +492,7 @@ unsafe extern "C" fn proxy_get_header_map_pairs(
     data: *mut *mut u8,
     size: *mut usize,
 ) -> u32 {
+    called("get_header_map_pairs");
     match header_map(map, |headers| encode(headers)) {
         Some(encoded) => unsafe { give(encoded, data, size) },
         None => BAD_ARGUMENT,
@@ -507,6 +507,7 @@ unsafe extern "C" fn proxy_get_header_map_value(
     data: *mut *mut u8,
     size: *mut usize,
 ) -> u32 {
+    called("get_header_map_value");
     let name = unsafe { bytes(name, name_size) };
     let found = header_map(map, |headers| {
         headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
@@ -528,6 +529,7 @@ unsafe extern "C" fn proxy_remove_header_map_value(
     name: *const u8,
     name_size: usize,
 ) -> u32 {
+    called("remove_header_map_value");
     let name = unsafe { bytes(name, name_size) };
     match header_map(map, |headers| headers.retain(|(known, _)| known != name)) {
         Some(()) => OK,
@@ -543,6 +545,7 @@ unsafe extern "C" fn proxy_replace_header_map_value(
     value: *const u8,
     value_size: usize,
 ) -> u32 {
+    called("replace_header_map_value");
     let (name, value) = unsafe { (bytes(name, name_size), bytes(value, value_size)) };
     let replaced = header_map(map, |headers| {
         headers.retain(|(known, _)| known != name);
@@ -558,6 +561,7 @@ unsafe extern "C" fn proxy_set_property(
     value: *const u8,
     value_size: usize,
 ) -> u32 {
+    called("set_property");
     let (path, value) = unsafe { (text(path, path_size), text(value, value_size)) };
     state(|state| {
         let effective = state.effective;
@@ -578,19 +582,16 @@ unsafe extern "C" fn proxy_get_property(
     data: *mut *mut u8,
     size: *mut usize,
 ) -> u32 {
+    called("get_property");
     let path = unsafe { text(path, path_size) };
     if path.trim_end_matches('\0') == "filter_state\0airflow_envoy.peer" {
-        let peer = state(|state| {
-            state.property_reads += 1;
-            state.peer.clone()
-        });
+        let peer = state(|state| state.peer.clone());
         return match peer {
             Some(peer) => unsafe { give(peer, data, size) },
             None => NOT_FOUND,
         };
     }
     let found = state(|state| {
-        state.property_reads += 1;
         let (status, flags) = state.streams.get(&state.effective)?.response;
         match path.trim_end_matches('\0') {
             "response\0code" => Some(status),
@@ -606,6 +607,7 @@ unsafe extern "C" fn proxy_get_property(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_continue_stream(_stream_type: u32) -> u32 {
+    called("continue_stream");
     state(|state| {
         let effective = state.effective;
         let seen = state.streams.get_mut(&effective).expect("the effective stream is alive");
@@ -625,6 +627,7 @@ unsafe extern "C" fn proxy_send_local_response(
     headers_size: usize,
     grpc_status: i32,
 ) -> u32 {
+    called("send_local_response");
     let reply = unsafe {
         Reply {
             status,
@@ -655,6 +658,7 @@ unsafe extern "C" fn proxy_http_call(
     timeout_millis: u32,
     token: *mut u32,
 ) -> u32 {
+    called("http_call");
     let body = unsafe { bytes(body, body_size) }.to_vec();
     let (cluster, headers) =
         unsafe { (text(cluster, cluster_size), decode(bytes(headers, headers_size))) };
@@ -673,6 +677,7 @@ unsafe extern "C" fn proxy_http_call(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_set_effective_context(context: u32) -> u32 {
+    called("set_effective_context");
     state(|state| {
         if context != ROOT && !state.streams.contains_key(&context) {
             return BAD_ARGUMENT;
@@ -689,6 +694,7 @@ unsafe extern "C" fn proxy_define_metric(
     name_size: usize,
     id: *mut u32,
 ) -> u32 {
+    called("define_metric");
     let name = unsafe { text(name, name_size) };
     state(|state| {
         let known = state.metrics.iter().position(|(known, _)| *known == name);
@@ -703,6 +709,7 @@ unsafe extern "C" fn proxy_define_metric(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_increment_metric(id: u32, by: i64) -> u32 {
+    called("increment_metric");
     state(|state| {
         let value = &mut state.metrics[id as usize].1;
         *value = value.checked_add_signed(by).expect("no counter and no gauge is below 0");
@@ -712,12 +719,14 @@ unsafe extern "C" fn proxy_increment_metric(id: u32, by: i64) -> u32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_record_metric(id: u32, value: u64) -> u32 {
+    called("record_metric");
     state(|state| state.metrics[id as usize].1 = value);
     OK
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_get_metric(id: u32, value: *mut u64) -> u32 {
+    called("get_metric");
     unsafe { *value = state(|state| state.metrics[id as usize].1) };
     OK
 }
@@ -730,6 +739,7 @@ unsafe extern "C" fn proxy_get_shared_data(
     size: *mut usize,
     stamp: *mut u32,
 ) -> u32 {
+    called("get_shared_data");
     let key = unsafe { text(key, key_size) };
     match state(|state| state.shared.get(&key).cloned()) {
         Some((value, written)) => unsafe {
@@ -748,6 +758,7 @@ unsafe extern "C" fn proxy_set_shared_data(
     value_size: usize,
     unchanged: u32,
 ) -> u32 {
+    called("set_shared_data");
     let (key, value) = unsafe { (text(key, key_size), bytes(value, value_size)) };
     state(|state| {
         let known = state.shared.get(&key);
@@ -762,6 +773,7 @@ unsafe extern "C" fn proxy_set_shared_data(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn proxy_done() -> u32 {
+    called("done");
     OK
 }
 
@@ -774,6 +786,7 @@ unsafe extern "C" fn proxy_call_foreign_function(
     data: *mut *mut u8,
     size: *mut usize,
 ) -> u32 {
+    called("call_foreign_function");
     let (name, arguments) = unsafe { (text(name, name_size), bytes(arguments, arguments_size)) };
     assert_eq!(name, "verify_signature");
     let cryptography = state(|state| {

@@ -11,5 +11,6 @@ mod audit;
 mod corpus;
 mod grants;
 mod host;
+mod hotpath;
 mod metrics;
 mod requests;

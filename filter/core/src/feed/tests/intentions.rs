@@ -11,8 +11,10 @@ fn protocol(parts: &[&str]) -> Protocol {
     Protocol::ConsulIntentions {
         wait: Span::from_secs(16),
         token: Some(Secret("s.secret".to_owned())),
-        parts: parts.iter().map(ToString::to_string).collect(),
-        list: LIST.to_owned(),
+        questions: Box::new(Questions {
+            parts: parts.iter().map(ToString::to_string).collect(),
+            list: LIST.to_owned(),
+        }),
     }
 }
 
@@ -50,7 +52,7 @@ impl Talk {
     fn path(&mut self, now: UnixTime) -> Option<String> {
         let mut due = Vec::new();
         for (place, feed) in self.feeds.iter_mut().enumerate() {
-            feed.sync(now, &read);
+            feed.sync(now, &reader(read));
             due.extend(feed.due(ID, now).map(|fetch| (place, fetch)));
         }
         assert!(due.len() <= 1, "{due:?}");
@@ -71,13 +73,13 @@ impl Talk {
             Some(index) => at_index(status, index, body),
             None => http(status, None, body),
         };
-        self.feeds[self.asks].answered(answer, now, &read)
+        self.feeds[self.asks].answered(answer, now, &reader(read))
     }
 
     /// What every worker has.
     fn documents(&mut self, now: UnixTime) -> Vec<Option<String>> {
         let documents = self.feeds.iter_mut().map(|feed| {
-            feed.sync(now, &read);
+            feed.sync(now, &reader(read));
             feed.usable(now).map(|document| document.to_string())
         });
         documents.collect()

@@ -1,0 +1,266 @@
+//! What Envoy and everything in it are told: the same rules for the same callers, in each one's own words.
+
+use std::net::SocketAddr;
+
+use serde_json::{Map, Value, json};
+
+use crate::ORDERS;
+use crate::identity::{AUDIENCE, ISSUER};
+
+use super::credentials::{IDP, Issuers, role};
+use super::variants::{Module, Variant};
+
+/// Where servers of the measurement are.
+#[derive(Debug, Clone, Copy)]
+pub struct Servers {
+    /// An authorizer that speaks HTTP.
+    pub http: SocketAddr,
+    /// One that speaks gRPC.
+    pub grpc: SocketAddr,
+    /// A collector of audit records.
+    pub collector: SocketAddr,
+    /// The server of the large policy.
+    pub policy: SocketAddr,
+    /// OPA that allows everything, and one that decides.
+    pub opa: Option<(SocketAddr, SocketAddr)>,
+}
+
+/// What `jwt_authn` remembers.
+#[derive(Debug, Clone, Copy)]
+pub enum Cache {
+    /// Nothing, which is its default.
+    Off,
+    /// As much as it does if it is told nothing else: 100 tokens.
+    Default,
+    /// So many tokens.
+    Size(u32),
+}
+
+/// Whose roles rules ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// The access token's.
+    Token,
+    /// The Airflow identity's.
+    Airflow,
+}
+
+/// Envoy's own verification, of the access token or of both credentials.
+pub fn jwt_authn(issuers: &Issuers, cache: Cache, both: bool) -> Value {
+    let provider = |issuer: &str, keys: Value| {
+        let mut provider = json!({
+            "issuer": issuer, "audiences": [AUDIENCE],
+            "local_jwks": { "inline_string": keys.to_string() },
+            "payload_in_metadata": issuer,
+        });
+        let cached = match cache {
+            Cache::Off => None,
+            Cache::Default => Some(json!({})),
+            Cache::Size(size) => Some(json!({ "jwt_cache_size": size })),
+        };
+        if let (Some(members), Some(cached)) = (provider.as_object_mut(), cached) {
+            members.insert("jwt_cache_config".to_owned(), cached);
+        }
+        provider
+    };
+    let mut providers = Map::new();
+    providers.insert("idp".to_owned(), provider(IDP, issuers.token_keys()));
+    let mut requires = json!({ "provider_name": "idp" });
+    if both {
+        let mut airflow = provider(ISSUER, issuers.identity_keys());
+        if let Some(members) = airflow.as_object_mut() {
+            let header = json!([{ "name": "x-airflow-identity" }]);
+            members.insert("from_headers".to_owned(), header);
+        }
+        providers.insert("airflow".to_owned(), airflow);
+        let requirements = json!([requires, { "provider_name": "airflow" }]);
+        requires = json!({ "requires_all": { "requirements": requirements } });
+    }
+    http_filter(
+        "jwt_authn",
+        "jwt_authn.v3.JwtAuthentication",
+        &json!({
+            "providers": providers,
+            "rules": [{ "match": { "prefix": "/" }, "requires": requires }],
+        }),
+    )
+}
+
+/// The filter's configuration with a policy source.
+pub fn configuration(issuers: &Issuers, source: &Value) -> Value {
+    let issuer = |name: &str, issuer: &str, keys: Value| {
+        json!({
+            "name": name, "issuer": issuer, "audiences": [AUDIENCE], "max_lifetime": "1d",
+            "jwks": { "inline": keys },
+        })
+    };
+    let mut main = source.as_object().cloned().unwrap_or_default();
+    main.insert("name".to_owned(), "main".into());
+    json!({
+        "issuers": [issuer("idp", IDP, issuers.token_keys())],
+        "airflow": { "issuers": [issuer("airflow", ISSUER, issuers.identity_keys())] },
+        "policy": { "sources": [main], "max_age": "1d" },
+    })
+}
+
+/// A policy of so many rules, each of which allows a role to read below a path.
+pub fn document(rules: usize, asks: Asks) -> Value {
+    let rule = |number: usize| {
+        let from = match asks {
+            Asks::Airflow => json!({ "airflow_roles": [role(number)] }),
+            Asks::Token => json!({ "claims": { "roles": [role(number)] } }),
+        };
+        json!({
+            "id": format!("rule-{number}"), "effect": "allow", "from": from, "to": ["orders"],
+            "methods": ["GET"], "paths": [format!("/api/v1/res{number}/**")],
+        })
+    };
+    json!({
+        "version": 1, "revision": 1, "destinations": { "orders": { "hosts": [ORDERS] } },
+        "rules": (0..rules).map(rule).collect::<Vec<_>>(),
+    })
+}
+
+/// The same rules in Rego.
+pub fn rego(rules: usize, issuers: &Issuers) -> String {
+    let entry = |number: usize| json!({ "prefix": format!("/api/v1/res{number}/"), "method": "GET", "role": role(number) });
+    let entries: Vec<Value> = (0..rules).map(entry).collect();
+    format!(
+        "package envoy.authz\n\nimport rego.v1\n\ndefault allow := false\n\n\
+         keys := `{}`\n\nrules := {}\n\nhttp := input.attributes.request.http\n\n\
+         verified := io.jwt.decode_verify(substring(http.headers.authorization, 7, -1), \
+         {{\"cert\": keys, \"alg\": \"RS256\", \"iss\": \"{IDP}\", \"aud\": \"{AUDIENCE}\"}})\n\n\
+         allow if {{\n  verified[0]\n  some rule in rules\n  rule.method == http.method\n  \
+         startswith(http.path, rule.prefix)\n  rule.role in verified[2].roles\n}}\n",
+        issuers.token_keys(),
+        Value::Array(entries),
+    )
+}
+
+/// Rego that allows everything.
+pub const ALLOW: &str = "package envoy.authz\n\ndefault allow := true\n";
+
+/// A policy in the filter's configuration itself.
+pub fn inline(policy: &Value) -> Value {
+    json!({ "inline": policy })
+}
+
+/// The same rules for Envoy's RBAC. It tries them in the order of their names: the last one matches.
+pub fn rbac(rules: usize) -> Value {
+    let policy = |number: usize| {
+        let exact = json!({ "exact": "GET" });
+        let permission = json!({ "and_rules": { "rules": [
+            { "url_path": { "path": { "prefix": format!("/api/v1/res{number}/") } } },
+            { "header": { "name": ":method", "string_match": exact } },
+        ] } });
+        let one_of = json!({ "string_match": { "exact": role(number) } });
+        let principal = json!({ "metadata": {
+            "filter": "envoy.filters.http.jwt_authn",
+            "path": [{ "key": IDP }, { "key": "roles" }],
+            "value": { "list_match": { "one_of": one_of } },
+        } });
+        let body = json!({ "permissions": [permission], "principals": [principal] });
+        (format!("rule-{number:06}"), body)
+    };
+    let policies: Map<String, Value> = (0..rules).map(policy).collect();
+    let rules = json!({ "rules": { "action": "ALLOW", "policies": policies } });
+    http_filter("rbac", "rbac.v3.RBAC", &rules)
+}
+
+/// Envoy's filter that asks an authorizer.
+pub fn ext_authz(service: &Value) -> Value {
+    let mut members = service.as_object().cloned().unwrap_or_default();
+    members.insert("transport_api_version".to_owned(), "V3".into());
+    http_filter("ext_authz", "ext_authz.v3.ExtAuthz", &Value::Object(members))
+}
+
+/// The filter in a VM of its own.
+pub fn wasm(id: &str, module: &Module, configuration: &Value) -> Value {
+    let configuration = json!({
+        "@type": "type.googleapis.com/google.protobuf.StringValue",
+        "value": configuration.to_string(),
+    });
+    http_filter(
+        "wasm",
+        "wasm.v3.Wasm",
+        &json!({ "config": {
+            "name": id, "root_id": "airflow_envoy", "failure_policy": "FAIL_RELOAD",
+            "vm_config": {
+                "vm_id": id, "runtime": "envoy.wasm.runtime.v8",
+                "code": { "local": { "filename": module.path } },
+            },
+            "configuration": configuration,
+        } }),
+    )
+}
+
+fn http_filter(name: &str, kind: &str, settings: &Value) -> Value {
+    let mut typed = settings.as_object().cloned().unwrap_or_default();
+    let kind = format!("type.googleapis.com/envoy.extensions.filters.http.{kind}");
+    typed.insert("@type".to_owned(), kind.into());
+    json!({ "name": format!("envoy.filters.http.{name}"), "typed_config": typed })
+}
+
+impl Variant {
+    /// Its listener, which answers itself what the filters let through.
+    pub fn listener(&self) -> Value {
+        let answer = json!({ "status": 200, "body": { "inline_string": "ok" } });
+        let route =
+            |prefix: String| json!({ "match": { "prefix": prefix }, "direct_response": answer });
+        let before = (0..self.routes).map(|number| route(format!("/not-here/{number}/")));
+        let routes: Vec<Value> = before.chain([route("/".to_owned())]).collect();
+        let mut filters = self.filters.clone();
+        filters.push(http_filter("router", "router.v3.Router", &json!({})));
+        let manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": self.id.replace('.', "_"),
+            "route_config": { "virtual_hosts": [
+                { "name": "all", "domains": ["*"], "routes": routes },
+            ] },
+            "http_filters": filters,
+        });
+        let chain = json!({ "filters": [
+            { "name": "envoy.filters.network.http_connection_manager", "typed_config": manager },
+        ] });
+        json!({ "name": self.id, "address": socket(0), "filter_chains": [chain] })
+    }
+}
+
+fn socket(port: u16) -> Value {
+    json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } })
+}
+
+/// The whole configuration of Envoy.
+pub fn bootstrap(variants: &[Variant], servers: &Servers) -> Value {
+    let cluster = |name: &str, address: SocketAddr, http2: bool| {
+        let protocol = if http2 { "http2_protocol_options" } else { "http_protocol_options" };
+        let kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        let endpoint = json!({ "endpoint": { "address": socket(address.port()) } });
+        json!({
+            "name": name, "type": "STATIC", "connect_timeout": "1s",
+            "load_assignment": {
+                "cluster_name": name, "endpoints": [{ "lb_endpoints": [endpoint] }],
+            },
+            "typed_extension_protocol_options": { kind: {
+                "@type": format!("type.googleapis.com/{kind}"),
+                "explicit_http_config": { protocol: {} },
+            } },
+        })
+    };
+    let mut clusters = vec![
+        cluster("authz-http", servers.http, false),
+        cluster("authz-grpc", servers.grpc, true),
+        cluster("audit", servers.collector, false),
+        cluster("policy", servers.policy, false),
+    ];
+    if let Some((allow, rules)) = servers.opa {
+        clusters.extend([cluster("opa-allow", allow, true), cluster("opa-rules", rules, true)]);
+    }
+    json!({
+        "admin": { "address": socket(0) },
+        "static_resources": {
+            "listeners": variants.iter().map(Variant::listener).collect::<Vec<_>>(),
+            "clusters": clusters,
+        },
+    })
+}

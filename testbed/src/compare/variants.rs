@@ -1,0 +1,544 @@
+//! What is compared: each variant is a listener of one Envoy, with other filters before the same answer.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::Result;
+
+use super::credentials::{Issuers, Shown, path, request};
+use super::drive::{Pool, Requests};
+use super::settings::{
+    Asks, Cache, configuration, document, ext_authz, inline, jwt_authn, rbac, wasm,
+};
+
+/// A build of the filter.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// What it is called in tables: letters, digits, `.`, `_` and `-`.
+    pub label: String,
+    /// The `.wasm`.
+    pub path: PathBuf,
+}
+
+impl Module {
+    /// Of `LABEL=PATH`.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (label, path) = text.split_once('=').ok_or("write LABEL=PATH")?;
+        let fits = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+        if label.is_empty() || label.len() > 24 || !label.chars().all(fits) {
+            return Err("a label has 1 to 24 letters, digits, `.`, `_` and `-`".to_owned());
+        }
+        let path = PathBuf::from(path);
+        let whole = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { label: label.to_owned(), path: whole })
+    }
+
+    /// SHA-256 of the file, in hexadecimal; empty if it cannot be read.
+    pub fn sha256(&self) -> String {
+        let Ok(bytes) = fs::read(&self.path) else { return String::new() };
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Its size; 0 if it cannot be read.
+    pub fn bytes(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
+    }
+}
+
+/// Who sends requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Callers {
+    /// One caller, again and again.
+    One,
+    /// A thousand callers in turn.
+    Thousand,
+    /// Each call has credentials of its own.
+    Fresh,
+}
+
+/// Whose processor time counts besides Envoy's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Helper {
+    /// The authorizer that speaks HTTP.
+    Http,
+    /// The authorizer that speaks gRPC.
+    Grpc,
+    /// OPA that allows everything.
+    OpaAllow,
+    /// OPA that verifies and decides.
+    OpaRules,
+    /// The collector of audit records.
+    Collector,
+}
+
+/// What must be answered before anything is measured.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    /// What it shows, as in "a forged token".
+    pub about: &'static str,
+    /// The request; `None` for the variant's next one.
+    pub request: Option<Vec<u8>>,
+    /// The status.
+    pub status: u16,
+    /// Envoy's statistics of which names (a regular expression) grow in sum by how much at least; not at all if it is 0.
+    pub counts: Option<(String, u64)>,
+}
+
+/// One of those that are compared.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    /// Its name in tables; that of a listener.
+    pub id: String,
+    /// What it is, as a phrase.
+    pub about: String,
+    /// The label of the module that it runs.
+    pub module: Option<String>,
+    /// The variant without a filter that it is compared with.
+    pub floor: &'static str,
+    /// The filters.
+    pub filters: Vec<Value>,
+    /// Routes before the one that matches.
+    pub routes: usize,
+    /// Its requests.
+    pub requests: Requests,
+    /// Who sends them.
+    pub callers: Callers,
+    /// What each must be answered.
+    pub expected: u16,
+    /// Who works for it besides Envoy.
+    pub helper: Option<Helper>,
+    /// What must be answered before anything is measured.
+    pub probes: Vec<Probe>,
+    /// Whether its latency is measured, too.
+    pub paced: bool,
+}
+
+/// No filter: what everything is compared with.
+pub const NONE: &str = "none";
+/// No filter, and many routes.
+pub const NONE_ROUTES: &str = "none/routes";
+/// No filter again: what the method itself cannot tell from nothing.
+pub const AGAIN: &str = "none/again";
+
+/// How large everything is.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Rules of the usual policy.
+    pub rules: usize,
+    /// Rules of a large one.
+    pub many_rules: usize,
+    /// Rules of one that only ours is asked to have.
+    pub most_rules: usize,
+    /// Routes before the one that matches.
+    pub routes: usize,
+    /// Callers in turn.
+    pub callers: usize,
+    /// Fresh callers for each variant that wants them.
+    pub fresh: usize,
+}
+
+/// Makes variants.
+pub struct Maker<'m> {
+    issuers: &'m Issuers,
+    sizes: Sizes,
+    pools: HashMap<(Shown, Callers, String), Pool>,
+    variants: Vec<Variant>,
+    only: &'m [String],
+}
+
+impl<'m> Maker<'m> {
+    /// One for those variants whose names contain one of `only`, or all if there are none.
+    pub fn new(issuers: &'m Issuers, sizes: Sizes, only: &'m [String]) -> Self {
+        Self { issuers, sizes, pools: HashMap::new(), variants: Vec::new(), only }
+    }
+
+    /// All of them. Those without a filter come first.
+    ///
+    /// # Errors
+    /// If credentials cannot be minted.
+    pub fn all(mut self, modules: &[Module], opa: bool) -> Result<Vec<Variant>> {
+        self.none()?;
+        self.native()?;
+        self.external(opa)?;
+        for module in modules {
+            self.ours(module)?;
+        }
+        Ok(self.variants)
+    }
+
+    fn none(&mut self) -> Result<()> {
+        self.add(NONE, "no filter", |variant| variant.paced = true)?;
+        let routes = self.sizes.routes;
+        let about = format!("no filter, {routes} routes before the one that matches");
+        self.add(NONE_ROUTES, &about, |variant| variant.routes = routes)?;
+        self.add(AGAIN, "no filter, a second time", |_| {})
+    }
+
+    fn native(&mut self) -> Result<()> {
+        let Sizes { rules, many_rules, routes, callers, .. } = self.sizes;
+        let off = Cache::Off;
+        let jwt = |maker: &Self, cache| jwt_authn(maker.issuers, cache, false);
+        let both =
+            |maker: &Self, cache, rules| vec![jwt_authn(maker.issuers, cache, false), rbac(rules)];
+
+        let filters = vec![jwt(self, off)];
+        self.jwt("jwt", "jwt_authn, RS256, no cache (its default)", filters, |_| {})?;
+        let filters = vec![jwt(self, off)];
+        let about = "jwt_authn, ES256, no cache";
+        self.verified("jwt/es256", about, filters, Shown::Es256, |_| {})?;
+        let filters = vec![jwt(self, Cache::Default)];
+        self.jwt("jwt/cache", "jwt_authn, RS256, cache", filters, |variant| {
+            variant.probes.push(Probe {
+                about: "a token that is known",
+                request: None,
+                status: 200,
+                counts: Some((r"jwt_cache_hit$".to_owned(), 1)),
+            });
+        })?;
+        let filters = vec![jwt_authn(self.issuers, off, true)];
+        let about = "jwt_authn, two providers (RS256 and ES256), no cache";
+        self.jwt("jwt/both", about, filters, |_| {})?;
+        let filters = both(self, off, rules);
+        let about = format!("jwt_authn, no cache, and RBAC, {rules} rules");
+        self.ruled("jwt+rbac/no-cache", &about, filters, |_| {})?;
+        let filters = both(self, Cache::Default, rules);
+        let about = format!("jwt_authn, cache, and RBAC, {rules} rules");
+        self.ruled("jwt+rbac", &about, filters, |variant| variant.paced = true)?;
+        let filters = both(self, Cache::Default, rules);
+        let about = format!("the same, {routes} routes before the one that matches");
+        self.ruled("jwt+rbac/routes", &about, filters, |variant| {
+            variant.routes = routes;
+            variant.floor = NONE_ROUTES;
+        })?;
+        let filters = both(self, Cache::Default, many_rules);
+        let about = format!("jwt_authn, cache, and RBAC, {many_rules} rules");
+        let last = path(many_rules.saturating_sub(1));
+        self.at("jwt+rbac/many-rules", &about, filters, &last, |_| {})?;
+        let thousand = self.requests(Shown::Both, Callers::Thousand, &self.path())?;
+        for (id, cache, words) in [
+            ("jwt+rbac/tokens", Cache::Default, "cache of 100 (default)"),
+            ("jwt+rbac/tokens-large-cache", Cache::Size(4096), "cache of 4096"),
+        ] {
+            let filters = both(self, cache, rules);
+            let about = format!("{callers} callers: jwt_authn, {words}, and RBAC");
+            self.ruled(id, &about, filters, |variant| {
+                variant.requests = thousand.clone();
+                variant.callers = Callers::Thousand;
+            })?;
+        }
+        Ok(())
+    }
+
+    fn external(&mut self, opa: bool) -> Result<()> {
+        let counts = |status| Probe {
+            about: "the authorizer is asked",
+            request: None,
+            status,
+            counts: Some((r"ext_authz\.ok$".to_owned(), 1)),
+        };
+        let http = ext_authz(&json!({ "http_service": {
+            "server_uri": { "uri": "http://authz", "cluster": "authz-http", "timeout": "1s" },
+        } }));
+        self.add("ext_authz/http", "ext_authz by HTTP to a server that allows all", |variant| {
+            variant.filters = vec![http];
+            variant.helper = Some(Helper::Http);
+            variant.probes.push(counts(200));
+            variant.paced = true;
+        })?;
+        let grpc = |cluster| {
+            ext_authz(&json!({ "grpc_service": {
+                "envoy_grpc": { "cluster_name": cluster }, "timeout": "1s",
+            } }))
+        };
+        self.add("ext_authz/grpc", "ext_authz by gRPC to a server that allows all", |variant| {
+            variant.filters = vec![grpc("authz-grpc")];
+            variant.helper = Some(Helper::Grpc);
+            variant.probes.push(counts(200));
+            variant.paced = true;
+        })?;
+        if opa {
+            self.add("opa", "OPA by gRPC, `allow := true`", |variant| {
+                variant.filters = vec![grpc("opa-allow")];
+                variant.helper = Some(Helper::OpaAllow);
+                variant.probes.push(counts(200));
+                variant.paced = true;
+            })?;
+            let (denied, forged) = (self.elsewhere(), self.forged(Shown::Both));
+            let about = format!("OPA by gRPC, JWT and {} rules", self.sizes.rules);
+            self.add("opa/rules", &about, |variant| {
+                variant.filters = vec![grpc("opa-rules")];
+                variant.helper = Some(Helper::OpaRules);
+                variant.probes.extend([counts(200), denied, Probe { status: 403, ..forged }]);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn ours(&mut self, module: &Module) -> Result<()> {
+        let Sizes { rules, many_rules, most_rules, routes, callers, .. } = self.sizes;
+        let label = &module.label;
+        let whole = |policy: Value| configuration(self.issuers, &policy);
+        let usual = whole(inline(&document(rules, Asks::Airflow)));
+        let with = |member: &str, value: Value| {
+            let mut members = usual.as_object().cloned().unwrap_or_default();
+            members.insert(member.to_owned(), value);
+            Value::Object(members)
+        };
+        let alone = {
+            let mut configuration = whole(inline(&document(rules, Asks::Token)));
+            if let Some(members) = configuration.as_object_mut() {
+                members.insert("airflow".to_owned(), json!({ "identity": "off" }));
+            }
+            configuration
+        };
+        let many = whole(inline(&document(many_rules, Asks::Airflow)));
+        let most = whole(json!({ "http": {
+            "cluster": "policy", "uri": "http://policy/policy.json", "poll": "1h", "timeout": "30s",
+        } }));
+        let (audit, shadow) = (with("audit", json!({})), with("mode", "shadow".into()));
+        let sinks = json!([{ "http": { "cluster": "audit", "uri": "http://audit/v1/records" } }]);
+        let collector = with("audit", json!({ "sinks": sinks }));
+        let verified = |count| {
+            let signatures = (r"airflow_envoy\.verifications\..*\.valid$".to_owned(), count);
+            move |about| Probe { about, request: None, status: 200, counts: Some(signatures) }
+        };
+        let known = || verified(0)("credentials that are known");
+        let fresh = |count| verified(count)("credentials that nobody has seen");
+
+        let id = |suffix: &str| {
+            if suffix.is_empty() { label.clone() } else { format!("{label}/{suffix}") }
+        };
+        let about = |text: &str| format!("this filter, {text}");
+        let filter = |id: &str, configuration: &Value| vec![wasm(id, module, configuration)];
+        let mark = |variant: &mut Variant| variant.module = Some(label.clone());
+
+        let permit = format!("both credentials known, {rules} rules");
+        let filters = filter(&id(""), &usual);
+        self.ruled(&id(""), &about(&permit), filters, |variant| {
+            mark(variant);
+            variant.probes.push(known());
+            variant.paced = true;
+        })?;
+        let thousand = self.requests(Shown::Both, Callers::Thousand, &self.path())?;
+        let text = format!("{callers} callers, {rules} rules");
+        let filters = filter(&id("tokens"), &usual);
+        self.ruled(&id("tokens"), &about(&text), filters, |variant| {
+            mark(variant);
+            variant.requests = thousand.clone();
+            variant.callers = Callers::Thousand;
+        })?;
+        for (suffix, configuration, shown, signatures, text) in [
+            ("cold-rs256", &alone, Shown::Both, 1, "fresh token (RS256) alone"),
+            ("cold-es256", &alone, Shown::Es256, 1, "fresh token (ES256) alone"),
+            ("cold", &usual, Shown::Both, 2, "fresh token (RS256) and identity (ES256)"),
+        ] {
+            let pool = self.requests(shown, Callers::Fresh, &self.path())?;
+            let filters = filter(&id(suffix), configuration);
+            self.verified(&id(suffix), &about(text), filters, shown, |variant| {
+                mark(variant);
+                variant.requests = pool.clone();
+                variant.callers = Callers::Fresh;
+                variant.probes.push(fresh(signatures));
+            })?;
+        }
+        let elsewhere = self.requests(Shown::Both, Callers::One, ELSEWHERE)?;
+        let filters = filter(&id("denied"), &usual);
+        let text = "a denial that says which rule came nearest";
+        self.jwt(&id("denied"), &about(text), filters, |variant| {
+            mark(variant);
+            variant.requests = elsewhere.clone();
+            variant.expected = 403;
+        })?;
+        for (suffix, configuration, rules) in
+            [("many-rules", &many, many_rules), ("most-rules", &most, most_rules)]
+        {
+            let text = format!("both credentials known, {rules} rules");
+            let filters = filter(&id(suffix), configuration);
+            let last = path(rules.saturating_sub(1));
+            self.at(&id(suffix), &about(&text), filters, &last, mark)?;
+        }
+        let text = format!("{rules} rules, {routes} routes before the one that matches");
+        let filters = filter(&id("routes"), &usual);
+        self.ruled(&id("routes"), &about(&text), filters, |variant| {
+            mark(variant);
+            variant.routes = routes;
+            variant.floor = NONE_ROUTES;
+        })?;
+        let recorded = |name: &str| Probe {
+            about: "an audit record",
+            request: None,
+            status: 200,
+            counts: Some((format!(r"airflow_envoy\.{name}"), 1)),
+        };
+        let filters = filter(&id("audit-log"), &audit);
+        self.ruled(
+            &id("audit-log"),
+            &about("a record of each call in the log"),
+            filters,
+            |variant| {
+                mark(variant);
+                variant.probes.push(recorded(r"audit\.records$"));
+            },
+        )?;
+        let filters = filter(&id("audit-collector"), &collector);
+        let text = about("a record of each call to a collector");
+        self.ruled(&id("audit-collector"), &text, filters, |variant| {
+            mark(variant);
+            variant.helper = Some(Helper::Collector);
+            variant.probes.push(recorded(r"audit\.records$"));
+        })?;
+        let filters = filter(&id("shadow"), &shadow);
+        let forged = self.issuers.forged(Shown::Both, &self.path());
+        self.add(&id("shadow"), &about("mode `shadow`"), |variant| {
+            mark(variant);
+            variant.filters = filters;
+            variant.probes.extend([
+                known(),
+                Probe {
+                    about: "a forged token in shadow mode",
+                    request: Some(forged),
+                    status: 200,
+                    counts: Some((r"airflow_envoy\.shadow_decisions".to_owned(), 1)),
+                },
+            ]);
+        })
+    }
+
+    /// A variant that lets nobody in without a sound token.
+    fn verified(
+        &mut self,
+        id: &str,
+        about: &str,
+        filters: Vec<Value>,
+        shown: Shown,
+        change: impl FnOnce(&mut Variant),
+    ) -> Result<()> {
+        let requests = self.requests(shown, Callers::One, &self.path())?;
+        let forged = self.forged(shown);
+        let none = Probe {
+            about: "a request without credentials",
+            request: Some(request(&self.path(), None, None)),
+            status: 401,
+            counts: None,
+        };
+        self.add(id, about, |variant| {
+            variant.filters = filters;
+            variant.requests = requests;
+            variant.probes.extend([none, forged]);
+            change(variant);
+        })
+    }
+
+    /// The same with tokens by RS256.
+    fn jwt(
+        &mut self,
+        id: &str,
+        about: &str,
+        filters: Vec<Value>,
+        change: impl FnOnce(&mut Variant),
+    ) -> Result<()> {
+        self.verified(id, about, filters, Shown::Both, change)
+    }
+
+    /// The same, and nobody where no rule lets them.
+    fn ruled(
+        &mut self,
+        id: &str,
+        about: &str,
+        filters: Vec<Value>,
+        change: impl FnOnce(&mut Variant),
+    ) -> Result<()> {
+        let denied = self.elsewhere();
+        self.jwt(id, about, filters, |variant| {
+            variant.probes.push(denied);
+            change(variant);
+        })
+    }
+
+    /// The same at `path`.
+    fn at(
+        &mut self,
+        id: &str,
+        about: &str,
+        filters: Vec<Value>,
+        path: &str,
+        change: impl FnOnce(&mut Variant),
+    ) -> Result<()> {
+        let requests = self.requests(Shown::Both, Callers::One, path)?;
+        self.ruled(id, about, filters, |variant| {
+            variant.requests = requests;
+            change(variant);
+        })
+    }
+
+    fn add(&mut self, id: &str, about: &str, change: impl FnOnce(&mut Variant)) -> Result<()> {
+        let floors = [NONE, NONE_ROUTES, AGAIN].contains(&id);
+        if !floors && !self.only.is_empty() && !self.only.iter().any(|part| id.contains(part)) {
+            return Ok(());
+        }
+        let mut variant = Variant {
+            id: id.to_owned(),
+            about: about.to_owned(),
+            module: None,
+            floor: NONE,
+            filters: Vec::new(),
+            routes: 0,
+            requests: self.requests(Shown::Both, Callers::One, &self.path())?,
+            callers: Callers::One,
+            expected: 200,
+            helper: None,
+            probes: Vec::new(),
+            paced: false,
+        };
+        change(&mut variant);
+        self.variants.push(variant);
+        Ok(())
+    }
+
+    /// The path of the last rule of the usual policy.
+    fn path(&self) -> String {
+        path(self.sizes.rules.saturating_sub(1))
+    }
+
+    fn forged(&self, shown: Shown) -> Probe {
+        let request = Some(self.issuers.forged(shown, &self.path()));
+        Probe { about: "a forged token", request, status: 401, counts: None }
+    }
+
+    fn elsewhere(&self) -> Probe {
+        let request = Some(self.issuers.request(Shown::Both, ELSEWHERE));
+        Probe { about: "a path that no rule allows", request, status: 403, counts: None }
+    }
+
+    fn requests(&mut self, shown: Shown, callers: Callers, path: &str) -> Result<Requests> {
+        let number = match callers {
+            Callers::One => 1,
+            Callers::Thousand => self.sizes.callers,
+            Callers::Fresh => self.sizes.fresh,
+        };
+        let key = (shown, callers, path.to_owned());
+        let pool = match self.pools.get(&key) {
+            Some(pool) => Arc::clone(pool),
+            None => {
+                let pool = self.issuers.requests(number, shown, path)?;
+                self.pools.insert(key, Arc::clone(&pool));
+                pool
+            }
+        };
+        Ok(match callers {
+            Callers::Fresh => Requests::fresh(pool),
+            _ => Requests::repeated(pool),
+        })
+    }
+}
+
+/// A path that no rule is about.
+const ELSEWHERE: &str = "/api/v1/other/item/123";

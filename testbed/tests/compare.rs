@@ -1,0 +1,143 @@
+//! `scripts/bench compare`, shortened: every variant starts, answers truly and is measured, and one that does not
+//! answer truly is not.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use airflow_envoy_testbed::compare::{Module, Plan, chart, run};
+use airflow_envoy_testbed::filter_file;
+use serde_json::Value;
+
+/// A folder of this test run, which is removed with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("compare-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _: Result<(), _> = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_variant_answers_what_it_must_and_is_measured() {
+    let folder = Folder::new("all");
+    let module = Module { label: "ours".to_owned(), path: filter_file().unwrap() };
+    let plan = Plan::quick(vec![module]);
+    let rounds = plan.rounds;
+    let report = run(plan, &folder.0, |line| println!("{line}")).await.unwrap();
+
+    let found = report.json();
+    let list = |member: &str| found[member].as_array().unwrap().clone();
+    let ids: Vec<String> =
+        list("variants").iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
+    let expected = [
+        "none/again",
+        "jwt",
+        "jwt/es256",
+        "jwt/cache",
+        "jwt/both",
+        "jwt+rbac/no-cache",
+        "jwt+rbac",
+        "jwt+rbac/routes",
+        "jwt+rbac/many-rules",
+        "jwt+rbac/tokens",
+        "jwt+rbac/tokens-large-cache",
+        "ext_authz/http",
+        "ext_authz/grpc",
+        "ours",
+        "ours/tokens",
+        "ours/cold-rs256",
+        "ours/cold-es256",
+        "ours/cold",
+        "ours/denied",
+        "ours/many-rules",
+        "ours/most-rules",
+        "ours/routes",
+        "ours/audit-log",
+        "ours/audit-collector",
+        "ours/shadow",
+    ];
+    assert_eq!(ids, expected);
+    // Each answers its own request; the native and our variants refuse forged tokens, and so on.
+    assert!(report.probes > 2 * expected.len(), "{} probes", report.probes);
+
+    let number = |value: &Value| value.as_f64().unwrap();
+    for one in list("variants") {
+        let samples = one["samples"].as_array().unwrap().clone();
+        assert_eq!(samples.len(), rounds, "{one}");
+        for sample in samples {
+            assert!(number(&sample["envoy_us"]) > 0.0 && number(&sample["floor_us"]) > 0.0);
+            assert!(number(&sample["requests_per_second"]) > 0.0);
+        }
+        for end in ["median", "low", "high"] {
+            number(&one["added_us"][end]);
+        }
+        let helped = ["ext_authz/http", "ext_authz/grpc", "ours/audit-collector"];
+        let is_helped = helped.contains(&one["id"].as_str().unwrap());
+        assert_eq!(number(&one["helper_us"]) > 0.0, is_helped, "{one}");
+    }
+    // Verifying both signatures costs more than remembering them, however loud the machine is.
+    let added = |id: &str| {
+        let all = list("variants");
+        number(&all.iter().find(|one| one["id"] == id).unwrap()["added_us"]["median"])
+    };
+    assert!(added("ours/cold") > added("ours"), "{} {}", added("ours/cold"), added("ours"));
+
+    assert_eq!(list("ratios").len(), 13);
+    assert!(list("ratios").iter().all(|ratio| !ratio["bar"].is_null()));
+    let paced = list("latencies");
+    assert_eq!(paced.len(), 5, "{paced:?}");
+    assert!(
+        paced.iter().all(|one| number(&one["p99_us"]["median"]) >= number(&one["p50_us"]["low"]))
+    );
+    // One round is no measurement, and the report says so.
+    assert!(list("doubts").iter().any(|doubt| doubt.as_str().unwrap().contains("too few")));
+
+    let text = report.text();
+    assert!(expected.iter().all(|id| text.contains(&format!("| `{id}` |"))), "{text}");
+    assert!(chart::svg(&report).ends_with("</svg>\n"));
+}
+
+/// A filter that lets everything pass: a memory, an allocator, and the ABI's version.
+fn open_door() -> Vec<u8> {
+    let mut module = b"\0asm\x01\0\0\0".to_vec();
+    let mut section = |id: u8, body: &[u8]| {
+        module.extend([id, u8::try_from(body.len()).unwrap()]);
+        module.extend_from_slice(body);
+    };
+    let export = |name: &str, what: [u8; 2]| {
+        [&[u8::try_from(name.len()).unwrap()], name.as_bytes(), &what].concat()
+    };
+    // Types: nothing to nothing, an i32 to an i32.
+    section(1, &[2, 0x60, 0, 0, 0x60, 1, 0x7f, 1, 0x7f]);
+    section(3, &[2, 0, 1]);
+    section(5, &[1, 0, 1]);
+    let exports = [
+        export("memory", [2, 0]),
+        export("proxy_abi_version_0_2_1", [0, 0]),
+        export("malloc", [0, 1]),
+    ];
+    section(7, &[&[3][..], &exports.concat()].concat());
+    // The allocator always gives 1024.
+    section(10, &[2, 2, 0, 0x0b, 5, 0, 0x41, 0x80, 0x08, 0x0b]);
+    module
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_that_lets_too_much_through_is_not_measured() {
+    let folder = Folder::new("open");
+    let path = folder.0.join("open.wasm");
+    fs::write(&path, open_door()).unwrap();
+    let module = Module { label: "open".to_owned(), path };
+    let plan = Plan { only: vec!["open".to_owned()], ..Plan::quick(vec![module]) };
+    let error = run(plan, &folder.0, |_| {}).await.unwrap_err().to_string();
+    assert_eq!(error, "open: a request without credentials: answered with 200 instead of 401");
+}
