@@ -103,6 +103,7 @@ impl Pattern {
     pub(super) fn steps(&self) -> usize {
         self.program.len()
     }
+
     /// Whether it is the whole of `text`; `None` if that cannot be said: beyond ASCII, RE2 folds cases by
     /// Unicode, and takes octets that are not UTF-8 for characters where nobody would think so.
     pub(super) fn matches(&self, text: &[u8]) -> Option<bool> {
