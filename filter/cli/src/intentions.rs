@@ -147,7 +147,7 @@ impl Mesh {
             headers: &[],
             token: token.as_deref().map(|issuer| Token { issuer, claims: &caller.claims }),
         };
-        intentions.judge(&question).map(|_| ())
+        intentions.judge_call(&question).map(|_| ())
     }
 }
 
@@ -233,6 +233,13 @@ mod tests {
             }
         }
         assert_eq!(judged(ENTRY, DefaultAction::Allow, service("batch"), get), None);
+        // As in the filter: what a server reads that cuts parameters off must be allowed as well.
+        let admin = r#"{"Kind": "service-intentions", "Name": "orders", "Sources": [
+            {"Name": "worker", "Permissions": [
+                {"Action": "deny", "HTTP": {"PathExact": "/v1/admin"}},
+                {"Action": "allow", "HTTP": {"PathPrefix": "/"}}]}]}"#;
+        let told = judged(admin, deny, service("worker"), "GET http://orders.internal/v1/admin;x");
+        assert!(told.unwrap().contains("denies by its permission 1"));
         // The whole list of entries, and a peer by its SPIFFE ID.
         let list = format!("[{ENTRY}]");
         let id = "spiffe://td.consul/ns/default/dc/dc1/svc/worker".to_owned();

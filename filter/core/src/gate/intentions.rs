@@ -93,12 +93,7 @@ impl Layer {
             headers,
             token: caller.token,
         };
-        intentions.judge(&question)?;
-        // Some servers cut parameters off (`;x`): what they serve must be allowed as well.
-        if let Some(bare) = path.as_deref().and_then(path::without_parameters) {
-            intentions.judge(&Question { path: Some(&bare), ..question })?;
-        }
-        Ok(())
+        intentions.judge_call(&question).map(|_| ())
     }
 
     fn is_about(&self, request: &Request<'_>) -> Result<bool, Reject> {

@@ -3,7 +3,7 @@
 //! No request waits for it. What is not known, or not any more, is that a service may use no role.
 
 use crate::catalog::{Narrow, ServiceRoles};
-use crate::facts::Caller;
+use crate::facts::{Caller, Fact};
 use crate::feed::{Feed, Site};
 use crate::status::{Kind, Source};
 use crate::time::UnixTime;
@@ -33,10 +33,16 @@ impl Narrowing {
         Self { services: services.collect(), meta }
     }
 
-    /// Takes from a caller of one of the services the roles that it may not use.
+    /// Takes from a caller of one of the services the roles that it may not use. Of a caller without a
+    /// certificate nobody knows the service: it loses every role, or a service kept its roles by leaving its
+    /// certificate at home.
     pub(super) fn narrow(&self, caller: &mut Caller, now: UnixTime) {
-        let Some(known) = self.service_of(caller) else { return };
-        match known.feed.usable(now) {
+        let roles = match (&caller.services, self.service_of(caller)) {
+            (Fact::Known(_), None) => return,
+            (Fact::Known(_), Some(known)) => known.feed.usable(now),
+            (Fact::Unknown, _) => None,
+        };
+        match roles {
             Some(roles) => roles.narrow(caller),
             None => ServiceRoles::default().narrow(caller),
         }

@@ -50,8 +50,8 @@ pub(super) struct Session {
 type Presenting<'a> = (&'a Realm, Option<&'a [u8]>, Option<&'a FromIssuer>);
 
 impl Session {
-    /// Puts the verified credentials together, if they agree. `narrow` takes from what is known of a caller with
-    /// a peer what its service may not use. `recorded` are the claims that audit records
+    /// Puts the verified credentials together, if they agree. `narrow` takes from what is known of a caller
+    /// what its service may not use. `recorded` are the claims that audit records
     /// have, if there are any records.
     pub(super) fn open(
         (tokens, token, from_token): Presenting<'_>,
@@ -95,8 +95,8 @@ impl Session {
         let mut caller = caller(token_facts, identity_facts, task);
         if let Some(peer) = &peer {
             peer.id.describe(&mut caller);
-            narrow(&mut caller);
         }
+        narrow(&mut caller);
         let record = recorded.map(|recorded| {
             Rc::new(record(&caller, numbers, token_facts, identity_facts, recorded))
         });

@@ -27,6 +27,7 @@ pub use self::settings::{DefaultAction, Settings};
 use self::token::Demand;
 pub use self::token::Token;
 use crate::peer::{ConsulService, SpiffeId};
+use crate::policy::path;
 use crate::quote::quote;
 use crate::reject::{Code, Reject};
 
@@ -163,7 +164,21 @@ impl Intentions {
         })
     }
 
-    /// Decides a call. For one that is allowed nothing is allocated.
+    /// Decides a call as the filter does: some servers cut the parameters of segments off (`;x`), and the path
+    /// that they serve must be allowed as well.
+    ///
+    /// # Errors
+    /// As [`Self::judge`].
+    pub fn judge_call(&self, question: &Question<'_>) -> Result<Matched<'_>, Reject> {
+        let matched = self.judge(question)?;
+        if let Some(bare) = question.path.and_then(path::without_parameters) {
+            self.judge(&Question { path: Some(&bare), ..*question })?;
+        }
+        Ok(matched)
+    }
+
+    /// Decides a call by its path as it is, which is what Consul does. For one that is allowed nothing is
+    /// allocated.
     ///
     /// # Errors
     /// [`Code::IntentionDenied`] with the intention that denies, or with the default.

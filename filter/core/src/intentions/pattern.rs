@@ -6,6 +6,15 @@
 //!
 //! What it is not: Unicode's classes and cases, look-around, and octets that are not UTF-8.
 
+use std::sync::Arc;
+
+/// Bytes of a pattern.
+const MOST_BYTES: usize = 2000;
+
+/// Parts of a pattern that are looked at to compile it, those that are repeated each time: also what makes no
+/// step takes time.
+const MOST_WORK: usize = 10 * MOST_STEPS;
+
 /// Steps of a compiled pattern. One character of a text costs at most as many.
 const MOST_STEPS: usize = 4000;
 
@@ -23,8 +32,8 @@ pub(super) struct Pattern {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// One character of these.
-    One(Set),
+    /// One character of these. Where the set is repeated it is shared.
+    One(Arc<Set>),
     /// On at either.
     Fork(usize, usize),
     Jump(usize),
@@ -52,7 +61,7 @@ enum Assertion {
 }
 
 enum Node {
-    One(Set),
+    One(Arc<Set>),
     Assert(Assertion),
     All(Vec<Node>),
     Any(Vec<Node>),
@@ -73,6 +82,9 @@ impl Pattern {
     /// # Errors
     /// What it has that is not understood, as the end of a sentence.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
+        if text.len() > MOST_BYTES {
+            return Err(TOO_LARGE.to_owned());
+        }
         let mut parser = Parser { rest: text, nesting: 0, folds: false, wide: false };
         let node = parser.alternatives(Flags::default())?;
         if !parser.rest.is_empty() {
@@ -82,9 +94,14 @@ impl Pattern {
             return Err("ignores the case of characters outside ASCII".to_owned());
         }
         let mut program = Vec::new();
-        compile(&node, &mut program)?;
+        compile(&node, &mut program, &mut { MOST_WORK })?;
         put(&mut program, Step::End)?;
         Ok(Self { program: program.into() })
+    }
+
+    /// How large it is.
+    pub(super) fn steps(&self) -> usize {
+        self.program.len()
     }
 
     /// Whether it is the whole of `text`; `None` if that cannot be said: beyond ASCII, RE2 folds cases by
@@ -178,9 +195,11 @@ impl Assertion {
     }
 }
 
+const TOO_LARGE: &str = "is too large";
+
 fn put(program: &mut Vec<Step>, step: Step) -> Result<usize, String> {
     if program.len() >= MOST_STEPS {
-        return Err("is too large".to_owned());
+        return Err(TOO_LARGE.to_owned());
     }
     program.push(step);
     Ok(program.len().saturating_sub(1))
@@ -194,22 +213,24 @@ fn lead(program: &mut [Step], place: usize) {
     }
 }
 
-fn compile(node: &Node, program: &mut Vec<Step>) -> Result<(), String> {
+/// `work` is how many more nodes may be looked at.
+fn compile(node: &Node, program: &mut Vec<Step>, work: &mut usize) -> Result<(), String> {
+    *work = work.checked_sub(1).ok_or(TOO_LARGE)?;
     match node {
-        Node::One(set) => put(program, Step::One(set.clone())).map(|_| ()),
+        Node::One(set) => put(program, Step::One(Arc::clone(set))).map(|_| ()),
         Node::Assert(assertion) => put(program, Step::Assert(*assertion)).map(|_| ()),
-        Node::All(nodes) => nodes.iter().try_for_each(|node| compile(node, program)),
+        Node::All(nodes) => nodes.iter().try_for_each(|node| compile(node, program, work)),
         Node::Any(nodes) => {
             let mut jumps = Vec::new();
             let mut nodes = nodes.iter().peekable();
             while let Some(node) = nodes.next() {
                 if nodes.peek().is_none() {
-                    compile(node, program)?;
+                    compile(node, program, work)?;
                     break;
                 }
                 let first = program.len().saturating_add(1);
                 let fork = put(program, Step::Fork(first, first))?;
-                compile(node, program)?;
+                compile(node, program, work)?;
                 jumps.push(put(program, Step::Jump(0))?);
                 lead(program, fork);
             }
@@ -218,14 +239,14 @@ fn compile(node: &Node, program: &mut Vec<Step>) -> Result<(), String> {
         }
         Node::Repeated(node, least, most) => {
             for _ in 0..*least {
-                compile(node, program)?;
+                compile(node, program, work)?;
             }
             let mut forks = Vec::new();
             // Without an end: once more, and back.
             for _ in *least..most.unwrap_or(least.saturating_add(1)) {
                 let first = program.len().saturating_add(1);
                 forks.push(put(program, Step::Fork(first, first))?);
-                compile(node, program)?;
+                compile(node, program, work)?;
             }
             if let (None, Some(fork)) = (most, forks.first()) {
                 put(program, Step::Jump(*fork))?;
@@ -299,6 +320,10 @@ fn others(ranges: &[(char, char)]) -> Vec<(char, char)> {
     others
 }
 
+fn one(set: Set) -> Node {
+    Node::One(Arc::new(set))
+}
+
 impl Parser<'_> {
     fn next(&mut self) -> Option<char> {
         let mut characters = self.rest.chars();
@@ -346,13 +371,13 @@ impl Parser<'_> {
                 }
                 '.' => {
                     let ranges = if flags.dot_is_all { Vec::new() } else { vec![('\n', '\n')] };
-                    Node::One(Set { ranges, negated: true, folds: false })
+                    one(Set { ranges, negated: true, folds: false })
                 }
                 '^' if flags.lines => Node::Assert(Assertion::LineStart),
                 '^' => Node::Assert(Assertion::Start),
                 '$' if flags.lines => Node::Assert(Assertion::LineEnd),
                 '$' => Node::Assert(Assertion::Finish),
-                '[' => Node::One(self.class(flags)?),
+                '[' => one(self.class(flags)?),
                 ']' | '}' => return Err(format!("has a `{character}` that closes nothing")),
                 '\\' => self.escape(flags)?,
                 character => self.literal(character, flags),
@@ -446,7 +471,7 @@ impl Parser<'_> {
     fn literal(&mut self, character: char, flags: Flags) -> Node {
         self.wide |= !character.is_ascii();
         let ranges = vec![(character, character)];
-        Node::One(Set { ranges, negated: false, folds: flags.folds })
+        one(Set { ranges, negated: false, folds: flags.folds })
     }
 
     /// What follows `\` outside of a class.
@@ -459,7 +484,7 @@ impl Parser<'_> {
             'b' | 'B' => Node::Assert(Assertion::WordBoundary(letter == 'b')),
             _ => match perl_class(letter) {
                 Some((ranges, negated)) => {
-                    Node::One(Set { ranges: ranges.to_vec(), negated, folds: flags.folds })
+                    one(Set { ranges: ranges.to_vec(), negated, folds: flags.folds })
                 }
                 None => {
                     let character = self.escaped_character()?;
@@ -517,6 +542,10 @@ impl Parser<'_> {
                 let plain = name.strip_prefix('^').unwrap_or(name);
                 let found = POSIX_CLASSES.iter().find(|(known, _)| *known == plain);
                 let (_, class) = found.ok_or_else(fault)?;
+                // RE2 ignores case before it negates: then nothing but letters is left out, of both cases.
+                if plain != name && flags.folds && matches!(plain, "lower" | "upper") {
+                    return Err(fault());
+                }
                 match plain == name {
                     true => ranges.extend_from_slice(class),
                     false => ranges.extend(others(class)),
@@ -664,7 +693,16 @@ mod tests {
             }
             assert!(Pattern::parse(pattern).is_err(), "{pattern}");
         }
+        // A class that is everything but the letters of one case, whatever their case is: RE2 leaves out both.
+        for pattern in ["(?i)[[:^upper:]]", "(?i)[^[:^lower:]]", "(?i:[[:^lower:]])"] {
+            assert!(Pattern::parse(pattern).is_err(), "{pattern}");
+        }
+        assert!(Pattern::parse("[[:^upper:]](?i)a").is_ok());
         assert!(Pattern::parse("(a{1000}){1000}").is_err());
+        // Repetitions of nothing are work, too.
+        assert!(Pattern::parse("((((){1000}){1000}){1000}){1000}").is_err());
+        assert!(Pattern::parse(&format!("({}a){{1000}}", "()".repeat(400))).is_err());
+        assert!(Pattern::parse(&"a".repeat(MOST_BYTES + 1)).is_err());
         assert!(Pattern::parse(&"(".repeat(100_000)).is_err());
         // Time in proportion: an engine that goes back takes for ever.
         assert_eq!(matches("(a*)*(a*)*b", &"a".repeat(20_000)), Some(false));

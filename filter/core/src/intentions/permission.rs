@@ -3,11 +3,12 @@
 //! A header that occurs several times is matched line by line, and one line that fits is enough; a list
 //! in one line is one value. `Invert` turns the outcome of all lines round, and a header that is not
 //! there never meets an inverted value: that is why a deny with `Invert` does not stop who leaves the
-//! header out.
+//! header out. Otherwise than Envoy's, a denial of some paths or methods denies every tunnel (CONNECT).
 
 use super::Question;
 use super::pattern::Pattern;
 use super::token::Demand;
+use crate::arrival::CONNECT;
 
 /// One permission of an intention.
 #[derive(Debug)]
@@ -69,12 +70,16 @@ fn all(parts: impl IntoIterator<Item = Truth>) -> Truth {
 impl Permission {
     /// Whether the permission is about this request.
     pub(super) fn matches(&self, question: &Question<'_>) -> Truth {
-        let method = self.methods.is_empty()
+        // In a tunnel every method and every path can be used, so also what is denied here.
+        let hidden = question.method == CONNECT && !self.allows;
+        let method = hidden
+            || self.methods.is_empty()
             || self.methods.iter().any(|method| **method == *question.method);
         if !method {
             return Some(false);
         }
-        let path = self.path.as_ref().map_or(Some(true), |test| test.matches(question.path));
+        let path = self.path.as_ref().filter(|_| !hidden);
+        let path = path.map_or(Some(true), |test| test.matches(question.path));
         let token = self.token.as_ref().map(|demand| demand.is_met(question.token));
         let headers = self.headers.iter().map(|test| test.matches(question.headers));
         all([path, token.map_or(Some(true), Some)].into_iter().chain(headers))

@@ -4,6 +4,9 @@
 //! as none, also an unknown one. Any other unknown member may restrict what the intention allows:
 //! whatever has one denies.
 
+use std::cell::Cell;
+use std::ops::Deref;
+
 use serde_json::{Map, Value};
 
 use super::pattern::Pattern;
@@ -41,6 +44,23 @@ const HARMLESS: [&str; 14] = [
 /// Characters of an intention's name in denials, records and metrics.
 const MOST_NAME: usize = 300;
 
+/// Steps of the compiled regular expressions of all intentions together, some 5 MB.
+const MOST_STEPS: usize = 200_000;
+
+/// The settings, and how many steps regular expressions may still have.
+struct Reading<'s> {
+    settings: &'s Settings,
+    steps: Cell<usize>,
+}
+
+impl Deref for Reading<'_> {
+    type Target = Settings;
+
+    fn deref(&self) -> &Settings {
+        self.settings
+    }
+}
+
 pub(super) fn read(
     document: &[u8],
     settings: &Settings,
@@ -58,6 +78,7 @@ pub(super) fn read(
     };
     let value = json::parse(answer, limits.json_depth).map_err(|error| error.to_string())?;
     let mut all = Vec::new();
+    let reading = Reading { settings, steps: Cell::new(MOST_STEPS) };
     if settings.entries {
         let Value::Array(entries) = &value else {
             return Err("expected the entries of the destination and of `*`".to_owned());
@@ -65,8 +86,8 @@ pub(super) fn read(
         let [own, any] = entries.as_slice() else {
             return Err("expected the entries of the destination and of `*`".to_owned());
         };
-        read_entry(own, &settings.destination, settings, &mut all)?;
-        read_entry(any, ANY, settings, &mut all)?;
+        read_entry(own, &settings.destination, &reading, &mut all)?;
+        read_entry(any, ANY, &reading, &mut all)?;
     } else {
         let members = value.as_object().ok_or("expected an object by destinations")?;
         let listed = members.get(&*settings.destination);
@@ -78,7 +99,7 @@ pub(super) fn read(
             }
         };
         for (place, element) in elements.iter().enumerate() {
-            let read = read_match(element, settings);
+            let read = read_match(element, &reading);
             all.push(read.map_err(|problem| format!("intention {place} {problem}"))?);
         }
     }
@@ -200,7 +221,7 @@ fn name<'t>(text: &'t str, what: &str) -> Result<&'t str, String> {
 }
 
 /// One intention with its destination, for the order.
-fn read_match(element: &Value, settings: &Settings) -> Result<(Intention, String), String> {
+fn read_match(element: &Value, settings: &Reading<'_>) -> Result<(Intention, String), String> {
     const KNOWN: [&str; 12] = [
         "Action",
         "DestinationName",
@@ -244,7 +265,7 @@ fn read_match(element: &Value, settings: &Settings) -> Result<(Intention, String
 fn read_entry(
     value: &Value,
     destination: &str,
-    settings: &Settings,
+    settings: &Reading<'_>,
     all: &mut Vec<(Intention, String)>,
 ) -> Result<(), String> {
     const KNOWN: [&str; 5] = ["JWT", "Kind", "Name", "Namespace", "Partition"];
@@ -274,6 +295,8 @@ fn read_entry(
     if !fits {
         return Err(about("is one of something else".to_owned()));
     }
+    // That an entry is about every namespace does not make every namespace its sources'.
+    let own_namespace = if namespace == ANY { DEFAULT } else { namespace };
     // What is said of the whole is said of each source.
     let whole = only(members, &[&KNOWN, &HARMLESS, &["Sources"]]);
     let token = members.get("JWT");
@@ -284,7 +307,7 @@ fn read_entry(
         let source = Source {
             place: Place {
                 partition: or(text("Partition")?, partition).into(),
-                namespace: or(text("Namespace")?, namespace).into(),
+                namespace: or(text("Namespace")?, own_namespace).into(),
                 service: name(text("Name")?, "Name").map_err(about)?.into(),
             },
             peer: text("Peer")?,
@@ -384,7 +407,7 @@ fn allows(action: &str) -> Result<bool, String> {
     }
 }
 
-fn read_action(members: &Members, settings: &Settings) -> Result<Action, String> {
+fn read_action(members: &Members, settings: &Reading<'_>) -> Result<Action, String> {
     let permissions = list(members, "Permissions")?;
     let action = text(members, "Action")?;
     if permissions.is_empty() {
@@ -401,24 +424,25 @@ fn read_action(members: &Members, settings: &Settings) -> Result<Action, String>
     read.collect::<Result<_, _>>().map(Action::Permissions)
 }
 
-fn read_permission(value: &Value, settings: &Settings) -> Result<Permission, String> {
+fn read_permission(value: &Value, reading: &Reading<'_>) -> Result<Permission, String> {
     let members = value.as_object().ok_or("is not an object")?;
     only(members, &[&["Action", "HTTP", "JWT"]])?;
     let http = member(members, "HTTP").ok_or("has no `HTTP`, or an empty one")?;
     let http = object(http, "`HTTP`")?;
     only(http, &[&["Header", "Methods", "PathExact", "PathPrefix", "PathRegex"]])?;
     let token = match member(members, "JWT") {
-        Some(token) => Some(read_demand(token, settings)?),
+        Some(token) => Some(read_demand(token, reading)?),
         None => None,
     };
-    let headers: Result<Box<[_]>, String> = list(http, "Header")?.iter().map(read_header).collect();
+    let headers = list(http, "Header")?.iter().map(|header| read_header(header, reading));
+    let headers: Result<Box<[_]>, String> = headers.collect();
     let methods = list(http, "Methods")?.iter().map(|method| {
         let method = method.as_str().filter(|method| is_method(method));
         method.map(Into::into).ok_or_else(|| "has a method that is none".to_owned())
     });
     let permission = Permission {
         allows: allows(text(members, "Action")?)?,
-        path: read_path(http)?,
+        path: read_path(http, reading)?,
         methods: methods.collect::<Result<_, _>>()?,
         headers: headers?,
         token,
@@ -430,14 +454,14 @@ fn read_permission(value: &Value, settings: &Settings) -> Result<Permission, Str
     Ok(permission)
 }
 
-fn read_path(http: &Members) -> Result<Option<PathTest>, String> {
+fn read_path(http: &Members, reading: &Reading<'_>) -> Result<Option<PathTest>, String> {
     let [exact, prefix, regex] =
         [text(http, "PathExact")?, text(http, "PathPrefix")?, text(http, "PathRegex")?];
     Ok(match (exact, prefix, regex) {
         ("", "", "") => None,
         (exact, "", "") => Some(PathTest::Exact(plain_path(exact, "PathExact")?)),
         ("", prefix, "") => Some(PathTest::Prefix(plain_path(prefix, "PathPrefix")?)),
-        ("", "", regex) => Some(PathTest::Regex(read_pattern(regex, "PathRegex")?)),
+        ("", "", regex) => Some(PathTest::Regex(read_pattern(regex, "PathRegex", reading)?)),
         _ => {
             return Err("has more than one of `PathExact`, `PathPrefix` and `PathRegex`".to_owned());
         }
@@ -457,11 +481,15 @@ fn plain_path(text: &str, what: &str) -> Result<Box<str>, String> {
     }
 }
 
-fn read_pattern(text: &str, what: &str) -> Result<Pattern, String> {
-    Pattern::parse(text).map_err(|problem| format!("has a `{what}` that {problem}"))
+fn read_pattern(text: &str, what: &str, reading: &Reading<'_>) -> Result<Pattern, String> {
+    let pattern =
+        Pattern::parse(text).map_err(|problem| format!("has a `{what}` that {problem}"))?;
+    let left = reading.steps.get().checked_sub(pattern.steps());
+    reading.steps.set(left.ok_or_else(|| format!("has a `{what}` that is one too many"))?);
+    Ok(pattern)
 }
 
-fn read_header(value: &Value) -> Result<HeaderTest, String> {
+fn read_header(value: &Value, reading: &Reading<'_>) -> Result<HeaderTest, String> {
     const TESTS: [&str; 5] = ["Contains", "Exact", "Prefix", "Regex", "Suffix"];
     let members = object(value, "`Header`")?;
     only(members, &[&["IgnoreCase", "Invert", "Name", "Present"], &TESTS])?;
@@ -479,7 +507,9 @@ fn read_header(value: &Value) -> Result<HeaderTest, String> {
     let ignore_case = boolean(members, "IgnoreCase")?;
     let value = match (test, present) {
         (None, true) => ValueTest::Present,
-        (Some("Regex"), false) => ValueTest::Regex(read_pattern(text(members, "Regex")?, "Regex")?),
+        (Some("Regex"), false) => {
+            ValueTest::Regex(read_pattern(text(members, "Regex")?, "Regex", reading)?)
+        }
         (Some(test), false) => {
             let text = text(members, test)?.into();
             match test {

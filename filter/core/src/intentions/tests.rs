@@ -182,6 +182,42 @@ fn the_first_permission_that_matches_decides_and_none_is_the_default_not_the_nex
     assert!(judge(&set, "web", "/v2", &[], None).is_ok());
 }
 
+#[test]
+fn regular_expressions_are_bounded_all_together() {
+    let permission = json!({"Action": "allow", "HTTP": {"PathRegex": "/(a{1000}){0,3}"}});
+    let of = |count: usize| {
+        let permissions = vec![permission.clone(); count];
+        one("web", "orders", &json!({ "Permissions": permissions }))
+    };
+    let set = all(&[of(60), one("api", "orders", &json!({"Action": "allow"}))]);
+    assert_eq!(set.unfit().count(), 0);
+    let set = all(&[of(1000), one("api", "orders", &json!({"Action": "allow"}))]);
+    let (_, problem) = set.unfit().next().unwrap();
+    assert!(problem.ends_with("has a `PathRegex` that is one too many"), "{problem}");
+    assert!(ask(&set, "web").is_err() && ask(&set, "api").is_ok());
+}
+
+#[test]
+fn a_denial_of_some_paths_or_methods_denies_every_tunnel() {
+    let settings = Settings { default: DefaultAction::Allow, ..settings() };
+    let id = id("web");
+    for (permission, denied) in [
+        (json!({"Action": "deny", "HTTP": {"PathPrefix": "/admin"}}), true),
+        (json!({"Action": "deny", "HTTP": {"PathRegex": "/admin.*"}}), true),
+        (json!({"Action": "deny", "HTTP": {"Methods": ["POST"]}}), true),
+        (json!({"Action": "deny", "HTTP": {"Header": [{"Name": "x-a", "Present": true}]}}), false),
+        (json!({"Action": "allow", "HTTP": {"PathPrefix": "/admin"}}), false),
+    ] {
+        let set = one("web", "orders", &json!({ "Permissions": [permission] }));
+        let set = parse(&json!({ "orders": [set] }), &settings).unwrap();
+        let (peer, headers, token) = (Some(&id), &[][..], None);
+        let tunnel = Question { peer, method: "CONNECT", path: None, headers, token };
+        assert_eq!(set.judge(&tunnel).is_err(), denied, "{permission}");
+        let other = Question { method: "GET", path: Some("/"), ..tunnel };
+        assert!(set.judge(&other).is_ok(), "{permission}");
+    }
+}
+
 /// The table that was measured with Envoy's own filter: for each test whether it matches the header that is
 /// absent, `v`, `V`, `w`, `v1`, empty, and two lines `v` and `w`, and one line `v,w`.
 #[test]
@@ -385,6 +421,11 @@ fn configuration_entries_say_the_same_as_answers_to_match() {
     let set = parse(&json!([null, any]), &settings).unwrap();
     assert!(ask(&set, "api").is_ok() && ask(&set, "web").is_err());
     assert!(parse(&json!([null, null]), &settings).unwrap().is_empty());
+    // A source without a namespace is none of every namespace, whatever the entry is about.
+    let mut every = any.clone();
+    every["Namespace"] = json!("*");
+    let set = parse(&json!([null, every]), &settings).unwrap();
+    assert_eq!(set.order().map(|(name, _)| name).collect::<Vec<_>>(), ["api => */*"]);
     // What the whole asks for, every source does.
     own["JWT"] = json!({"Providers": [{"Name": "okta"}]});
     let set = parse(&json!([own, null]), &settings).unwrap();

@@ -50,7 +50,11 @@ fn task(roles: &[&str]) -> (String, String) {
 
 /// With everything but the catalog.
 fn worker() -> Worker {
-    let mut worker = Worker::new(&narrowing());
+    worker_by(&narrowing())
+}
+
+fn worker_by(configuration: &Value) -> Worker {
+    let mut worker = Worker::new(configuration);
     worker.peer = Some(peer("airflow-worker"));
     worker.tick(0);
     worker.bring("idp", &keys(&["t1-p256"]), 0);
@@ -83,6 +87,22 @@ fn a_role_that_the_service_has_not_opens_nothing_and_may_close() {
     // Nobody else loses anything.
     worker.peer = Some(peer("airflow-triggerer"));
     assert_eq!(worker.ask(&operator, 0), "permit");
+}
+
+#[test]
+fn no_service_keeps_its_roles_by_leaving_its_certificate_at_home() {
+    let mut configuration = narrowing();
+    configuration["peer"]["identity"] = json!("optional");
+    let mut worker = worker_by(&configuration);
+    worker.bring("consul", &catalog("User"), 0);
+    let operator = task(&["Op"]);
+    assert_eq!(worker.ask(&operator, 0), "policy_no_match");
+    for evidence in [None, Some("- - - -".to_owned()), Some("false - - -".to_owned())] {
+        worker.peer = evidence;
+        assert_eq!(worker.ask(&operator, 0), "policy_no_match", "{:?}", worker.peer);
+        // A deny rule cannot know that the role is absent.
+        assert_eq!(worker.ask(&task(&["Auditor"]), 0), "policy_denied");
+    }
 }
 
 #[test]
