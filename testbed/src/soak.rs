@@ -136,18 +136,21 @@ impl Found {
     }
 }
 
+/// Reads one kind of memory of a sample.
+type Measure = fn(&Sample) -> u64;
+
 /// Which kind of memory grew beyond its plateau.
 fn growth(samples: &[Sample]) -> Vec<String> {
     let third = samples.len() / 3;
     if third == 0 {
         return vec![format!("{} samples say nothing", samples.len())];
     }
-    let kinds: [(&str, fn(&Sample) -> u64); 3] = [
+    let kinds: [(&str, Measure); 3] = [
         ("resident", |sample| sample.resident_kib),
         ("allocated", |sample| sample.allocated_kib),
         ("WebAssembly", |sample| sample.wasm_kib),
     ];
-    let most = |samples: &[Sample], of: fn(&Sample) -> u64| {
+    let most = |samples: &[Sample], of: Measure| {
         mebibytes(samples.iter().map(of).max().unwrap_or_default())
     };
     let (share, mib) = SLACK;

@@ -2,6 +2,7 @@
 //! them.
 #![expect(
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "a test's helpers may panic, too"
 )]

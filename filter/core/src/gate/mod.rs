@@ -129,9 +129,13 @@ struct Audited {
 }
 
 /// What becomes of a request.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most are permits; a box would be an allocation each"
+// In wasm pointers are small, and so is the variant.
+#[cfg_attr(
+    target_pointer_width = "64",
+    expect(
+        clippy::large_enum_variant,
+        reason = "most are permits; a box would be an allocation each"
+    )
 )]
 #[derive(Debug)]
 pub enum Verdict {
