@@ -554,6 +554,12 @@ async fn calls_go_on_without_consul_and_after_it_was_born_again_with_another_aut
     let credentials = credentials(&testbed).await;
     let former = mesh(&testbed).connector(WORKER).unwrap();
     let before = mesh(&testbed).agent(DESTINATION).unwrap().published();
+    // What was never fetched is not there without Consul either.
+    within(Duration::from_secs(10), "the gate has the intentions", async || {
+        call(testbed.listener, &former, &credentials).await.is_ok_and(|it| it.status == 200)
+    })
+    .await
+    .unwrap();
     consul(&testbed).process.stop();
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(2) {
