@@ -505,7 +505,7 @@ fn waiting_configurations(now: i64) -> impl Iterator<Item = Vec<u8>> {
     policy["policy"]["sources"] = json!([source]);
     policy["waiting"] = json!({ "time": "300ms" });
     room["issuers"][0]["jwks"] = keys["issuers"][0]["jwks"].clone();
-    room["waiting"] = json!({ "time": "300ms", "requests": 1 });
+    room["waiting"] = json!({ "time": "2s", "requests": 1 });
     [keys, policy, room].into_iter().map(|configuration| configuration.to_string().into_bytes())
 }
 
