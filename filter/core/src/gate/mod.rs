@@ -436,12 +436,14 @@ impl Gate {
     pub fn is_at_work(&self) -> bool {
         let policies = self.policies.iter().any(|(_, feed)| feed.is_loading());
         let mut issuers = self.tokens.issuers.iter().chain(&self.identities.issuers);
+        let mut services = self.narrowing.iter().flat_map(|narrowing| &narrowing.services);
         policies
             || self.releasing.is_some()
             || self.retired.iter().any(is_unused)
             || self.grants.as_ref().is_some_and(|grants| grants.feed.is_loading())
             || self.intentions.iter().any(|layer| layer.feed.is_loading())
             || issuers.any(|issuer| issuer.keys.is_loading())
+            || services.any(|service| service.feed.is_loading())
     }
 
     /// Goes on for about half a millisecond with what takes long. Requests are decided in between, by what
