@@ -246,7 +246,7 @@ struct Comparison {
     /// OPA with its Envoy plugin (`opa_envoy_linux_amd64_static`), too.
     #[arg(long)]
     opa: Option<PathBuf>,
-    /// Only variants whose names contain this; repeatable.
+    /// Only variants whose names contain this, or are what is behind its `=`; repeatable.
     #[arg(long)]
     only: Vec<String>,
     /// Rounds in which every variant is asked.

@@ -44,7 +44,7 @@ pub struct Plan {
     pub modules: Vec<Module>,
     /// OPA with its Envoy plugin.
     pub opa: Option<PathBuf>,
-    /// Only variants whose names contain one of these; all if there are none.
+    /// Only variants whose names contain one of these, or are what is behind its `=`; all if there are none.
     pub only: Vec<String>,
     /// Rounds; in each, every variant is asked.
     pub rounds: usize,
