@@ -12,6 +12,7 @@ use crate::catalog::Narrow;
 use crate::credential::IssuerRules;
 use crate::document::{Faults, Node, Object, Report};
 use crate::feed::{Endpoint, Protocol, Secret, Uri};
+use crate::filter_state::{FilterState, Told};
 use crate::intentions::{self, Surroundings};
 use crate::jose::{Algorithm, KeySet};
 use crate::json;
@@ -44,6 +45,8 @@ pub struct Configuration {
     pub forward_token: bool,
     /// Who tells the upstream who calls.
     pub identity_headers: IdentityHeaders,
+    /// What of a decision Envoy is told.
+    pub filter_state: FilterState,
     /// Bounds of the requests that wait for keys or policy.
     pub waiting: Waiting,
     /// Whether decisions are carried out.
@@ -306,6 +309,11 @@ fn read(
     let place = identity_headers.clone();
     let identity_headers = identity_headers
         .map_or(Some(IdentityHeaders::Edit), |node| node.choice(report, &IDENTITY_HEADERS));
+    let filter_state = read_filter_state(root.optional("filter_state"), report).map(|named| {
+        let by_envoy = identity_headers == Some(IdentityHeaders::FilterState);
+        let needed = Told::HEADERS.into_iter().filter(|_| by_envoy);
+        needed.fold(named, FilterState::with)
+    });
     let waiting = read_waiting(&mut root, report);
     let mode =
         root.optional("mode").map_or(Some(Mode::Enforce), |node| node.choice(report, &MODES));
@@ -333,11 +341,19 @@ fn read(
         ways: ways?,
         forward_token: forward_token?,
         identity_headers: identity_headers?,
+        filter_state: filter_state?,
         waiting: waiting?,
         mode: mode?,
         status_path: status_path?,
         audit: audit?,
     })
+}
+
+fn read_filter_state(node: Option<Node<'_>>, report: &mut Report) -> Option<FilterState> {
+    let Some(node) = node else { return Some(FilterState::default()) };
+    let names = node.array(report)?;
+    let names: Vec<_> = names.iter().map(|name| name.choice(report, Told::ALL)).collect();
+    names.into_iter().try_fold(FilterState::default(), |named, one| Some(named.with(one?)))
 }
 
 fn read_ways(root: &mut Object<'_>, report: &mut Report, token: Requirement) -> Option<Ways> {

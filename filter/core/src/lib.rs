@@ -19,6 +19,7 @@ pub mod credential;
 pub mod document;
 pub mod facts;
 pub mod feed;
+pub mod filter_state;
 pub mod gate;
 pub mod identity;
 pub mod intentions;

@@ -132,14 +132,17 @@ impl Root {
             match effect {
                 Effect::Fetch(fetch) => self.fetch(fetch),
                 Effect::Decide(StreamId(stream), verdict) => {
-                    if let Some(trail) =
-                        self.worker.as_ref().and_then(|worker| worker.borrow().gate.trail())
-                    {
+                    let Some(worker) = &self.worker else { continue };
+                    let (trail, filter_state) = {
+                        let gate = &worker.borrow().gate;
+                        (gate.trail(), gate.filter_state())
+                    };
+                    if let Some(trail) = trail {
                         trail.borrow_mut().timed(StreamId(stream), None, host::since_epoch());
                     }
                     // A stream that is gone was taken out of the gate, so this one is alive.
                     if hostcalls::set_effective_context(stream).is_ok() {
-                        stream::resume(&verdict);
+                        stream::resume(&verdict, filter_state);
                         // A callout sent in the stream's name would end unanswered with the stream.
                         let _ = hostcalls::set_effective_context(self.id);
                     }

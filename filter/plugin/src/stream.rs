@@ -6,6 +6,7 @@ use std::rc::Rc;
 use airflow_envoy_core::answer::{Known, Rejection};
 use airflow_envoy_core::arrival::{Arrival, StreamId, ends_here};
 use airflow_envoy_core::audit::{Ended, Trail};
+use airflow_envoy_core::filter_state::{FilterState, Told};
 use airflow_envoy_core::gate::{Pass, Permit, Verdict};
 use airflow_envoy_core::policy::ShadowVerdict;
 use airflow_envoy_core::status::Reply;
@@ -75,7 +76,7 @@ impl HttpContext for Stream {
         };
         let map = abi::header_map(MapType::HttpRequestHeaders).unwrap_or_default();
         let headers = Headers::read(&map);
-        let verdict = {
+        let (verdict, tells) = {
             let mut worker = worker.borrow_mut();
             let (begun, verified) = (host::since_epoch(), worker.gate.verifications());
             let now = host::at(begun);
@@ -95,21 +96,21 @@ impl HttpContext for Stream {
             if let Some(trail) = worker.gate.trail() {
                 trail.borrow_mut().timed(self.id, begun, host::since_epoch());
             }
-            verdict
+            (verdict, Tells(worker.gate.filter_state()))
         };
         match &verdict {
             Verdict::Permit(permit) => {
                 self.first = First::GoesOn;
-                forward(permit);
+                forward(permit, tells);
                 Action::Continue
             }
             Verdict::Pass(pass) => {
                 self.first = First::GoesOn;
-                let_by(pass);
+                let_by(pass, tells);
                 Action::Continue
             }
             Verdict::Reject(rejection) => {
-                reply(rejection);
+                reply(rejection, tells);
                 Action::Pause
             }
             Verdict::Status(status) => {
@@ -168,59 +169,49 @@ fn grpc_status(number: u32) -> GrpcStatusCode {
     }
 }
 
-/// The property that is the filter state `wasm.airflow_envoy.<name>`, known when the filter is built.
-macro_rules! state_name {
-    ($name:literal) => {
-        concat!("airflow_envoy.", $name)
-    };
-}
-
-/// The filter state that names the task.
-const TASK: [&str; 3] = [state_name!("dag_id"), state_name!("task_id"), state_name!("run_id")];
-
 /// Carries out the verdict on a parked request, whose context is the effective one.
-pub(crate) fn resume(verdict: &Verdict) {
+pub(crate) fn resume(verdict: &Verdict, filter_state: FilterState) {
+    let tells = Tells(filter_state);
     match verdict {
         Verdict::Permit(permit) => {
-            forward(permit);
+            forward(permit, tells);
             let _ = hostcalls::resume_http_request();
         }
-        Verdict::Reject(rejection) => reply(rejection),
+        Verdict::Reject(rejection) => reply(rejection, tells),
         // The gate never concludes so; a request that stays parked is answered by its deadline.
         Verdict::Wait | Verdict::Pass(_) | Verdict::Status(_) => {}
     }
 }
 
 /// Lets the upstream see what was verified, and nothing that the caller made up.
-fn forward(permit: &Permit) {
+fn forward(permit: &Permit, tells: Tells) {
     edit(permit.remove(), permit.set());
-    state(state_name!("decision"), "permit");
-    state(state_name!("decision_id"), permit.decision_id().as_str());
-    state(state_name!("rule"), permit.rule());
-    state_if(state_name!("grant"), permit.grant());
-    state_if(state_name!("destination"), permit.destination());
-    for (name, value) in TASK.into_iter().zip(permit.task().iter().flatten()) {
-        state(name, value);
+    if tells.nothing() {
+        return;
     }
-    let numbers = [state_name!("try_number"), state_name!("map_index")];
-    for (name, value) in numbers.into_iter().zip(permit.numbers().iter().flatten()) {
-        state(name, value);
+    tells.tell(Told::Decision, "permit");
+    tells.tell(Told::DecisionId, permit.decision_id().as_str());
+    tells.tell(Told::Rule, permit.rule());
+    tells.tell_if(Told::Grant, permit.grant());
+    tells.tell_if(Told::Destination, permit.destination());
+    for (one, value) in TASK.into_iter().zip(permit.task().into_iter().flatten()) {
+        tells.tell(one, value);
     }
-    state_shadow(permit.shadow());
+    tells.shadow(permit.shadow());
 }
 
 /// Lets go on what would have been refused, with what the upstream can rely on.
-fn let_by(pass: &Pass) {
+fn let_by(pass: &Pass, tells: Tells) {
     edit(pass.remove(), pass.set());
-    state(state_name!("decision"), "permit");
-    state(state_name!("shadow_decision"), "reject");
-    state_rejection(pass.rejection(), state_name!("shadow_code"), state_name!("shadow_rule"));
+    tells.tell(Told::Decision, "permit");
+    tells.tell(Told::ShadowDecision, "reject");
+    tells.rejection(pass.rejection(), Told::ShadowCode, Told::ShadowRule);
 }
 
 /// Answers the request here.
-fn reply(rejection: &Rejection) {
-    state(state_name!("decision"), "reject");
-    state_rejection(rejection, state_name!("code"), state_name!("rule"));
+fn reply(rejection: &Rejection, tells: Tells) {
+    tells.tell(Told::Decision, "reject");
+    tells.rejection(rejection, Told::Code, Told::Rule);
     let headers = rejection.headers();
     if rejection.grpc {
         let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
@@ -253,35 +244,50 @@ fn edit<'a>(
     }
 }
 
-/// Why a request was refused, or would have been; the names say which.
-fn state_rejection(rejection: &Rejection, code: &'static str, rule: &'static str) {
-    let Known { dag_id, task_id, run_id, destination, shadow, .. } = &rejection.known;
-    state(code, rejection.reject.code.name());
-    state(state_name!("decision_id"), rejection.decision_id.as_str());
-    state_if(rule, rejection.reject.rule.as_deref());
-    state_if(state_name!("destination"), destination.as_deref());
-    for (name, value) in TASK.into_iter().zip([dag_id, task_id, run_id]) {
-        state_if(name, value.as_deref());
+/// What names the task, in the order of [`Permit::task`].
+const TASK: [Told; 5] =
+    [Told::DagId, Told::TaskId, Told::RunId, Told::TryNumber, Told::MapIndex];
+
+/// Tells Envoy in filter state what is asked for.
+#[derive(Clone, Copy)]
+struct Tells(FilterState);
+
+impl Tells {
+    fn nothing(self) -> bool {
+        self.0.is_empty()
     }
-    state_shadow(shadow);
-}
 
-/// Envoy's filter state `wasm.airflow_envoy.…`, for its access log, rate limits and tracing.
-fn state(name: &'static str, value: &str) {
-    abi::set_property(name, value.as_bytes());
-}
-
-/// The shadow rules that would have changed the decision, as `rule:permit` or `rule:reject`.
-fn state_shadow(shadow: &[ShadowVerdict]) {
-    if shadow.is_empty() {
-        return;
+    fn tell(self, one: Told, value: &str) {
+        if self.0.has(one) {
+            abi::set_property(one.property(), value.as_bytes());
+        }
     }
-    let verdicts: Vec<_> = shadow.iter().map(ToString::to_string).collect();
-    state(state_name!("shadow"), &verdicts.join(","));
-}
 
-fn state_if(name: &'static str, value: Option<&str>) {
-    if let Some(value) = value {
-        state(name, value);
+    fn tell_if(self, one: Told, value: Option<&str>) {
+        if let Some(value) = value {
+            self.tell(one, value);
+        }
+    }
+
+    /// Why a request was refused, or would have been: `code` and `rule` say which.
+    fn rejection(self, rejection: &Rejection, code: Told, rule: Told) {
+        let Known { dag_id, task_id, run_id, destination, shadow, .. } = &rejection.known;
+        self.tell(code, rejection.reject.code.name());
+        self.tell(Told::DecisionId, rejection.decision_id.as_str());
+        self.tell_if(rule, rejection.reject.rule.as_deref());
+        self.tell_if(Told::Destination, destination.as_deref());
+        for (one, value) in TASK.into_iter().zip([dag_id, task_id, run_id]) {
+            self.tell_if(one, value.as_deref());
+        }
+        self.shadow(shadow);
+    }
+
+    /// The shadow rules that would have changed the decision, as `rule:permit` or `rule:reject`.
+    fn shadow(self, shadow: &[ShadowVerdict]) {
+        if shadow.is_empty() || !self.0.has(Told::Shadow) {
+            return;
+        }
+        let verdicts: Vec<_> = shadow.iter().map(ToString::to_string).collect();
+        self.tell(Told::Shadow, &verdicts.join(","));
     }
 }

@@ -45,6 +45,7 @@ use crate::feed::{
     Answer, Body, Feed, FeedId, Fetch, Observation, Outcome as FeedOutcome, Read, Reader, Site,
     reader,
 };
+use crate::filter_state::FilterState;
 use crate::intentions::Token;
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
@@ -109,6 +110,7 @@ pub struct Gate {
     ways: Ways,
     forward_token: bool,
     identity_headers: IdentityHeaders,
+    filter_state: FilterState,
     waiting: Waiting,
     mode: Mode,
     status_path: Option<String>,
@@ -361,6 +363,7 @@ impl Gate {
             // What only watches must not take away what the upstream lives on today.
             forward_token: configuration.forward_token || configuration.mode == Mode::Shadow,
             identity_headers: configuration.identity_headers,
+            filter_state: configuration.filter_state,
             waiting: configuration.waiting,
             mode: configuration.mode,
             status_path: configuration.status_path,
@@ -396,6 +399,11 @@ impl Gate {
     /// Whether it looks at [`Arrival::peer`]: if not, nobody has to ask for it.
     pub fn wants_peer(&self) -> bool {
         self.peers.is_some()
+    }
+
+    /// What of a decision Envoy is told.
+    pub fn filter_state(&self) -> FilterState {
+        self.filter_state
     }
 
     /// Whether decisions are carried out.

@@ -98,17 +98,9 @@ impl Permit {
         &self.shadow
     }
 
-    /// The verified DAG, task and run, if there was an Airflow identity.
-    pub fn task(&self) -> Option<[&str; 3]> {
-        let [dag, task, run, ..] = self.session.plain.as_ref()?;
-        Some([dag, task, run])
-    }
-
-    /// The verified try and map index, if Envoy is to write them into headers.
-    pub fn numbers(&self) -> Option<[&str; 2]> {
-        let [.., attempt, map_index] = self.session.plain.as_ref()?;
-        let wanted = self.identity_headers == IdentityHeaders::FilterState;
-        wanted.then_some([attempt, map_index])
+    /// The verified DAG, task, run, try and map index, if there was an Airflow identity.
+    pub fn task(&self) -> Option<&[String; 5]> {
+        self.session.plain.as_ref()
     }
 
     /// Headers that the upstream must not see; each is in the request. They go before [`Self::set`] is done:
