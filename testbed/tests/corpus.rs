@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use airflow_envoy_core::reject::Code;
-use airflow_envoy_corpus::{Answer, Case, Exchange, Expectation, Report, Subject, cases, run};
+use airflow_envoy_corpus::{Answer, Case, Exchange, Expectation, Report, Subject, cases, run, telling};
 use airflow_envoy_testbed::identity::now;
 use airflow_envoy_testbed::process::Process;
 use airflow_envoy_testbed::upstream::Upstream;
@@ -555,7 +555,8 @@ fn listener_for(exchange: &Exchange) -> Listener {
 /// A listener that lets everything reach the filter that Envoy lets reach any filter, and says of the client's
 /// certificate what a case wants.
 fn listener(name: &str, (configuration, scheme): &Listener, filter: &str) -> Value {
-    let configuration = std::str::from_utf8(configuration).unwrap();
+    let configuration = telling(configuration, &["decision", "rule"]);
+    let configuration = std::str::from_utf8(&configuration).unwrap();
     let filter_state = |of: &str| format!("%FILTER_STATE(wasm.airflow_envoy.{of}:PLAIN)%");
     let tell =
         |header: &str, of: &str| json!({ "header": { "key": header, "value": filter_state(of) } });

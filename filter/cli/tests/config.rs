@@ -279,6 +279,12 @@ const SPOILT: &[(&str, &str, Setting, &str)] = &[
         "identity_headers",
     ),
     (
+        "\"dag_id\", \"task_id\", \"run_id\",",
+        "\"dag_id\", \"run_id\",",
+        Setting::FilterStateUntold,
+        "filter_state",
+    ),
+    (
         "\"token\": \"required\",",
         "\"token\": \"required\", \"mode\": \"shadow\",",
         Setting::ShadowMode,

@@ -201,7 +201,8 @@ fn full_configurations() -> Vec<Value> {
             },
         },
         "proxy_authorization": false, "token_cookie": "_token",
-        "forward_token": true, "identity_headers": "edit", "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",
+        "forward_token": true, "identity_headers": "edit", "filter_state": ["rule", "map_index"],
+        "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",
         "status": {"path": "/status"},
         "audit": {
             "key": {"jwk_env": "AUDIT_KEY"}, "checkpoint": {"records": 100, "every": "5s"},

@@ -35,11 +35,14 @@ pub struct DecisionId([u8; 32]);
 impl DecisionId {
     /// From a random number of the worker and a count within it.
     pub fn new(worker: u64, count: u64) -> Self {
-        let number = (u128::from(worker) << 64) | u128::from(count);
         let mut digits = [0; 32];
-        for (index, digit) in digits.iter_mut().rev().enumerate() {
-            let nibble = (number >> (index * 4)) & 15;
-            *digit = b"0123456789abcdef".get(nibble as usize).copied().unwrap_or(b'0');
+        let (pairs, _) = digits.as_chunks_mut::<2>();
+        let bytes = worker.to_be_bytes().into_iter().chain(count.to_be_bytes());
+        for (pair, byte) in pairs.iter_mut().zip(bytes) {
+            *pair = [byte >> 4, byte & 15].map(|nibble| match nibble {
+                0..10 => b'0' + nibble,
+                _ => b'a' - 10 + nibble,
+            });
         }
         Self(digits)
     }

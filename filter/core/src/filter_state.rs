@@ -15,6 +15,13 @@ macro_rules! told {
             /// All of them with their names.
             pub const ALL: &[(&str, Self)] = &[$(($name, Self::$one)),*];
 
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$one => $name,)*
+                }
+            }
+
             /// The property that is this filter state: to the host, which puts `wasm.` before it.
             pub const fn property(self) -> &'static str {
                 match self {
@@ -60,7 +67,7 @@ told! {
 
 impl Told {
     /// By which Envoy writes the identity headers where the filter does not.
-    pub(crate) const HEADERS: [Self; 6] =
+    pub const HEADERS: [Self; 6] =
         [Self::DagId, Self::TaskId, Self::RunId, Self::TryNumber, Self::MapIndex, Self::DecisionId];
 }
 

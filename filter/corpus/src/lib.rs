@@ -16,4 +16,4 @@ mod run;
 
 pub use case::{Case, Exchange, Expectation, NotThroughEnvoy, cases, files};
 pub use minting::{Credential, Tamper, mint, public_key};
-pub use run::{Answer, Report, Subject, coverage, expected_status, run};
+pub use run::{Answer, Report, Subject, coverage, expected_status, run, telling};

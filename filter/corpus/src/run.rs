@@ -308,3 +308,15 @@ fn contains_all(text: &str, fragments: &[String]) -> Result<(), String> {
         None => Ok(()),
     }
 }
+
+/// A configuration with which the filter tells Envoy in filter state what `names` are, letter for letter the same
+/// otherwise: what is no object stays as it is.
+pub fn telling(configuration: &[u8], names: &[&str]) -> Vec<u8> {
+    let begins = configuration.iter().position(|byte| !byte.is_ascii_whitespace());
+    let (opening, members) = configuration.split_at(begins.map_or(0, |begins| begins + 1));
+    if opening.last() != Some(&b'{') || members.trim_ascii_start().first() != Some(&b'"') {
+        return configuration.to_vec();
+    }
+    let told = format!("\"filter_state\":[\"{}\"],", names.join("\",\""));
+    [opening, told.as_bytes(), members].concat()
+}

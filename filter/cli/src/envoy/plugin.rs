@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use airflow_envoy_core::configuration::Configuration;
+use airflow_envoy_core::filter_state::Told;
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::quote::quote;
 
@@ -138,6 +139,7 @@ fn check_configuration(plugin: &Node, any: &Node, report: &mut Report<'_>) {
         report.add(Setting::ShadowMode, &place_of(&configuration, "mode"), message);
     }
     check_credentials(&configuration, report);
+    check_filter_state(&configuration, report);
     clusters::check(&configuration, report);
 }
 
@@ -169,6 +171,36 @@ fn check_credentials(configuration: &Node, report: &mut Report<'_>) {
             let place = place_of(configuration, "identity_headers");
             report.add(Setting::CredentialsGoOn, &place, message);
         }
+    }
+}
+
+/// What logs and routes read of the filter's filter state must be what it is asked to write. Which of several filters wrote
+/// for them is not followed.
+fn check_filter_state(configuration: &Node, report: &mut Report<'_>) {
+    const READ: &str = "FILTER_STATE(wasm.airflow_envoy.";
+    let named = configuration.member("filter_state").map(Node::elements).unwrap_or_default();
+    let mut told: BTreeSet<&str> = named.iter().filter_map(Node::text).collect();
+    if text(configuration, &["identity_headers"]) == Some("filter_state") {
+        for one in Told::HEADERS {
+            told.insert(one.name());
+        }
+    }
+    let mut untold = BTreeSet::new();
+    super::walk(report.document, &mut Vec::new(), &mut |node, _| {
+        for part in node.text().into_iter().flat_map(|text| text.split(READ).skip(1)) {
+            let name = part.split([':', ')']).next().unwrap_or_default();
+            if !told.contains(name) {
+                untold.insert(name);
+            }
+        }
+    });
+    for name in untold {
+        let message = format!(
+            "filter state {} is read, and the filter does not write it: name {} in `filter_state`",
+            quote(&format!("wasm.airflow_envoy.{name}")),
+            quote(name)
+        );
+        report.add(Setting::FilterStateUntold, &place_of(configuration, "filter_state"), message);
     }
 }
 

@@ -73,6 +73,8 @@ pub enum Setting {
     AdminOpen,
     /// Envoy is to take credentials away, and does not.
     CredentialsGoOn,
+    /// Something is read from filter state that is not there.
+    FilterStateUntold,
     /// Nothing is refused.
     ShadowMode,
     /// What is not in the file.
@@ -183,6 +185,11 @@ impl Setting {
                 Error,
                 "Credentials that Envoy is to take away reach the upstream",
             ),
+            Self::FilterStateUntold => (
+                "filter-state-untold",
+                Warning,
+                "Filter state is read that the filter is not asked to write",
+            ),
             Self::ShadowMode => ("shadow-mode", Note, "Nothing is refused"),
             Self::NotInFile => {
                 ("not-in-file", Note, "A part is fetched by Envoy and cannot be checked here")
@@ -232,6 +239,7 @@ impl Kind for Setting {
         Self::ConnectTimeout,
         Self::AdminOpen,
         Self::CredentialsGoOn,
+        Self::FilterStateUntold,
         Self::ShadowMode,
         Self::NotInFile,
     ];

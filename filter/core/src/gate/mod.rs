@@ -1109,6 +1109,7 @@ impl Gate {
                     self.forward_token,
                     self.identity_headers,
                 ),
+                said: request.addressed.plain,
                 cookie: self.cookie_onward(&session, headers),
                 target: match decision.path {
                     Some(Cow::Owned(_)) => path::sent_on(request.target),

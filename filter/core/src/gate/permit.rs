@@ -20,6 +20,8 @@ pub struct Permit {
     pub(super) grant: Option<Arc<str>>,
     pub(super) destination: Option<Arc<str>>,
     pub(super) remove: Removals,
+    /// Which of the plain headers the caller sent: they say what was verified, or there were no permit.
+    pub(super) said: [bool; 5],
     /// The cookies without the access token.
     pub(super) cookie: Onward,
     /// The path put right, with the query as it was sent, unless it was sent so.
@@ -110,7 +112,7 @@ impl Permit {
         self.remove.names().chain(cookie)
     }
 
-    /// Headers that the upstream sees, whatever the caller sent. The path and the authority are among
+    /// Headers that the upstream sees whatever the caller sent, but for those that it sent just so. The path and the authority are among
     /// them if they were not in their normal form: what was judged is what the router sees and what
     /// goes on, whatever the listener normalises.
     pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
@@ -120,6 +122,8 @@ impl Permit {
         };
         let edits = self.identity_headers == IdentityHeaders::Edit;
         plain(edits.then_some(&self.session))
+            .zip(self.said)
+            .filter_map(|(header, said)| (!said).then_some(header))
             .chain(cookie)
             .chain(self.target.as_deref().map(|target| (":path", target)))
             .chain(self.authority.as_deref().map(|authority| (":authority", authority)))

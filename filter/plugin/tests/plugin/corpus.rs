@@ -3,7 +3,7 @@
 use crate::host::{self, Cryptography, Filter};
 
 pub const NOW: i64 = 1_795_262_400;
-use airflow_envoy_corpus::{Answer, Exchange, Expectation, Subject};
+use airflow_envoy_corpus::{Answer, Exchange, Expectation, Subject, telling};
 
 /// The filter; configured anew for every configuration of the corpus, as Envoy does.
 #[derive(Default)]
@@ -17,6 +17,7 @@ impl Subject for Plugin {
     }
 
     fn configure(&mut self, configuration: &[u8]) -> Result<(), String> {
+        let configuration = &*telling(configuration, &["code", "rule"]);
         let accepted = match &mut self.filter {
             Some(filter) => filter.configure(configuration),
             None => Filter::start(configuration).map(|filter| self.filter = Some(filter)),

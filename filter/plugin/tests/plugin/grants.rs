@@ -29,6 +29,7 @@ fn configuration() -> Value {
             }}],
             "grants": {"http": {"cluster": "grants", "uri": "http://grants/g.json", "poll": "1s"}},
         },
+        "filter_state": ["code", "rule", "grant"],
     })
 }
 

@@ -18,7 +18,10 @@ pub fn fetching() -> Value {
             "name": "main",
             "http": { "cluster": "policy", "uri": "http://policy/policy.json", "poll": "1s" }
         }] },
-        "waiting": { "requests": 3, "time": "2s" }
+        "waiting": { "requests": 3, "time": "2s" },
+        "filter_state": [
+            "decision", "decision_id", "code", "rule", "destination", "shadow_decision", "shadow_code"
+        ]
     })
 }
 
