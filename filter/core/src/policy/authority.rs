@@ -164,6 +164,9 @@ pub(crate) enum HostFault {
 
 /// Splits the port off; the host may still be anything.
 fn split(text: &str) -> Result<(&str, Option<u16>), &'static str> {
+    if !text.bytes().any(|byte| matches!(byte, b'@' | b'[' | b']' | b':')) {
+        return Ok((text, None));
+    }
     if text.contains('@') {
         return Err("has user information");
     }

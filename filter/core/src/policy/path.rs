@@ -31,6 +31,10 @@ pub(super) const SUBJECT: &str = "{sub}";
 /// # Errors
 /// What is wrong with it, as the end of a sentence that begins with "the path".
 pub fn normalise<'a>(target: &'a str, limits: &Limits) -> Result<Cow<'a, str>, &'static str> {
+    // One pass is enough for nearly all of them.
+    if let Some(path) = plain_path(target, limits) {
+        return Ok(Cow::Borrowed(path));
+    }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     // In a request line these would end the target.
     if query.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
@@ -44,9 +48,6 @@ pub fn normalise<'a>(target: &'a str, limits: &Limits) -> Result<Cow<'a, str>, &
     }
     if path.bytes().filter(|byte| *byte == b'/').count() > limits.path_segments {
         return Err("has too many segments");
-    }
-    if is_normal(path.as_bytes()) {
-        return Ok(Cow::Borrowed(path));
     }
     let octets = normalise_octets(path.as_bytes(), Escaped::Decoded)?;
     let normal = remove_dot_segments(&octets)?;
@@ -73,17 +74,33 @@ enum Escaped {
     Kept,
 }
 
-/// Whether nothing needs a closer look: no escape, no repeated slash, no segment that begins with a dot.
-fn is_normal(path: &[u8]) -> bool {
-    let mut previous = 0;
-    path.iter().all(|&byte| {
+/// The path of a target if it needs no closer look: no escape, no repeated slash, no segment that begins with a dot,
+/// and nothing in the query that ends a request line.
+fn plain_path<'a>(target: &'a str, limits: &Limits) -> Option<&'a str> {
+    let (mut previous, mut slashes) = (0, 0_usize);
+    let mut rest = target.bytes();
+    for byte in &mut rest {
         let plain = match byte {
+            b'?' => break,
             b'/' | b'.' => previous != b'/',
             _ => is_segment_octet(byte),
         };
+        if !plain {
+            return None;
+        }
+        slashes += usize::from(byte == b'/');
         previous = byte;
-        plain
-    })
+    }
+    let query = rest.len();
+    if rest.any(|byte| byte <= b' ' || byte == 0x7f) {
+        return None;
+    }
+    let end = target.len() - query;
+    let path = target.get(..end)?;
+    let path = path.strip_suffix('?').unwrap_or(path);
+    let fits =
+        path.starts_with('/') && path.len() <= limits.path_bytes && slashes <= limits.path_segments;
+    fits.then_some(path)
 }
 
 /// `pchar` without escapes (RFC 3986 §3.3).
@@ -239,6 +256,14 @@ fn is_escaped(text: &str, segment: &str) -> bool {
 }
 
 fn matches(pattern: &str, path: &str, is_subject: impl Fn(&str) -> bool) -> bool {
+    // Most patterns are the path's own words, and then, perhaps, `**`.
+    let before = pattern.strip_suffix("/**");
+    let behind = path.strip_prefix(before.unwrap_or(pattern));
+    if behind.is_some_and(|behind| {
+        behind.is_empty() || (before.is_some() && behind.as_bytes().first() == Some(&b'/'))
+    }) {
+        return true;
+    }
     let (wanted, rest) = pattern_segments(pattern);
     let mut given = path.split('/').skip(1);
     for wanted in wanted {
