@@ -45,39 +45,43 @@ impl<'a> Iterator for Pairs<'a> {
 }
 
 /// Most requests have fewer headers than that; only those of the others are put into memory of their own.
-const USUAL: usize = 48;
+const USUAL: usize = 40;
+
+/// Where the pairs of a usual map are put: the caller's, for who returned them would copy them all.
+pub(crate) type Places<'a> = [Pair<'a>; USUAL];
+
+/// Places that nothing was put in yet.
+pub(crate) const EMPTY: Places<'static> = [(&[], &[]); USUAL];
 
 /// The pairs of a header map side by side.
-pub(crate) struct Headers<'a> {
-    usual: [Pair<'a>; USUAL],
-    count: usize,
-    /// All of them, if they are more than usual.
-    many: Vec<Pair<'a>>,
+pub(crate) enum Headers<'p, 'a> {
+    Usual(&'p [Pair<'a>]),
+    /// More than usual.
+    Many(Vec<Pair<'a>>),
 }
 
-impl<'a> Headers<'a> {
+impl<'p, 'a> Headers<'p, 'a> {
     /// The pairs of `encoded`.
-    pub(crate) fn read(encoded: &'a [u8]) -> Self {
-        let mut headers = Self { usual: [(&[], &[]); USUAL], count: 0, many: Vec::new() };
+    pub(crate) fn read(encoded: &'a [u8], places: &'p mut Places<'a>) -> Self {
+        let mut count = 0_usize;
         let mut pairs = Pairs::new(encoded);
-        for (place, pair) in headers.usual.iter_mut().zip(&mut pairs) {
+        for (place, pair) in places.iter_mut().zip(&mut pairs) {
             *place = pair;
-            headers.count = headers.count.saturating_add(1);
+            count = count.saturating_add(1);
         }
         // A `zip` takes of its first part first, so nothing was lost when there was no more room.
         let mut pairs = pairs.peekable();
         if pairs.peek().is_some() {
-            headers.many = headers.usual.into_iter().chain(pairs).collect();
+            return Self::Many(places.iter().copied().chain(pairs).collect());
         }
-        headers
+        Self::Usual(places.get(..count).unwrap_or_default())
     }
 
     /// The pairs, in order.
     pub(crate) fn as_slice(&self) -> &[Pair<'a>] {
-        if self.many.is_empty() {
-            self.usual.get(..self.count).unwrap_or_default()
-        } else {
-            &self.many
+        match self {
+            Self::Usual(pairs) => pairs,
+            Self::Many(pairs) => pairs,
         }
     }
 }
@@ -104,10 +108,10 @@ mod tests {
         for count in [0, 1, 2, USUAL - 1, USUAL, USUAL + 1, 200] {
             let pairs: Vec<Pair<'_>> =
                 names.iter().take(count).map(|name| (name.as_bytes(), &b"v\0\xff"[..])).collect();
-            assert_eq!(Headers::read(&encode(&pairs)).as_slice(), pairs, "{count}");
+            assert_eq!(Headers::read(&encode(&pairs), &mut { EMPTY }).as_slice(), pairs, "{count}");
         }
         let empty: [Pair<'_>; 2] = [(b"", b""), (b"a", b"")];
-        assert_eq!(Headers::read(&encode(&empty)).as_slice(), empty);
+        assert_eq!(Headers::read(&encode(&empty), &mut { EMPTY }).as_slice(), empty);
     }
 
     #[test]
@@ -115,15 +119,19 @@ mod tests {
         let pairs: [Pair<'_>; 3] = [(b"one", b"1"), (b"two", b"22"), (b"three", b"")];
         let encoded = encode(&pairs);
         for length in 0..encoded.len() {
-            let cut = Headers::read(&encoded[..length]);
+            let mut places = EMPTY;
+            let cut = Headers::read(&encoded[..length], &mut places);
             assert!(cut.as_slice().len() < pairs.len(), "{length}");
             assert!(pairs.starts_with(cut.as_slice()), "{length}");
         }
         for place in 0..28 {
             let mut changed = encoded.clone();
             changed[place] = 0xff;
-            assert!(Headers::read(&changed).as_slice().len() <= pairs.len(), "{place}");
+            assert!(
+                Headers::read(&changed, &mut { EMPTY }).as_slice().len() <= pairs.len(),
+                "{place}"
+            );
         }
-        assert_eq!(Headers::read(&[0xff; 64]).as_slice(), []);
+        assert_eq!(Headers::read(&[0xff; 64], &mut { EMPTY }).as_slice(), []);
     }
 }

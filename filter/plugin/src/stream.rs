@@ -16,7 +16,7 @@ use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
 
 use crate::abi;
 use crate::host;
-use crate::pairs::{Headers, Pairs};
+use crate::pairs::{self, Headers, Pairs};
 use crate::root::Worker;
 
 /// One request.
@@ -75,7 +75,8 @@ impl HttpContext for Stream {
             return Action::Pause;
         };
         let map = abi::header_map(MapType::HttpRequestHeaders).unwrap_or_default();
-        let headers = Headers::read(&map);
+        let mut places = pairs::EMPTY;
+        let headers = Headers::read(&map, &mut places);
         let (verdict, tells) = {
             let mut worker = worker.borrow_mut();
             let (begun, verified) = (host::since_epoch(), worker.gate.verifications());
@@ -245,8 +246,7 @@ fn edit<'a>(
 }
 
 /// What names the task, in the order of [`Permit::task`].
-const TASK: [Told; 5] =
-    [Told::DagId, Told::TaskId, Told::RunId, Told::TryNumber, Told::MapIndex];
+const TASK: [Told; 5] = [Told::DagId, Told::TaskId, Told::RunId, Told::TryNumber, Told::MapIndex];
 
 /// Tells Envoy in filter state what is asked for.
 #[derive(Clone, Copy)]
