@@ -166,7 +166,8 @@ impl Pass {
 /// The plain headers of a verified identity.
 fn plain(session: Option<&Session>) -> impl Iterator<Item = (&'static str, &str)> {
     let values = session.and_then(|session| session.plain.as_ref());
-    PLAIN_HEADERS.into_iter().zip(values.into_iter().flatten().map(String::as_str))
+    let values: &[String] = values.map_or(&[], |values| values);
+    PLAIN_HEADERS.into_iter().zip(values.iter().map(String::as_str))
 }
 
 /// Headers that must not reach the upstream, each of which is in the request.
