@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::facts;
 use crate::jose::{Algorithm, Jws, KeySet, ParseError, SignatureVerifier, VerifyError, bare_type};
 use crate::json;
 use crate::limits::Limits;
@@ -71,7 +72,7 @@ pub struct Verified {
     /// The algorithm of the signature.
     pub algorithm: Algorithm,
     /// All claims.
-    pub claims: Map<String, Value>,
+    pub claims: facts::Claims,
     /// `exp` (RFC 7519 §4.1.4).
     pub expires_at: UnixTime,
     /// `nbf` (RFC 7519 §4.1.5).
@@ -242,11 +243,16 @@ impl Presented {
                 .ok_or_else(|| Fault::ClaimInvalid.reject(credential, "`exp` is missing"))?,
             not_before: numeric_date(credential, &claims, "nbf")?,
             issued_at: numeric_date(credential, &claims, "iat")?,
-            claims,
+            claims: claims.into(),
         };
         verified.check_lifetime(rules)?;
         verified.check_time(rules, now)?;
         Ok(verified)
+    }
+
+    /// The claims, believed by whoever knows that they were verified before.
+    pub(crate) fn into_claims(self) -> facts::Claims {
+        self.claims.0.into()
     }
 
     fn check_type(&self, rules: &IssuerRules) -> Result<(), Reject> {

@@ -1242,8 +1242,8 @@ impl Gate {
             })?;
 
         let session = Session::open(
-            (&self.tokens, token, from_token.as_deref()),
-            (&self.identities, identity, from_identity.as_deref()),
+            (&self.tokens, from_token.as_deref()),
+            (&self.identities, from_identity.as_deref()),
             (&presented, peer),
             |caller| {
                 if let Some(narrowing) = &self.narrowing {
@@ -1253,7 +1253,8 @@ impl Gate {
             self.audit.as_ref().map(|audited| &*audited.claims),
         )?;
         let session = Rc::new(session);
-        if let Some(primary) = primary {
+        if let Some(primary) = session.identity.as_ref().or(session.token.as_ref()) {
+            let primary = Rc::clone(primary);
             self.sessions.insert(primary, weight::session(&session), Rc::clone(&session));
         }
         Ok(session)

@@ -79,7 +79,7 @@ fn a_genuine_credential_is_verified_and_described() {
     assert_eq!(verified.expires_at, UnixTime::from_secs(NOW + 240));
     assert_eq!(verified.not_before, Some(UnixTime::from_secs(NOW - 60)));
     assert_eq!(verified.issued_at, Some(UnixTime::from_secs(NOW - 60)));
-    assert_eq!(Value::Object(verified.claims), claims());
+    assert_eq!(verified.claims, claims().as_object().cloned().unwrap().into());
 }
 
 #[test]
