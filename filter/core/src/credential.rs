@@ -67,8 +67,6 @@ pub struct Verified {
     pub issuer_name: String,
     /// `kid` of the key that signed it, also if the credential did not say.
     pub key_id: Option<String>,
-    /// Thumbprint (RFC 7638) of the key that signed it.
-    pub key_thumbprint: String,
     /// The algorithm of the signature.
     pub algorithm: Algorithm,
     /// All claims.
@@ -237,7 +235,6 @@ impl Presented {
             credential,
             issuer_name: rules.name.clone(),
             key_id: key.id().map(str::to_owned),
-            key_thumbprint: key.thumbprint().to_owned(),
             algorithm,
             expires_at: numeric_date(credential, &claims, "exp")?
                 .ok_or_else(|| Fault::ClaimInvalid.reject(credential, "`exp` is missing"))?,

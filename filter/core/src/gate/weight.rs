@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::session::Session;
 use crate::credential::Verified;
-use crate::facts::{Caller, Claims, Fact};
+use crate::facts::{Assertion, Caller, Claims, Fact};
 
 /// What an allocation costs beside its bytes: the allocator's own, and what is lost by rounding up.
 const ALLOCATION: usize = 16;
@@ -75,14 +75,19 @@ fn caller(caller: &Caller) -> usize {
         &caller.subjects,
         &caller.scopes,
     ];
-    facts.into_iter().map(fact).fold(claims(&caller.claims), usize::saturating_add)
+    let assertion = caller.assertion.as_ref();
+    let signer = assertion.map_or(0, |Assertion { issuer, key_id }| {
+        text(issuer).saturating_add(key_id.as_deref().map_or(0, text))
+    });
+    let taken = caller.taken_roles.iter().map(|role| size_of::<String>() + text(role));
+    let held = facts.into_iter().map(fact).chain(taken).fold(signer, usize::saturating_add);
+    held.saturating_add(claims(&caller.claims))
 }
 
 /// What was read out of a credential.
 pub(super) fn verified(verified: &Verified) -> usize {
-    let Verified { issuer_name, key_id, key_thumbprint, claims, .. } = verified;
-    let texts = [issuer_name.as_str(), key_id.as_deref().unwrap_or_default(), key_thumbprint];
-    let texts: usize = texts.into_iter().map(text).sum();
+    let Verified { issuer_name, key_id, claims, .. } = verified;
+    let texts = text(issuer_name) + key_id.as_deref().map_or(0, text);
     size_of::<Verified>() + ALLOCATION + texts + self::claims(claims)
 }
 
