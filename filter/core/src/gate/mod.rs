@@ -58,7 +58,7 @@ use crate::tally::Tally;
 use crate::time::{Span, UnixTime};
 
 /// What one worker remembers of each kind: sessions, tokens, identities. By number, and by all the bytes
-/// that it takes: a session is two credentials and what was read out of them, some 6 KiB.
+/// that it takes: a session is two credentials and what was read out of them, some 5 KiB.
 const CACHE_ENTRIES: usize = 8192;
 const CACHE_BYTES: usize = 24 * 1024 * 1024;
 
