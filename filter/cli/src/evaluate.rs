@@ -8,7 +8,7 @@ use std::rc::Rc;
 use airflow_envoy_core::arrival::{CONNECT, Request as Arrived};
 use airflow_envoy_core::credential::Verified;
 use airflow_envoy_core::document::suggestion;
-use airflow_envoy_core::facts::{Call, Caller, Fact};
+use airflow_envoy_core::facts::{Call, Caller, Claims, Fact};
 use airflow_envoy_core::gate;
 use airflow_envoy_core::identity::TaskIdentity;
 use airflow_envoy_core::jose::{Algorithm, RustCrypto};
@@ -203,13 +203,13 @@ impl Said {
         let (mut identity, mut task) = (None, None);
         if let Some(said) = &self.identity {
             let (issuer, key_id) = issuer_and_key(said, "airflow")?;
-            let claims = claims(said)?;
+            let claims = claims(said)?.into();
             let read = TaskIdentity::read(&claims).map_err(|reject| reject.detail)?;
             task = Some(read);
             identity = Some(verified(Credential::Identity, issuer, key_id, claims));
         }
         let token = self.token.as_ref().map(|Token { issuer, key_id, claims }| {
-            verified(Credential::Token, issuer.clone(), key_id.clone(), claims.clone())
+            verified(Credential::Token, issuer.clone(), key_id.clone(), claims.clone().into())
         });
         let mut caller = gate::caller(token.as_ref(), identity.as_ref(), task);
         if let Some(peer) = &self.peer {
@@ -294,13 +294,12 @@ fn verified(
     credential: Credential,
     issuer_name: String,
     key_id: Option<String>,
-    claims: Map<String, Value>,
+    claims: Claims,
 ) -> Verified {
     Verified {
         credential,
         issuer_name,
         key_id,
-        key_thumbprint: String::new(),
         algorithm: Algorithm::Es256,
         claims,
         expires_at: UnixTime::from_millis(i64::MAX),

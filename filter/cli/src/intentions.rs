@@ -129,7 +129,7 @@ impl Mesh {
         });
         let peer = id.and_then(|id| SpiffeId::parse(id.as_bytes()).ok());
         // Without a token there are no claims; with one its issuer is the first.
-        let token = caller.claims.is_object().then(|| first(&caller.issuers)).flatten();
+        let token = caller.claims.are_known().then(|| first(&caller.issuers)).flatten();
         let intentions = self
             .of(peer.as_ref().map_or("mesh", SpiffeId::trust_domain))
             .map_err(|problem| Reject::new(Code::IntentionDenied, problem))?;

@@ -286,7 +286,7 @@ fn stranger() -> Caller {
         key_ids: none(),
         subjects: Fact::one("a-stranger"),
         scopes: none(),
-        claims: Value::Object(Map::new()),
+        claims: Map::new().into(),
     }
 }
 
@@ -347,7 +347,7 @@ fn example(way: &Selector) -> Option<Caller> {
         };
         *slot = Fact::one(value);
     }
-    caller.claims = Value::Object(claims);
+    caller.claims = claims.into();
     Some(caller)
 }
 

@@ -272,7 +272,7 @@ pub fn caller(recorded: &record::Caller<'_>) -> Caller {
                 claims.entry(name).or_insert_with(|| (&**text).into());
             }
         }
-        caller.claims = Value::Object(claims);
+        caller.claims = claims.into();
     }
     if let Some(peer) = peer {
         // A peer that is no service is known to be none.

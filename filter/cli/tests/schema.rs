@@ -549,7 +549,7 @@ fn audit_lines() -> Vec<Line> {
             subject: Some("s"),
             client_id: Some("c"),
             scopes: &several,
-            claims: claims.as_object().unwrap(),
+            claims: &claims.as_object().cloned().unwrap().into(),
             recorded: &["department".to_owned()],
         }),
         spiffe_id: Some("spiffe://x/y"),

@@ -34,7 +34,7 @@ struct Generations {
 type Map = HashMap<u64, Entry, BuildHasherDefault<AlreadyMixed>>;
 
 struct Entry {
-    credential: Box<[u8]>,
+    credential: Rc<[u8]>,
     weight: usize,
     value: Rc<dyn Any>,
 }
@@ -62,12 +62,12 @@ impl<T: 'static> Cache<T> {
         self.generations.find(credential)?.downcast().ok()
     }
 
-    /// Remembers `value` for `credential`. `weight` are the bytes that the value takes, and that it alone keeps; the
-    /// credential and its place here are counted besides.
-    pub fn insert(&mut self, credential: &[u8], weight: usize, value: Rc<T>) {
+    /// Remembers `value` for `credential`, which is not copied if it comes as an `Rc`. `weight` are the bytes that the
+    /// value takes and keeps; the credential and its place here are counted besides.
+    pub fn insert(&mut self, credential: impl Into<Rc<[u8]>>, weight: usize, value: Rc<T>) {
+        let credential = credential.into();
         let weight = weight.saturating_add(credential.len()).saturating_add(ENTRY_BYTES);
-        let entry = Entry { credential: credential.into(), weight, value };
-        self.generations.keep(key(credential), entry);
+        self.generations.keep(key(&credential), Entry { credential, weight, value });
     }
 
     /// Forgets every entry that `keep` does not want.
@@ -204,7 +204,7 @@ mod tests {
     fn only_the_exact_credential_is_found() {
         let mut cache = Cache::new(100, 100_000);
         let known = credential(1);
-        cache.insert(&known, known.len(), Rc::new(1));
+        cache.insert(&known[..], known.len(), Rc::new(1));
         assert_eq!(cache.find(&known).as_deref(), Some(&1));
         for index in 0..known.len() {
             let mut other = known.clone();
@@ -238,9 +238,9 @@ mod tests {
         {
             let mut cache = Cache::new(entries, bytes);
             let used = credential(999_999);
-            cache.insert(&used, 7, Rc::new(0));
+            cache.insert(used.clone(), 7, Rc::new(0));
             for index in 0..10_000 {
-                cache.insert(&credential(index), 7, Rc::new(index));
+                cache.insert(credential(index), 7, Rc::new(index));
                 assert!(cache.len() <= 100);
                 assert!(cache.find(&used).is_some(), "{index}");
             }
@@ -250,9 +250,9 @@ mod tests {
     #[test]
     fn a_credential_larger_than_the_cache_is_not_kept() {
         let mut cache = Cache::new(10, 2_000);
-        cache.insert(&[b'x'; 2_000], 0, Rc::new(()));
+        cache.insert([b'x'; 2_000], 0, Rc::new(()));
         assert!(cache.is_empty());
-        cache.insert(b"x", 2_000, Rc::new(()));
+        cache.insert(*b"x", 2_000, Rc::new(()));
         assert!(cache.is_empty(), "nor one with a value that is");
     }
 
@@ -260,7 +260,7 @@ mod tests {
     fn forgetting_is_by_value() {
         let mut cache = Cache::new(100, 100_000);
         for index in 0..40 {
-            cache.insert(&credential(index), credential(0).len(), Rc::new(index));
+            cache.insert(credential(index), credential(0).len(), Rc::new(index));
         }
         cache.retain(|value| value % 2 == 0);
         assert_eq!(cache.len(), 20);

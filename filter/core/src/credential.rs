@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::facts;
 use crate::jose::{Algorithm, Jws, KeySet, ParseError, SignatureVerifier, VerifyError, bare_type};
 use crate::json;
 use crate::limits::Limits;
@@ -66,12 +67,10 @@ pub struct Verified {
     pub issuer_name: String,
     /// `kid` of the key that signed it, also if the credential did not say.
     pub key_id: Option<String>,
-    /// Thumbprint (RFC 7638) of the key that signed it.
-    pub key_thumbprint: String,
     /// The algorithm of the signature.
     pub algorithm: Algorithm,
     /// All claims.
-    pub claims: Map<String, Value>,
+    pub claims: facts::Claims,
     /// `exp` (RFC 7519 §4.1.4).
     pub expires_at: UnixTime,
     /// `nbf` (RFC 7519 §4.1.5).
@@ -236,17 +235,21 @@ impl Presented {
             credential,
             issuer_name: rules.name.clone(),
             key_id: key.id().map(str::to_owned),
-            key_thumbprint: key.thumbprint().to_owned(),
             algorithm,
             expires_at: numeric_date(credential, &claims, "exp")?
                 .ok_or_else(|| Fault::ClaimInvalid.reject(credential, "`exp` is missing"))?,
             not_before: numeric_date(credential, &claims, "nbf")?,
             issued_at: numeric_date(credential, &claims, "iat")?,
-            claims,
+            claims: claims.into(),
         };
         verified.check_lifetime(rules)?;
         verified.check_time(rules, now)?;
         Ok(verified)
+    }
+
+    /// The claims, believed by whoever knows that they were verified before.
+    pub(crate) fn into_claims(self) -> facts::Claims {
+        self.claims.0.into()
     }
 
     fn check_type(&self, rules: &IssuerRules) -> Result<(), Reject> {

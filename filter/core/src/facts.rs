@@ -1,6 +1,8 @@
 //! What the policy may look at: the caller and the request, as plain verified facts.
 
-use serde_json::Value;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
 
 /// A fact that may be unknown. The difference between "known to be empty" and "unknown" decides:
 /// an allow rule needs what it asks for to be known, and a deny rule that asks for something unknown denies.
@@ -67,8 +69,52 @@ pub struct Caller {
     pub scopes: Fact,
     /// Who asserts the Airflow identity, for the policy's `agreement`; `None` without an identity.
     pub assertion: Option<Assertion>,
-    /// All claims of the access token, for `claims: {name: [values]}`; null without a token.
-    pub claims: Value,
+    /// All claims of the access token, for `claims: {name: [values]}`.
+    pub claims: Claims,
+}
+
+/// The claims of a verified credential (RFC 7519 §4), if there is one. All that was read out of a credential shares
+/// them, and they take no more memory than they need: most of what is remembered of a caller are claims.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Claims(Option<Arc<[(Box<str>, Value)]>>);
+
+impl Claims {
+    /// The claim of this name.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        let claims = self.0.as_deref()?;
+        let place = claims.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        claims.get(place).map(|(_, value)| value)
+    }
+
+    /// What a JSON Pointer (RFC 6901) points to; not all of them.
+    pub fn pointer(&self, pointer: &str) -> Option<&Value> {
+        let path = pointer.strip_prefix('/')?;
+        let end = path.find('/').unwrap_or(path.len());
+        let (name, rest) = path.split_at_checked(end)?;
+        let value = if name.contains('~') {
+            self.get(&name.replace("~1", "/").replace("~0", "~"))
+        } else {
+            self.get(name)
+        };
+        value?.pointer(rest)
+    }
+
+    /// Whether there is a credential that may have some.
+    pub fn are_known(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Each with its name, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().flat_map(|claims| claims.iter()).map(|(name, value)| (&**name, value))
+    }
+}
+
+impl From<Map<String, Value>> for Claims {
+    fn from(claims: Map<String, Value>) -> Self {
+        // INVARIANT: a map has its members in the order of their names; they are looked for by it.
+        Self(Some(claims.into_iter().map(|(name, value)| (name.into_boxed_str(), value)).collect()))
+    }
 }
 
 /// Who asserts an Airflow identity.
@@ -92,4 +138,60 @@ pub struct Call<'a> {
     pub method: &'a str,
     /// `:path` with its query, if any; not read for a CONNECT, which has none (RFC 9110 §9.3.6).
     pub target: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn claims_are_found_by_name_and_by_pointer_as_in_an_object() {
+        let whole = json!({
+            "z": 1, "b": {"": 2, "x": [3, {"y~/": 4}]}, "": {"a": 5}, "a/b": {"m~n": 6}, "~1": 7, "é": 8, "B": 9, "/b": 10,
+        });
+        let claims = Claims::from(whole.as_object().cloned().unwrap());
+        for name in ["z", "b", "", "a/b", "~1", "é", "B", "/b", "c", "zz", "x", "/z"] {
+            assert_eq!(claims.get(name), whole.get(name), "{name}");
+        }
+        for pointer in [
+            "/z",
+            "/b",
+            "/b/",
+            "/b/x",
+            "/b/x/0",
+            "/b/x/1",
+            "/b/x/1/y~0~1",
+            "/b/x/2",
+            "/",
+            "//a",
+            "/a~1b",
+            "/a~1b/m~0n",
+            "/~01",
+            "/~1",
+            "/é",
+            "/B",
+            "/~1b",
+            "b",
+            "z",
+            "/b/x/",
+            "/c",
+            "/c/d",
+            "/z/",
+        ] {
+            assert_eq!(claims.pointer(pointer), whole.pointer(pointer), "{pointer}");
+        }
+        let names: Vec<_> = claims.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, whole.as_object().unwrap().keys().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_claims_are_not_the_same_as_no_credential() {
+        assert!(!Claims::default().are_known());
+        let none = Claims::from(Map::new());
+        assert!(none.are_known());
+        assert_eq!((none.get("a"), none.pointer("/a")), (None, None));
+        assert_ne!(none, Claims::default());
+    }
 }

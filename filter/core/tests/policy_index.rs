@@ -399,7 +399,7 @@ impl Reference<'_> {
                     .map(|role| self.role(role.as_str().unwrap())))),
                 "claims" => {
                     for (claim, values) in values.as_object().unwrap() {
-                        all.push(match &self.caller.claims[claim] {
+                        all.push(match self.caller.claims.get(claim).unwrap_or(&Value::Null) {
                             Value::Null => None,
                             Value::Array(elements) => {
                                 or(elements.iter().map(|element| scalar(element, values)))
@@ -725,7 +725,9 @@ impl Random {
                 json!({"x": 1}),
                 json!(["b", {}]),
             ];
-            caller.claims = json!({"c1": values[self.below(values.len())], "c2": values[self.below(values.len())]});
+            let mut value = || values[self.below(values.len())].clone();
+            let claims = [("c1".to_owned(), value()), ("c2".to_owned(), value())];
+            caller.claims = Map::from_iter(claims).into();
         }
         caller
     }

@@ -247,7 +247,7 @@ fn decide(policy: &PolicySet, number: usize) -> Decision<'static> {
         teams: if number.is_multiple_of(3) { Fact::Unknown } else { Fact::one("b") },
         tasks: Fact::one("t"),
         subjects: Fact::one("me"),
-        claims: json!({"groups": ["x"], "a": {"b": "c-1"}}),
+        claims: json!({"groups": ["x"], "a": {"b": "c-1"}}).as_object().cloned().unwrap().into(),
         ..Caller::default()
     };
     let call = Call {

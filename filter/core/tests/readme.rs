@@ -114,7 +114,7 @@ fn the_example_of_paths_and_tunnels_allows_what_it_says() {
     let task = Caller {
         issuers: Fact::one("airflow-execution"),
         subjects: Fact::one("0199f5e2"),
-        claims: json!({"scope": "workload"}),
+        claims: json!({"scope": "workload"}).as_object().cloned().unwrap().into(),
         ..Caller::default()
     };
     let report = Caller {

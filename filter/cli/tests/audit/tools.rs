@@ -413,7 +413,7 @@ fn claims_that_were_not_recorded_leave_open_only_what_depends_on_them() {
 
 #[test]
 fn a_record_becomes_the_caller_that_it_was_written_of() {
-    let claims = json!({"department": "x", "level": 3}).as_object().cloned().unwrap();
+    let claims = json!({"department": "x", "level": 3}).as_object().cloned().unwrap().into();
     let facts = [
         Fact::Unknown,
         Fact::Known(Vec::new()),
@@ -475,7 +475,11 @@ fn a_record_becomes_the_caller_that_it_was_written_of() {
             assertion: Some(Assertion { issuer: "airflow".to_owned(), key_id: None }),
             subjects: Fact::one("worker"),
             scopes: fact.clone(),
-            claims: json!({"department": "x", "sub": "worker"}),
+            claims: json!({"department": "x", "sub": "worker"})
+                .as_object()
+                .cloned()
+                .unwrap()
+                .into(),
         };
         assert_eq!(replay::caller(&record.caller), expected, "{line}");
     }

@@ -85,7 +85,7 @@ impl Stream {
     pub fn call(&mut self, called: &Called<'_>) -> String {
         self.now = self.now.plus(Span::from_millis(10));
         self.calls += 1;
-        let claims = Map::new();
+        let claims = Map::new().into();
         let one = |text: &str| Fact::one(text);
         let caller = Fragment::caller(&CallerParts {
             identity: Some(IdentityParts {

@@ -552,7 +552,7 @@ mod tests {
                 subject: Some(&long),
                 client_id: Some(odd),
                 scopes: &fact,
-                claims: claims.as_object().unwrap(),
+                claims: &claims.as_object().cloned().unwrap().into(),
                 recorded: &["department".to_owned(), "absent".to_owned()],
             }),
             spiffe_id: Some(odd),

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::text::Text;
-use crate::facts::Fact;
+use crate::facts::{Claims, Fact};
 use crate::jose::base64url;
 use crate::time::UnixTime;
 
@@ -170,7 +170,7 @@ pub struct TokenParts<'a> {
     /// `scope` or `scp`.
     pub scopes: &'a Fact,
     /// All claims; of these only [`Self::recorded`] go into the record.
-    pub claims: &'a Map<String, Value>,
+    pub claims: &'a Claims,
     /// The names of the claims that the configuration wants recorded.
     pub recorded: &'a [String],
 }

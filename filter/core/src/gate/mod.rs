@@ -59,7 +59,7 @@ use crate::tally::Tally;
 use crate::time::{Span, UnixTime};
 
 /// What one worker remembers of each kind: sessions, tokens, identities. By number, and by all the bytes
-/// that it takes: a session is two credentials and what was read out of them, some 6 KiB.
+/// that it takes: a session is two credentials and what was read out of them, some 5 KiB.
 const CACHE_ENTRIES: usize = 8192;
 const CACHE_BYTES: usize = 24 * 1024 * 1024;
 
@@ -1251,8 +1251,8 @@ impl Gate {
             })?;
 
         let session = Session::open(
-            (&self.tokens, token, from_token.as_deref()),
-            (&self.identities, identity, from_identity.as_deref()),
+            (&self.tokens, from_token.as_deref()),
+            (&self.identities, from_identity.as_deref()),
             (&presented, peer),
             |caller| {
                 if let Some(narrowing) = &self.narrowing {
@@ -1262,7 +1262,8 @@ impl Gate {
             self.audit.as_ref().map(|audited| &*audited.claims),
         )?;
         let session = Rc::new(session);
-        if let Some(primary) = primary {
+        if let Some(primary) = session.identity.as_ref().or(session.token.as_ref()) {
+            let primary = Rc::clone(primary);
             self.sessions.insert(primary, weight::session(&session), Rc::clone(&session));
         }
         Ok(session)

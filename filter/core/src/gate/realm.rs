@@ -6,6 +6,7 @@ use super::{CACHE_BYTES, CACHE_ENTRIES, Halt, Lack, Missing, Times, weight};
 use crate::cache::Cache;
 use crate::configuration::{Issuer, KeySource, Requirement};
 use crate::credential::{IssuerRules, Presented, Verified, issuer_unknown};
+use crate::facts::Claims;
 use crate::feed::{Feed, Read, Site};
 use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
@@ -41,7 +42,18 @@ pub(super) struct TrustedIssuer {
 /// A verified credential and the index of its issuer.
 pub(super) struct FromIssuer {
     pub(super) issuer: usize,
+    /// Byte for byte.
+    pub(super) text: Rc<[u8]>,
     pub(super) verified: Verified,
+}
+
+impl FromIssuer {
+    /// The same credential with these claims.
+    fn with(&self, claims: Claims) -> Rc<Self> {
+        let Self { issuer, text, verified } = self;
+        let verified = Verified { claims, ..verified.clone() };
+        Rc::new(Self { issuer: *issuer, text: Rc::clone(text), verified })
+    }
 }
 
 /// A credential whose signature is invalid, and the index of its issuer.
@@ -131,7 +143,11 @@ impl Realm {
         {
             known.verified.check_time(&issuer.rules, now)?;
             tally.credential_hits = tally.credential_hits.saturating_add(1);
-            return Ok(Some(known));
+            if known.verified.claims.are_known() {
+                return Ok(Some(known));
+            }
+            let claims = Presented::parse(text, self.credential, limits)?.into_claims();
+            return Ok(Some(known.with(claims)));
         }
         if let Some(refused) = self.refused.find(text)
             && self.issuers.get(refused.issuer).is_some_and(|issuer| usable(&issuer))
@@ -172,8 +188,16 @@ impl Realm {
         tally.verified(self.credential, algorithm, !outcome.as_ref().is_err_and(is_forged));
         match outcome {
             Ok(verified) => {
-                let from = Rc::new(FromIssuer { issuer: index, verified });
-                self.verified.insert(text, weight::verified(&from.verified), Rc::clone(&from));
+                let from = Rc::new(FromIssuer { issuer: index, text: text.into(), verified });
+                // An access token is that of many tasks, one after the other, and each session has its claims. An
+                // identity is that of one, and what is in it is in the session: who comes with it once more and
+                // without a session has it read again, which costs a tenth of its signature.
+                let kept = match self.credential {
+                    Credential::Token => Rc::clone(&from),
+                    Credential::Identity => from.with(Claims::default()),
+                };
+                let weight = weight::verified(&kept.verified);
+                self.verified.insert(Rc::clone(&from.text), weight, kept);
                 Ok(Some(from))
             }
             Err(reject) => {
@@ -214,7 +238,7 @@ fn ask_for_key(
     let known = recent && formerly;
     if !known && !pending {
         let asked = Asked { issuer: index, at: arrived };
-        unknown.insert(&key, size_of::<Asked>(), Rc::new(asked));
+        unknown.insert(key, size_of::<Asked>(), Rc::new(asked));
     }
     if known || confirmed(arrived) {
         return reject.into();

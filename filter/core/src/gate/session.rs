@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::realm::{FromIssuer, Realm, TrustedIssuer};
 use crate::answer::Known;
@@ -13,7 +13,7 @@ use crate::audit::{CallerParts, Fragment, IdentityParts, TokenParts};
 use crate::cache::same;
 use crate::configuration::Requirement;
 use crate::credential::Verified;
-use crate::facts::{Assertion, Caller, Fact};
+use crate::facts::{Assertion, Caller, Claims, Fact};
 use crate::identity::{TaskIdentity, access_token_hash};
 use crate::jose::base64url;
 use crate::peer::{Kept, Peer, Presented, SpiffeId};
@@ -25,8 +25,8 @@ use crate::time::UnixTime;
 /// A caller whose credentials were verified and found to agree.
 pub(super) struct Session {
     /// The access token and the identity, byte for byte.
-    pub(super) token: Option<Box<[u8]>>,
-    pub(super) identity: Option<Box<[u8]>>,
+    pub(super) token: Option<Rc<[u8]>>,
+    pub(super) identity: Option<Rc<[u8]>>,
     /// What came with them about the peer, byte for byte.
     pub(super) presented: Kept,
     /// Whose certificate it was, if there was one.
@@ -46,16 +46,16 @@ pub(super) struct Session {
     pub(super) record: Option<Rc<Fragment>>,
 }
 
-/// One realm, what was presented to it, and what it verified.
-type Presenting<'a> = (&'a Realm, Option<&'a [u8]>, Option<&'a FromIssuer>);
+/// One realm, and what it verified.
+type Presenting<'a> = (&'a Realm, Option<&'a FromIssuer>);
 
 impl Session {
     /// Puts the verified credentials together, if they agree. `narrow` takes from what is known of a caller
     /// what its service may not use. `recorded` are the claims that audit records
     /// have, if there are any records.
     pub(super) fn open(
-        (tokens, token, from_token): Presenting<'_>,
-        (identities, identity, from_identity): Presenting<'_>,
+        (tokens, from_token): Presenting<'_>,
+        (identities, from_identity): Presenting<'_>,
         (presented, peer): (&Presented<'_>, Option<Peer>),
         narrow: impl FnOnce(&mut Caller),
         recorded: Option<&[String]>,
@@ -69,6 +69,7 @@ impl Session {
         }
         let task = match from_identity {
             Some(FromIssuer { verified, .. }) => {
+                let token = from_token.map(|from| &*from.text);
                 bound(&verified.claims, token, tokens.requirement)?;
                 Some(TaskIdentity::read(&verified.claims)?)
             }
@@ -76,7 +77,7 @@ impl Session {
         };
         let mut valid = (UnixTime::from_millis(i64::MIN), UnixTime::from_millis(i64::MAX));
         for (realm, from) in [(tokens, from_token), (identities, from_identity)] {
-            if let Some(FromIssuer { issuer, verified }) = from
+            if let Some(FromIssuer { issuer, verified, .. }) = from
                 && let Some(TrustedIssuer { rules, .. }) = realm.issuers.get(*issuer)
             {
                 valid.1 = valid.1.min(verified.expires_at.plus(rules.clock_skew));
@@ -100,10 +101,11 @@ impl Session {
         let record = recorded.map(|recorded| {
             Rc::new(record(&caller, numbers, token_facts, identity_facts, recorded))
         });
+        let text = |from: Option<&FromIssuer>| from.map(|from| Rc::clone(&from.text));
         Ok(Self {
             record,
-            token: token.map(Into::into),
-            identity: identity.map(Into::into),
+            token: text(from_token),
+            identity: text(from_identity),
             presented: presented.keep(),
             peer: peer.map(|peer| peer.id),
             token_issuer: from_token.map(|from| from.issuer),
@@ -118,7 +120,7 @@ impl Session {
 
     /// Whether it was opened with exactly these credentials.
     pub(super) fn is_of(&self, token: Option<&[u8]>, identity: Option<&[u8]>) -> bool {
-        let is = |held: &Option<Box<[u8]>>, shown: Option<&[u8]>| match (held, shown) {
+        let is = |held: &Option<Rc<[u8]>>, shown: Option<&[u8]>| match (held, shown) {
             (Some(held), Some(shown)) => same(held, shown),
             (None, None) => true,
             _ => false,
@@ -152,11 +154,7 @@ impl std::fmt::Debug for Session {
 
 /// The identity's `ath` (RFC 9449 §4.2) must be the digest of the access token beside it. An identity
 /// without `ath` beside a token, or with one and no token, proves nothing about this pair.
-fn bound(
-    claims: &Map<String, Value>,
-    token: Option<&[u8]>,
-    requirement: Requirement,
-) -> Result<(), Reject> {
+fn bound(claims: &Claims, token: Option<&[u8]>, requirement: Requirement) -> Result<(), Reject> {
     let unmet = |detail| Err(Reject::new(Code::IdentityBindingUnmet, detail));
     match (claims.get("ath"), token) {
         (_, None) if requirement == Requirement::Off => Ok(()),
@@ -170,7 +168,7 @@ fn bound(
 
 /// A credential that is bound to a key (`cnf`, RFC 7800) is good only in the hands of who has it. The one proof that
 /// there is here is the client certificate (RFC 8705 §3.1).
-fn confirmed(claims: &Map<String, Value>, peer: Option<&Peer>, code: Code) -> Result<(), Reject> {
+fn confirmed(claims: &Claims, peer: Option<&Peer>, code: Code) -> Result<(), Reject> {
     const MEMBER: &str = "x5t#S256";
     let Some(cnf) = claims.get("cnf") else { return Ok(()) };
     let unmet = |detail| Err(Reject::new(code, detail));
@@ -245,7 +243,7 @@ pub fn caller(
             caller.subjects = Fact::one(subject.as_str());
         }
         caller.scopes = scopes(claims);
-        caller.claims = Value::Object(claims.clone());
+        caller.claims = claims.clone();
     }
     if let Some(task) = task {
         caller.dags = Fact::one(task.dag_id);
@@ -312,7 +310,7 @@ fn record(
 }
 
 /// `scope`, space-delimited (RFC 8693 §4.2), or `scp` as some issuers write it: a list or a string.
-fn scopes(claims: &Map<String, Value>) -> Fact {
+fn scopes(claims: &Claims) -> Fact {
     let words = |text: &str| text.split_ascii_whitespace().map(str::to_owned).collect();
     match (claims.get("scope"), claims.get("scp")) {
         (Some(Value::String(text)), _) | (None, Some(Value::String(text))) => {

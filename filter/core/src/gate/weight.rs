@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::session::Session;
 use crate::credential::Verified;
-use crate::facts::{Caller, Fact};
+use crate::facts::{Assertion, Caller, Claims, Fact};
 
 /// What an allocation costs beside its bytes: the allocator's own, and what is lost by rounding up.
 const ALLOCATION: usize = 16;
@@ -43,6 +43,14 @@ fn value_of(value: &Value) -> usize {
     }
 }
 
+fn claims(claims: &Claims) -> usize {
+    let held = claims.iter().map(|(name, value)| {
+        let place = size_of::<(Box<str>, Value)>();
+        place.saturating_add(text(name)).saturating_add(value_of(value))
+    });
+    held.fold(ALLOCATION, usize::saturating_add)
+}
+
 fn fact(fact: &Fact) -> usize {
     let held = fact.values().into_iter().flatten();
     let held = held.map(|value| size_of::<String>() + text(value));
@@ -67,21 +75,27 @@ fn caller(caller: &Caller) -> usize {
         &caller.subjects,
         &caller.scopes,
     ];
-    facts.into_iter().map(fact).fold(value_of(&caller.claims), usize::saturating_add)
+    let assertion = caller.assertion.as_ref();
+    let signer = assertion.map_or(0, |Assertion { issuer, key_id }| {
+        text(issuer).saturating_add(key_id.as_deref().map_or(0, text))
+    });
+    let taken = caller.taken_roles.iter().map(|role| size_of::<String>() + text(role));
+    let held = facts.into_iter().map(fact).chain(taken).fold(signer, usize::saturating_add);
+    held.saturating_add(claims(&caller.claims))
 }
 
 /// What was read out of a credential.
 pub(super) fn verified(verified: &Verified) -> usize {
-    let Verified { issuer_name, key_id, key_thumbprint, claims, .. } = verified;
-    let texts = [issuer_name.as_str(), key_id.as_deref().unwrap_or_default(), key_thumbprint];
-    let texts: usize = texts.into_iter().map(text).sum();
-    size_of::<Verified>() + ALLOCATION + texts + members(claims)
+    let Verified { issuer_name, key_id, claims, .. } = verified;
+    let texts = text(issuer_name) + key_id.as_deref().map_or(0, text);
+    size_of::<Verified>() + ALLOCATION + texts + self::claims(claims)
 }
 
-/// A session, with both of its credentials, and the roles that it may come to hold.
+/// A session, with the credential that it is not found by. What it shares with what is remembered of its credentials
+/// is counted there and here: either may outlive the other.
 pub(super) fn session(session: &Session) -> usize {
-    let credentials = [&session.token, &session.identity].into_iter().flatten();
-    let credentials: usize = credentials.map(|held| held.len() + ALLOCATION).sum();
+    let other = session.identity.as_ref().and(session.token.as_ref());
+    let credentials = other.map_or(0, |held| held.len() + ALLOCATION);
     let plain: usize = session.plain.iter().flatten().map(|value| text(value)).sum();
     let record = session.record.as_ref().map_or(0, |record| record.bytes() + 4 * ALLOCATION);
     let own = size_of::<Session>() + ALLOCATION;

@@ -62,7 +62,8 @@ fn judge<'i>(
     headers: &[(&[u8], &[u8])],
     claims: Option<&Value>,
 ) -> Result<Matched<'i>, Reject> {
-    let token = claims.map(|claims| Token { issuer: "idp", claims });
+    let claims = claims.map(|claims| claims.as_object().cloned().unwrap().into());
+    let token = claims.as_ref().map(|claims| Token { issuer: "idp", claims });
     let id = id(service);
     intentions.judge(&Question { peer: Some(&id), method: "GET", path: Some(path), headers, token })
 }
@@ -287,7 +288,7 @@ fn a_token_is_asked_for_by_the_whole_and_by_a_permission() {
             assert_eq!(judge(set, "web", "/", &[], claims.as_ref()).is_ok(), fine, "{claims:?}");
         }
     }
-    let foreign = json!({"perms": {"role": "admin"}});
+    let foreign = json!({"perms": {"role": "admin"}}).as_object().cloned().unwrap().into();
     let id = id("web");
     let token = Some(Token { issuer: "other", claims: &foreign });
     let question =

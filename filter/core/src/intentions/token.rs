@@ -5,6 +5,8 @@
 
 use serde_json::Value;
 
+use crate::facts::Claims;
+
 /// One of these providers, with all that it must say.
 #[derive(Debug)]
 pub(super) struct Demand(pub(super) Box<[Provider]>);
@@ -29,8 +31,8 @@ pub(super) struct Claim {
 pub struct Token<'a> {
     /// The configured name of its issuer.
     pub issuer: &'a str,
-    /// Its claims, an object.
-    pub claims: &'a Value,
+    /// Its claims.
+    pub claims: &'a Claims,
 }
 
 impl Demand {
@@ -44,8 +46,10 @@ impl Demand {
 }
 
 impl Claim {
-    fn is_in(&self, claims: &Value) -> bool {
-        let found = self.path.iter().try_fold(claims, |value, name| value.get(&**name));
+    fn is_in(&self, claims: &Claims) -> bool {
+        let mut path = self.path.iter();
+        let claim = path.next().and_then(|name| claims.get(name));
+        let found = claim.and_then(|claim| path.try_fold(claim, |value, name| value.get(&**name)));
         found.and_then(Value::as_str) == Some(&self.value)
     }
 }

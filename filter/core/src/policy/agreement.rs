@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::selector::{Condition, Subject, Truth, Who};
-use crate::facts::{Assertion, Caller, Fact};
+use crate::facts::{Assertion, Caller, Claims, Fact};
 use crate::reject::Code;
 
 /// What an entry may ask of who presents an identity and of who signed it. In this order what fails is told.
@@ -54,7 +54,7 @@ impl Presenter {
             issuers: Fact::one(issuer.as_str()),
             key_ids: key_id.as_ref().map_or(Fact::Unknown, Fact::one),
             // No entry asks for it, and it may be large.
-            claims: serde_json::Value::Null,
+            claims: Claims::default(),
             ..caller.clone()
         }))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::glob::Values;
-use crate::facts::{Caller, Fact};
+use crate::facts::{Caller, Claims, Fact};
 use crate::quote::quote;
 
 /// A selector field that reads a plain fact.
@@ -243,8 +243,8 @@ pub(super) fn few<T>(items: impl IntoIterator<Item = T>, show: impl FnMut(T) -> 
     text
 }
 
-fn claim<'c>(claims: &'c Value, name: &str) -> Option<&'c Value> {
-    let exact = claims.as_object()?.get(name);
+fn claim<'c>(claims: &'c Claims, name: &str) -> Option<&'c Value> {
+    let exact = claims.get(name);
     exact.or_else(|| if name.starts_with('/') { claims.pointer(name) } else { None })
 }
 
@@ -278,7 +278,7 @@ mod tests {
             (MOST_VALUES + 1, "other", Truth::Unknown),
         ] {
             let values: Vec<String> = list(length);
-            let claims = json!({"groups": values});
+            let claims = json!({"groups": values}).as_object().cloned().unwrap().into();
             let caller = Caller { tags: Fact::Known(values), claims, ..Caller::default() };
             let who = Who { caller: &caller, held: &[], perhaps_held: &[] };
             let tags = FIELDS.iter().find(|field| field.name == "tags").unwrap();
@@ -335,7 +335,11 @@ mod tests {
                 "fraction": 1.5, "null": null, "object": {"inner": "i"}, "empty": [],
                 "https://sts.amazonaws.com/": {"source_identity": "s"},
                 "kubernetes.io": {"namespace": "air"}, "/odd": "o",
-            }),
+            })
+            .as_object()
+            .cloned()
+            .unwrap()
+            .into(),
             ..Caller::default()
         };
         let who = Who { caller: &caller, held: &[], perhaps_held: &[] };

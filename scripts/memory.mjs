@@ -1,0 +1,151 @@
+#!/usr/bin/env -S node --no-warnings --no-turbo-fast-api-calls --no-liftoff --no-wasm-lazy-compilation --single-threaded
+// What one worker's memory holds, and how long loading keeps its requests waiting, by the filter's module under Node
+// (V8, as in Envoy): the bytes of its WebAssembly linear memory, which never shrinks, and its longest callback.
+//   scripts/memory.mjs [--quick] [MODULE]
+// Policies come by callout and are loaded in slices, as in Envoy; callers come with two credentials of their own.
+// Prints a table in Markdown. `--quick` takes fewer of all and fails if a bound is not kept.
+import { argv, exit } from 'node:process';
+import { MODULE, configuration, credentials, headers, load, pairs, policy, rules } from './host.mjs';
+
+const args = argv.slice(2);
+const quick = args[0] === '--quick';
+if (quick) args.shift();
+const module = args[0] ?? MODULE;
+
+/** Milliseconds of processor time so far: what else runs on the machine makes no callback longer. */
+const used = () => {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1000;
+};
+/** It is also the time that the filter is told, on top of what is let pass. */
+const now = Math.floor(Date.now() / 1000);
+let passedBy = 0;
+const clock = () => BigInt(now) * 1_000_000_000n + BigInt(Math.round((used() + passedBy) * 1000)) * 1000n;
+const mebibytes = (bytes) => (bytes / 1024 / 1024).toFixed(1);
+
+// ── policies ─────────────────────────────────────────────────────────────────────────────────────
+/** As a generator writes them: each about a DAG and a path of its own. The last one is the caller's. */
+const ofDags = (count) => policy(Array.from({ length: count }, (_, number) => ({
+  id: `rule-${number}`, effect: 'allow', from: { dags: [number === count - 1 ? 'ds_churn' : `dag_${number}`], teams: ['data-science'] },
+  to: ['orders'], methods: ['GET', 'HEAD'], paths: [`/v1/teams/${number}/**`],
+})));
+/** Which DAG may call which destination: each of the rules is another pair. */
+function ofPairs(count, dags, destinations) {
+  const pairs = Array.from({ length: count }, (_, number) => ({
+    id: `rule-${number}`, effect: 'allow', from: { dags: [`dag_${number % dags}`] },
+    to: [`destination-${(number + Math.floor(number / dags) * 7) % destinations}`], methods: ['GET', 'HEAD'],
+  }));
+  pairs.push({ id: 'last', effect: 'allow', from: { dags: ['ds_churn'] }, to: ['orders'] });
+  const all = policy(pairs);
+  for (let number = 0; number < destinations; number += 1) {
+    all.destinations[`destination-${number}`] = { hosts: [`destination-${number}.internal`] };
+  }
+  return all;
+}
+const thousands = (number) => String(number).replace(/\B(?=(\d{3})+$)/g, ' ');
+const POLICIES = [
+  ['no rule', policy([])],
+  ['50 rules', ofDags(50)],
+  ...(quick ? [['1 000 rules', ofDags(1_000)]] : [
+    ['10 000 rules', ofDags(10_000)],
+    ['100 000 rules', ofDags(100_000)],
+    ['100 000 rules about 10 000 DAGs and 1 000 destinations', ofPairs(100_000, 10_000, 1_000)],
+  ]),
+];
+/** Loading is repeated, for what disturbs the machine makes callbacks longer: the shortest of the longest ones counts. */
+const TURNS = quick ? 3 : 5;
+
+const caller = headers(credentials(now), '/v1/anything');
+const path = (policy) => policy.rules.at(-1)?.paths?.[0].replace('**', 'x') ?? '/x';
+
+/** A worker that was given the policy, and then it again as a newer one. */
+async function given(policy) {
+  const settings = configuration({
+    policy: { sources: [{ name: 'main', http: { cluster: 'policy', uri: 'http://policy/policy.json', poll: '1s' } }] },
+  });
+  const filter = await load(module, { settings, clock });
+  const begun = filter.bytes();
+  let longest = 0, all = 0;
+  const timed = (call) => {
+    const from = used();
+    call();
+    const taken = used() - from;
+    longest = Math.max(longest, taken);
+    all += taken;
+  };
+  const update = (revision) => {
+    const body = Buffer.from(JSON.stringify({ ...policy, revision }));
+    // It polls once a second, or a little later.
+    for (let waited = 0; filter.callouts.size === 0; waited += 100) {
+      if (waited > 10_000) throw new Error('it fetches no policy');
+      passedBy += 100;
+      timed(() => filter.tick());
+    }
+    const [token] = filter.callouts.keys();
+    all = 0;
+    timed(() => filter.answer(token, [[':status', '200']], body));
+    while (filter.period === 1) timed(() => filter.tick());
+    return all;
+  };
+  const first = update(1);
+  const once = filter.bytes();
+  const taken = update(2);
+  // It decides by that policy: what the last rule is about is permitted, or nothing is.
+  const asked = headers(credentials(now), path(policy));
+  filter.reply = null;
+  const permitted = filter.request(pairs(asked), asked.length);
+  if (permitted !== (policy.rules.length > 0)) throw new Error(`permitted: ${permitted}; ${JSON.stringify(filter.reply)}`);
+  if (!permitted && JSON.parse(filter.reply.body).code !== 'policy_no_match') throw new Error(filter.reply.body);
+  return { begun, once, twice: filter.bytes(), longest, all: Math.min(first, taken) };
+}
+
+// ── callers ──────────────────────────────────────────────────────────────────────────────────────
+/** A worker that so many callers came to, twice. */
+async function met(callers) {
+  const filter = await load(module, { settings: configuration(), clock, verifies: true });
+  const begun = filter.bytes();
+  const verified = () => filter.counts.get('call_foreign_function') ?? 0;
+  const known = [];
+  filter.counts = new Map();
+  for (let number = 0; number < callers; number += 1) {
+    const asked = headers(credentials(now, number));
+    known.push([pairs(asked), asked.length]);
+    if (!filter.request(...known.at(-1))) throw new Error('it was not permitted');
+  }
+  if (verified() !== 2 * callers) throw new Error(`${verified()} signatures were verified by the host for ${callers} callers`);
+  const once = filter.bytes();
+  filter.counts = new Map();
+  for (const asked of known) if (!filter.request(...asked)) throw new Error('it was not permitted');
+  return { begun, once, twice: filter.bytes(), verified: verified() };
+}
+
+// ── the table ────────────────────────────────────────────────────────────────────────────────────
+let passed = 0, failed = 0;
+const bound = (what, kept) => {
+  if (kept) passed += 1;
+  else failed += 1;
+  if (quick) console.log(`${what}: ${kept ? 'ok' : 'FAILED'}`);
+};
+
+console.log('| one worker has loaded | MiB | MiB after an update | ms of work | longest callback, ms |\n|---|--:|--:|--:|--:|');
+for (const [name, policy] of POLICIES) {
+  const turns = [];
+  for (let turn = 0; turn < TURNS; turn += 1) turns.push(await given(policy));
+  const [{ once, twice }] = turns;
+  const least = (name) => Math.min(...turns.map((turn) => turn[name]));
+  console.log(`| ${name} | ${mebibytes(once)} | ${mebibytes(twice)} | ${least('all').toFixed(1)} | ${least('longest').toFixed(1)} |`);
+  bound(`${name}: no callback of more than 5 ms`, least('longest') <= 5);
+}
+
+console.log('\n| one worker has met | MiB | bytes for each | verified again when all come once more |\n|---|--:|--:|--:|');
+for (const callers of quick ? [1_000] : [1_000, 2_000, 10_000]) {
+  const { begun, once, twice, verified } = await met(callers);
+  const each = Math.round((once - begun) / callers);
+  console.log(`| ${thousands(callers)} callers | ${mebibytes(twice)} | ${thousands(each)} | ${thousands(verified)} |`);
+  if (callers === 1_000) {
+    bound('1 000 callers: none is verified twice', verified === 0);
+    bound('1 000 callers: at most 8 KiB for each', each <= 8 * 1024);
+  }
+}
+if (quick) console.log(`test result: ${failed ? 'FAILED' : 'ok'}. ${passed} passed; ${failed} failed; 0 ignored`);
+exit(failed && quick ? 1 : 0);
