@@ -300,7 +300,6 @@ fn verified(
         credential,
         issuer_name,
         key_id,
-        key_thumbprint: String::new(),
         algorithm: Algorithm::Es256,
         claims,
         expires_at: UnixTime::from_millis(i64::MAX),

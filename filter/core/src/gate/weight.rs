@@ -72,8 +72,8 @@ fn caller(caller: &Caller) -> usize {
 
 /// What was read out of a credential.
 pub(super) fn verified(verified: &Verified) -> usize {
-    let Verified { issuer_name, key_id, key_thumbprint, claims, .. } = verified;
-    let texts = [issuer_name.as_str(), key_id.as_deref().unwrap_or_default(), key_thumbprint];
+    let Verified { issuer_name, key_id, claims, .. } = verified;
+    let texts = [issuer_name.as_str(), key_id.as_deref().unwrap_or_default()];
     let texts: usize = texts.into_iter().map(text).sum();
     size_of::<Verified>() + ALLOCATION + texts + members(claims)
 }
