@@ -24,11 +24,6 @@ impl HostCrypto {
     pub(crate) fn probe() -> Self {
         Self { trusted: known_answers(&HostOnly) }
     }
-
-    /// The algorithms that the host verifies.
-    pub(crate) fn trusted(&self) -> &[Algorithm] {
-        &self.trusted
-    }
 }
 
 impl SignatureVerifier for HostCrypto {
@@ -45,6 +40,10 @@ impl SignatureVerifier for HostCrypto {
             .then(|| ask(key, algorithm, message, signature))
             .flatten()
             .unwrap_or_else(|| RustCrypto.verify(key, algorithm, message, signature))
+    }
+
+    fn by_host(&self) -> &[Algorithm] {
+        &self.trusted
     }
 }
 
