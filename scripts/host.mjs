@@ -1,6 +1,6 @@
 // A proxy-wasm host that does next to nothing, under Node (V8, as in Envoy), for what measures the module itself:
 // who calls and what for, a configuration that lets them, and the module with the host calls that it needs.
-import { createHash, createPublicKey, generateKeyPairSync, sign, verify } from 'node:crypto';
+import { createHash, createPublicKey, generateKeyPairSync, randomBytes, sign, verify } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { WASI } from 'node:wasi';
 
@@ -11,13 +11,19 @@ const encode = (value) => Buffer.from(typeof value === 'string' ? value : JSON.s
 const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 });
 const ec = generateKeyPairSync('ec', { namedCurve: 'P-256' });
 const jwk = (pair, kid, alg) => ({ ...pair.publicKey.export({ format: 'jwk' }), kid, alg, use: 'sig' });
-const jwt = (header, claims, key) => {
+const signature = {
+  genuine: (text, key) => sign('sha256', text, { key, dsaEncoding: 'ieee-p1363' }),
+  // For a host that believes anything: as long as a genuine one, and made a thousand times as fast.
+  forged: (_, key) => randomBytes(key.asymmetricKeyType === 'rsa' ? 256 : 64),
+};
+const jwt = (header, claims, key, kind) => {
   const text = `${encode(header)}.${encode(claims)}`;
-  return `${text}.${sign('sha256', text, { key, dsaEncoding: 'ieee-p1363' }).toString('base64url')}`;
+  return `${text}.${signature[kind](text, key).toString('base64url')}`;
 };
 
-/** The two credentials of the caller of this number: no two callers have the same. `now` are seconds since the epoch. */
-export function credentials(now, number = 0) {
+/** The two credentials of the caller of this number: no two callers have the same. `now` are seconds since the epoch;
+ * `kind` is `genuine` or `forged`. */
+export function credentials(now, number = 0, kind = 'genuine') {
   const times = { iat: now - 5, exp: now + 500 };
   const unique = String(number).padStart(12, '0');
   const token = jwt({ alg: 'RS256', typ: 'at+jwt', kid: 'idp-1' }, {
@@ -25,7 +31,7 @@ export function credentials(now, number = 0) {
     scope: 'openid profile email orders:read orders:write billing:read', jti: `c6a1f1a2-8c5e-4b5e-9a36-${unique}`,
     roles: ['reader', 'writer', 'operator', 'auditor'], tenant: 'acme-eu-1', email: 'airflow@acme.example',
     preferred_username: 'service-account-airflow', azp: 'airflow', sid: `7c2f0a9e-5b1d-4c8e-9f3a-${unique}`,
-  }, rsa.privateKey);
+  }, rsa.privateKey, kind);
   const identity = jwt({ alg: 'ES256', typ: 'airflow-task+jwt', kid: 'airflow-1' }, {
     iss: 'https://airflow.example', aud: 'orders', ...times, nbf: now - 5, jti: `x${unique}`, sub: 'airflow:ds_churn/load',
     ath: createHash('sha256').update(token).digest('base64url'),
@@ -35,7 +41,7 @@ export function credentials(now, number = 0) {
       owners: ['data-science'], tags: ['churn', 'daily'], roles: ['DataScience'], team: 'data-science',
       run_type: 'scheduled',
     },
-  }, ec.privateKey);
+  }, ec.privateKey, kind);
   return { token, identity };
 }
 
@@ -115,12 +121,14 @@ function fields(bytes) {
   return found;
 }
 
+const VERIFIED = Uint8Array.of(8, 1);
+
 /** Envoy's foreign function of this name: what it returns, true or not. */
 function verifySignature(argument) {
   const [, hash, key, signature, text] = fields(argument);
   try {
     const spki = createPublicKey({ key: Buffer.from(key), format: 'der', type: 'spki' });
-    return verify(Buffer.from(hash).toString(), text, spki, signature) ? Uint8Array.of(8, 1) : new Uint8Array();
+    return verify(Buffer.from(hash).toString(), text, spki, signature) ? VERIFIED : new Uint8Array();
   } catch {
     return new Uint8Array();
   }
@@ -146,6 +154,8 @@ export async function load(path, { settings, clock, verifies = false }) {
     counts: undefined,
     /** The answer that the filter gave to a request. Where none is expected it is `undefined`, and one is thrown. */
     reply: undefined,
+    /** While it is true, a host that verifies signatures finds each of them right, and has not looked. */
+    believes: false,
     /** Callouts under way: by their numbers, where to. */
     callouts: new Map(),
     /** Milliseconds between two ticks. */
@@ -198,9 +208,10 @@ export async function load(path, { settings, clock, verifies = false }) {
       memory().setUint32(token, callouts, true);
       return 0;
     },
-    call_foreign_function: (at, length, argument, size, data, given) => (
-      verifies && text(at, length) === 'verify_signature'
-        ? give(verifySignature(Uint8Array.from(bytes(argument, size))), data, given) : 1),
+    call_foreign_function: (at, length, argument, size, data, given) => {
+      if (!verifies || text(at, length) !== 'verify_signature') return 1;
+      return give(filter.believes ? VERIFIED : verifySignature(Uint8Array.from(bytes(argument, size))), data, given);
+    },
     send_local_response: (status, _, __, body, length) => {
       if (filter.reply === undefined) throw new Error(`${status}: ${text(body, length)}`);
       filter.reply = { status, body: text(body, length) };

@@ -8,7 +8,9 @@
 use serde_json::{Map, Value};
 
 use crate::facts;
-use crate::jose::{Algorithm, Jws, KeySet, ParseError, SignatureVerifier, VerifyError, bare_type};
+use crate::jose::{
+    Algorithm, Jws, KeySet, LastHeader, ParseError, SignatureVerifier, VerifyError, bare_type,
+};
 use crate::json;
 use crate::limits::Limits;
 use crate::quote::{quote, quote_list};
@@ -51,9 +53,9 @@ impl IssuerRules {
 
 /// A credential as presented: well-formed, with JSON claims, and not believed.
 #[derive(Debug, Clone)]
-pub struct Presented {
+pub struct Presented<'t> {
     credential: Credential,
-    jws: Jws,
+    jws: Jws<'t>,
     issuer: String,
     claims: Claims,
 }
@@ -102,14 +104,27 @@ enum Fault {
     LifetimeTooLong,
 }
 
-impl Presented {
+impl<'t> Presented<'t> {
     /// Reads a credential.
     ///
     /// # Errors
     /// `*_too_large`, `*_malformed`, `*_header_unsupported`, or `*_claim_invalid` if it does not
     /// name its issuer.
-    pub fn parse(text: &[u8], credential: Credential, limits: &Limits) -> Result<Self, Reject> {
-        let jws = Jws::parse(text, limits.token_bytes, limits).map_err(|error| {
+    pub fn parse(text: &'t [u8], credential: Credential, limits: &Limits) -> Result<Self, Reject> {
+        Self::parse_like(&mut LastHeader::default(), text, credential, limits)
+    }
+
+    /// As [`Self::parse`], after others like it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_like(
+        last: &mut LastHeader,
+        text: &'t [u8],
+        credential: Credential,
+        limits: &Limits,
+    ) -> Result<Self, Reject> {
+        let jws = Jws::parse_like(last, text, limits.token_bytes, limits).map_err(|error| {
             let fault = match error {
                 ParseError::TooLarge { .. } => Fault::TooLarge,
                 ParseError::Unsupported { .. } => Fault::HeaderUnsupported,
@@ -148,10 +163,10 @@ impl Presented {
 
     /// Whether both speak for the same caller by their own words, which nobody vouches for yet: the same
     /// issuer and the same `sub`, and of Airflow identities also the same run, map index and try.
-    pub fn speaks_for_the_caller_of(&self, other: &Self) -> bool {
+    pub fn speaks_for_the_caller_of(&self, other: &Presented<'_>) -> bool {
         const TASK: [&str; 3] = ["run_id", "map_index", "try_number"];
         let named = |name: &str| (self.claims.0.get(name), other.claims.0.get(name));
-        let airflow = |presented: &Self, name: &str| {
+        let airflow = |presented: &Presented<'_>, name: &str| {
             presented.claims.0.get("airflow").and_then(|task| task.get(name)).cloned()
         };
         self.issuer == other.issuer

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::configuration::Mode;
 use crate::feed::Breaker;
+use crate::jose::Algorithm;
 use crate::time::Span;
 
 /// How one worker's filter instance is.
@@ -16,6 +17,8 @@ pub struct Status {
     pub worker: u64,
     /// Whether decisions are carried out.
     pub mode: Mode,
+    /// The algorithms whose signatures Envoy's own library verifies; the others are verified in the filter.
+    pub signatures_by_host: Vec<Algorithm>,
     /// Every source of keys, policy, intentions and grants.
     pub sources: Vec<Source>,
     /// The audit trail, if there is one.
@@ -155,6 +158,8 @@ impl Status {
         put(&mut body, "ready", self.ready().into());
         put(&mut body, "worker", hexadecimal(self.worker));
         put(&mut body, "mode", self.mode.name().into());
+        let by_host = self.signatures_by_host.iter().map(|algorithm| Value::from(algorithm.name()));
+        put(&mut body, "signatures_by_host", Value::Array(by_host.collect()));
         put(&mut body, "sources", Value::Array(sources));
         if let Some(audit) = &self.audit {
             put(&mut body, "audit", audit.value());
@@ -282,7 +287,13 @@ mod tests {
             checkpoint_age: Some(Span::from_millis(2_500)),
             collector: Some(Breaker::Open),
         };
-        Status { worker: 255, mode: Mode::Shadow, sources: vec![source, fixed], audit: Some(audit) }
+        Status {
+            worker: 255,
+            mode: Mode::Shadow,
+            signatures_by_host: vec![Algorithm::Rs256, Algorithm::Es256],
+            sources: vec![source, fixed],
+            audit: Some(audit),
+        }
     }
 
     fn header(reply: &Reply, name: &str) -> Option<String> {
@@ -299,6 +310,7 @@ mod tests {
             serde_json::from_str::<Value>(&reply.body).unwrap(),
             json!({
                 "ready": true, "worker": "00000000000000ff", "mode": "shadow",
+                "signatures_by_host": ["RS256", "ES256"],
                 "sources": [
                     {
                         "name": "main", "kind": "policy", "from": "long_poll", "ready": true,

@@ -43,6 +43,14 @@ mod imports {
             value_size: usize,
         ) -> u32;
         pub(super) fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
+        pub(super) fn proxy_call_foreign_function(
+            name: *const u8,
+            name_size: usize,
+            arguments: *const u8,
+            arguments_size: usize,
+            data: *mut *mut u8,
+            size: *mut usize,
+        ) -> u32;
     }
 }
 
@@ -124,4 +132,21 @@ pub(crate) fn metric(id: u32) -> Option<u64> {
     // SAFETY: the host writes one number to where it is told to; it has eight bytes.
     let status = unsafe { imports::proxy_get_metric(id, &raw mut value) };
     (status == OK).then_some(value)
+}
+
+/// What a function of the host returned that the ABI does not know by name.
+pub(crate) fn call_foreign_function(name: &str, arguments: &[u8]) -> Option<Vec<u8>> {
+    returned(|data, size| {
+        // SAFETY: the host only reads name and arguments, and writes to the two places that it is given.
+        unsafe {
+            imports::proxy_call_foreign_function(
+                name.as_ptr(),
+                name.len(),
+                arguments.as_ptr(),
+                arguments.len(),
+                data,
+                size,
+            )
+        }
+    })
 }

@@ -10,7 +10,8 @@ use airflow_envoy_core::jose::{
     Algorithm, Jws, KeySet, PublicKey, RustCrypto, SignatureVerifier, ecdsa_signature_der,
 };
 use airflow_envoy_core::limits::Limits;
-use proxy_wasm::hostcalls;
+
+use crate::abi;
 
 /// Verifies by the host what the host was found to verify correctly.
 #[derive(Debug, Clone, Default)]
@@ -22,11 +23,6 @@ impl HostCrypto {
     /// Asks the host the known answers.
     pub(crate) fn probe() -> Self {
         Self { trusted: known_answers(&HostOnly) }
-    }
-
-    /// The algorithms that the host verifies.
-    pub(crate) fn trusted(&self) -> &[Algorithm] {
-        &self.trusted
     }
 }
 
@@ -44,6 +40,10 @@ impl SignatureVerifier for HostCrypto {
             .then(|| ask(key, algorithm, message, signature))
             .flatten()
             .unwrap_or_else(|| RustCrypto.verify(key, algorithm, message, signature))
+    }
+
+    fn by_host(&self) -> &[Algorithm] {
+        &self.trusted
     }
 }
 
@@ -64,25 +64,35 @@ impl SignatureVerifier for HostOnly {
 
 /// Asks the host; `None` if it cannot answer.
 fn ask(key: &PublicKey, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Option<bool> {
-    let (hash, signature) = match algorithm {
-        Algorithm::Rs256 => ("sha256", Cow::Borrowed(signature)),
-        Algorithm::Rs384 => ("sha384", Cow::Borrowed(signature)),
-        Algorithm::Rs512 => ("sha512", Cow::Borrowed(signature)),
-        Algorithm::Es256 => ("sha256", Cow::Owned(ecdsa_signature_der(signature))),
-        Algorithm::Es384 => ("sha384", Cow::Owned(ecdsa_signature_der(signature))),
-        Algorithm::Es512 => ("sha512", Cow::Owned(ecdsa_signature_der(signature))),
+    let is_ecdsa = matches!(algorithm, Algorithm::Es256 | Algorithm::Es384 | Algorithm::Es512);
+    let hash: &[u8] = match algorithm {
+        Algorithm::Rs256 | Algorithm::Es256 => b"sha256",
+        Algorithm::Rs384 | Algorithm::Es384 => b"sha384",
+        Algorithm::Rs512 | Algorithm::Es512 => b"sha512",
         // Envoy has no padding parameter and no digest-free signature.
         Algorithm::Ps256 | Algorithm::Ps384 | Algorithm::Ps512 | Algorithm::EdDsa => return None,
     };
-    // VerifySignatureArguments: hash_function = 1, public_key = 2 (SubjectPublicKeyInfo), signature = 3, text = 4
-    let mut arguments = Vec::with_capacity(message.len().saturating_add(1024));
-    let key = key.subject_public_key_info();
-    for (field, bytes) in [(1, hash.as_bytes()), (2, &key), (3, &signature), (4, message)] {
-        length_delimited(&mut arguments, field, bytes);
-    }
-    let result = hostcalls::call_foreign_function("verify_signature", Some(&arguments)).ok()?;
+    let signature = match is_ecdsa {
+        true => Cow::Owned(ecdsa_signature_der(signature)),
+        false => Cow::Borrowed(signature),
+    };
+    let arguments = message_of([hash, key.subject_public_key_info(), &signature, message]);
+    let result = abi::call_foreign_function("verify_signature", &arguments)?;
     // VerifySignatureResult: result = 1 (bool; false is not encoded), error = 2
-    Some(result?.starts_with(&[0x08, 0x01]))
+    Some(result.starts_with(&[0x08, 0x01]))
+}
+
+/// `VerifySignatureArguments`, in one allocation: hash_function = 1, public_key = 2 (SubjectPublicKeyInfo),
+/// signature = 3, text = 4.
+fn message_of(fields: [&[u8]; 4]) -> Vec<u8> {
+    /// A tag and a length: one byte, and at most as many as 32 bits make by seven.
+    const HEAD: usize = 6;
+    let bytes = fields.iter().fold(0_usize, |bytes, field| bytes.saturating_add(field.len()));
+    let mut message = Vec::with_capacity(bytes.saturating_add(fields.len() * HEAD));
+    for (number, field) in (1..).zip(fields) {
+        length_delimited(&mut message, number, field);
+    }
+    message
 }
 
 /// A field of a protobuf message whose value is bytes.
@@ -143,5 +153,15 @@ mod tests {
         length_delimited(&mut message, 4, &[7; 300]);
         assert_eq!(message[..4], [0x22, 0xac, 0x02, 7]);
         assert_eq!(message.len(), 303);
+    }
+
+    #[test]
+    fn the_arguments_are_allocated_once() {
+        let (key, signature, text) = ([1; 294], [2; 256], [3; 70_000]);
+        let message = message_of([b"sha256", &key, &signature, &text]);
+        assert_eq!(message[..10], [0x0a, 6, b's', b'h', b'a', b'2', b'5', b'6', 0x12, 0xa6]);
+        assert_eq!(message.len(), 8 + (3 + 294) + (3 + 256) + (4 + 70_000));
+        // A vector that had to grow would have grown to twice its size.
+        assert!(message.capacity() < message.len() + 24, "{}", message.capacity());
     }
 }

@@ -11,6 +11,7 @@ use airflow_envoy_core::audit::collector::{Attempt, Post};
 use airflow_envoy_core::configuration::Mode;
 use airflow_envoy_core::feed::{Answer, FeedId, Fetch, Response};
 use airflow_envoy_core::gate::{Effect, Gate, Host, Severity};
+use airflow_envoy_core::jose::{Algorithm, SignatureVerifier as _};
 use airflow_envoy_core::shared::SharedData;
 use airflow_envoy_core::time::Span;
 use proxy_wasm::hostcalls;
@@ -281,7 +282,7 @@ impl RootContext for Root {
     fn on_configure(&mut self, _: usize) -> bool {
         let configuration = self.get_plugin_configuration().unwrap_or_default();
         let crypto = HostCrypto::probe();
-        let by_host: Vec<_> = crypto.trusted().iter().map(|algorithm| algorithm.name()).collect();
+        let by_host = crypto.by_host().to_vec();
         // Not 0, which is no worker's name.
         let number = host::random() | 1;
         let shared = Rc::new(HostShared::new());
@@ -309,6 +310,11 @@ impl RootContext for Root {
                 let info =
                     format!("filter;version={version};commit={commit};mode={mode_name}.info");
                 self.metrics.set(&info, 1);
+                for algorithm in Algorithm::ALL {
+                    let name = format!("signatures_by_host.{algorithm}");
+                    self.metrics.set(&name, by_host.contains(algorithm).into());
+                }
+                let by_host: Vec<_> = by_host.into_iter().map(Algorithm::name).collect();
                 for name in ALERTED {
                     self.metrics.add(name, 0);
                 }

@@ -436,7 +436,8 @@ impl Gate {
         sources.extend(self.grants.iter().map(|grants| grants.status(now)));
         sources.extend(self.narrowing.iter().flat_map(|narrowing| narrowing.status(now)));
         let audit = self.audit.as_ref().map(|audited| audited.trail.borrow().status(now));
-        Status { worker: self.worker, mode: self.mode, sources, audit }
+        let signatures_by_host = self.verifier.by_host().to_vec();
+        Status { worker: self.worker, mode: self.mode, signatures_by_host, sources, audit }
     }
 
     /// Whether a large document is being loaded, or one that was replaced is being freed: then

@@ -8,7 +8,7 @@ use crate::configuration::{Issuer, KeySource, Requirement};
 use crate::credential::{IssuerRules, Presented, Verified, issuer_unknown};
 use crate::facts::Claims;
 use crate::feed::{Feed, Read, Site};
-use crate::jose::{KeySet, SignatureVerifier};
+use crate::jose::{KeySet, LastHeader, SignatureVerifier};
 use crate::limits::Limits;
 use crate::quote::quote;
 use crate::reject::{Code, Credential, Reject};
@@ -24,6 +24,7 @@ pub(super) struct Realm {
     /// Credentials whose signature is invalid by the keys that there are: nothing about time or claims,
     /// which may be judged otherwise later.
     refused: Cache<Refused>,
+    last_header: LastHeader,
     /// Keys that were not in their issuer's set when somebody named them.
     unknown: Cache<Asked>,
 }
@@ -104,7 +105,8 @@ impl Realm {
         let verified = Cache::new(CACHE_ENTRIES, CACHE_BYTES);
         let refused = Cache::new(REFUSED_ENTRIES, REFUSED_BYTES);
         let unknown = Cache::new(UNKNOWN_ENTRIES, UNKNOWN_BYTES);
-        Self { credential, requirement, issuers, verified, refused, unknown }
+        let last_header = LastHeader::default();
+        Self { credential, requirement, issuers, verified, refused, unknown, last_header }
     }
 
     /// Drops what the issuer's old keys said, for and against; returns how many keys it has now.
@@ -155,7 +157,8 @@ impl Realm {
             tally.refused_hits = tally.refused_hits.saturating_add(1);
             return Err(refused.reject.clone().into());
         }
-        let presented = Presented::parse(text, self.credential, limits)?;
+        let presented =
+            Presented::parse_like(&mut self.last_header, text, self.credential, limits)?;
         let mut issuers = self.issuers.iter_mut().enumerate();
         let found = issuers.find(|(_, issuer)| issuer.rules.issuer == presented.issuer());
         let Some((index, issuer)) = found else {
@@ -218,7 +221,7 @@ impl Realm {
 fn ask_for_key(
     unknown: &mut Cache<Asked>,
     (index, issuer): (usize, &mut TrustedIssuer),
-    presented: &Presented,
+    presented: &Presented<'_>,
     reject: Reject,
     Times { arrived, now }: Times,
 ) -> Halt {

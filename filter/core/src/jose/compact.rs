@@ -3,7 +3,9 @@
 //! What it is not: it does not care what the payload is. The JSON serializations are not read:
 //! they are not JWTs (RFC 7519 §3).
 
+use std::borrow::Cow;
 use std::fmt;
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
@@ -12,19 +14,26 @@ use super::base64url;
 use super::key::{Misfit, PublicKey, is_key_id};
 use super::key_set::KeySet;
 use super::verifier::SignatureVerifier;
+use crate::cache::same;
 use crate::json::{self, JsonError};
 use crate::limits::Limits;
 use crate::quote::{quote, quote_list};
 
 /// A well-formed signed message. Nobody has verified it yet.
 #[derive(Clone)]
-pub struct Jws {
-    header: Header,
+pub struct Jws<'t> {
+    header: Rc<Header>,
     payload: Vec<u8>,
     signature: Vec<u8>,
-    /// `BASE64URL(header) || '.' || BASE64URL(payload)` (RFC 7515 §5.1).
-    signing_input: Vec<u8>,
+    /// `BASE64URL(header) || '.' || BASE64URL(payload)` (RFC 7515 §5.1): of the text, unless its payload was
+    /// carried beside it.
+    signing_input: Cow<'t, [u8]>,
 }
+
+/// The header that was read last, by its text. An issuer writes the same one into each message that it signs with one
+/// key, and to read it costs as much as a third of the claims.
+#[derive(Debug, Default)]
+pub struct LastHeader(Option<(Box<[u8]>, Rc<Header>)>);
 
 /// The header parameters that matter (RFC 7515 §4.1); the others are ignored, as §4 says. Above
 /// all `jku`, `jwk`, `x5u` and `x5c`: a message does not choose the key that verifies it.
@@ -116,23 +125,40 @@ pub enum VerifyError {
     },
 }
 
-impl Jws {
+impl<'t> Jws<'t> {
     /// Reads a compact serialization of at most `most` bytes.
     ///
     /// # Errors
     /// [`ParseError`].
-    pub fn parse(text: &[u8], most: usize, limits: &Limits) -> Result<Self, ParseError> {
+    pub fn parse(text: &'t [u8], most: usize, limits: &Limits) -> Result<Self, ParseError> {
+        Self::parse_like(&mut LastHeader::default(), text, most, limits)
+    }
+
+    /// As [`Self::parse`], after others like it.
+    ///
+    /// # Errors
+    /// [`ParseError`].
+    pub fn parse_like(
+        last: &mut LastHeader,
+        text: &'t [u8],
+        most: usize,
+        limits: &Limits,
+    ) -> Result<Self, ParseError> {
         if text.len() > most {
             return Err(ParseError::TooLarge { bytes: text.len(), limit: most });
         }
-        let [header, payload, signature] = three_parts(text)?;
-        let signing_length = header.len().saturating_add(1).saturating_add(payload.len());
-        Ok(Self {
-            header: Header::parse(&decode("header", header)?, limits)?,
-            payload: decode("payload", payload)?,
-            signature: decode("signature", signature)?,
-            signing_input: text.iter().copied().take(signing_length).collect(),
-        })
+        let Parts { header, payload, signature, signing_input } = Parts::of(text)?;
+        let mut read = || {
+            Ok(Self {
+                header: last.read(header, limits)?,
+                payload: decode("payload", payload)?,
+                signature: decode("signature", signature)?,
+                signing_input: Cow::Borrowed(signing_input),
+            })
+        };
+        // A dot in the payload makes more parts of it, and is no base64url either: to count them is left to who finds a
+        // fault.
+        read().map_err(|error| too_many_parts(text).unwrap_or(error))
     }
 
     /// Reads a compact serialization whose payload is carried beside it (RFC 7515 appendix F).
@@ -140,7 +166,7 @@ impl Jws {
     /// # Errors
     /// [`ParseError`]; also if the text does have a payload.
     pub fn parse_detached(
-        text: &[u8],
+        text: &'t [u8],
         payload: Vec<u8>,
         most: usize,
         limits: &Limits,
@@ -148,17 +174,24 @@ impl Jws {
         if text.len() > most {
             return Err(ParseError::TooLarge { bytes: text.len(), limit: most });
         }
-        let [header, attached, signature] = three_parts(text)?;
+        let Parts { header, payload: attached, signature, .. } = Parts::of(text)?;
         if !attached.is_empty() {
-            return Err(ParseError::Part { name: "payload", problem: "is not detached" });
+            let attached = ParseError::Part { name: "payload", problem: "is not detached" };
+            return Err(too_many_parts(text).unwrap_or(attached));
         }
         let encoded = base64url::encode(&payload);
         Ok(Self {
-            header: Header::parse(&decode("header", header)?, limits)?,
+            header: LastHeader::default().read(header, limits)?,
             payload,
             signature: decode("signature", signature)?,
-            signing_input: [header, b".", encoded.as_bytes()].concat(),
+            signing_input: Cow::Owned([header, b".", encoded.as_bytes()].concat()),
         })
+    }
+
+    /// The same by itself, without the text that it was read from.
+    pub fn into_owned(self) -> Jws<'static> {
+        let Self { header, payload, signature, signing_input } = self;
+        Jws { header, payload, signature, signing_input: Cow::Owned(signing_input.into_owned()) }
     }
 
     /// The header.
@@ -203,10 +236,24 @@ impl Jws {
     }
 }
 
-impl fmt::Debug for Jws {
+impl fmt::Debug for Jws<'_> {
     /// Without the payload and the signature: a credential does not belong into a log.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Jws").field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
+impl LastHeader {
+    /// The header of this text.
+    fn read(&mut self, text: &[u8], limits: &Limits) -> Result<Rc<Header>, ParseError> {
+        if let Some((known, header)) = &self.0
+            && same(known, text)
+        {
+            return Ok(Rc::clone(header));
+        }
+        let header = Rc::new(Header::parse(&decode("header", text)?, limits)?);
+        self.0 = Some((text.into(), Rc::clone(&header)));
+        Ok(header)
     }
 }
 
@@ -320,15 +367,40 @@ impl fmt::Display for VerifyError {
 
 impl std::error::Error for VerifyError {}
 
-fn three_parts(text: &[u8]) -> Result<[&[u8]; 3], ParseError> {
-    let mut parts = text.split(|byte| *byte == b'.');
-    match (parts.next(), parts.next(), parts.next(), parts.count()) {
-        (Some(header), Some(payload), Some(signature), 0) => Ok([header, payload, signature]),
-        _ => {
-            let found = text.split(|byte| *byte == b'.').count();
-            Err(ParseError::Parts { found })
-        }
+/// A text by its first and its last dot.
+struct Parts<'t> {
+    header: &'t [u8],
+    /// What is between them; it may have dots of its own.
+    payload: &'t [u8],
+    signature: &'t [u8],
+    /// All before the last dot.
+    signing_input: &'t [u8],
+}
+
+impl<'t> Parts<'t> {
+    fn of(text: &'t [u8]) -> Result<Self, ParseError> {
+        let is_dot = |byte: &u8| *byte == b'.';
+        let parts = || {
+            let (signing_input, signature) =
+                text.split_at_checked(text.iter().rposition(is_dot)?)?;
+            let (header, payload) =
+                signing_input.split_at_checked(signing_input.iter().position(is_dot)?)?;
+            let ([_, signature @ ..], [_, payload @ ..]) = (signature, payload) else {
+                return None;
+            };
+            Some(Self { header, payload, signature, signing_input })
+        };
+        parts().ok_or_else(|| ParseError::Parts { found: count_parts(text) })
     }
+}
+
+fn count_parts(text: &[u8]) -> usize {
+    text.split(|byte| *byte == b'.').count()
+}
+
+fn too_many_parts(text: &[u8]) -> Option<ParseError> {
+    let found = count_parts(text);
+    (found > 3).then_some(ParseError::Parts { found })
 }
 
 fn decode(name: &'static str, part: &[u8]) -> Result<Vec<u8>, ParseError> {
@@ -382,6 +454,60 @@ mod tests {
         assert_eq!(attached.unwrap_err().to_string(), "the payload is not detached");
         let whole = Jws::parse(detached.as_bytes(), 1000, &limits);
         assert_eq!(whole.unwrap_err().to_string(), "the payload is empty");
+    }
+
+    #[test]
+    fn what_has_not_three_parts_is_refused_for_that_whatever_else_is_wrong() {
+        let limits = Limits::DEFAULT;
+        let parts = ["eyJhbGciOiJFZERTQSJ9", "e30", "AAAA", "", "!", "AB"];
+        for count in 0..6 {
+            // Each text of so many parts.
+            for number in 0..parts.len().pow(count) {
+                let nth = |place| parts[number / parts.len().pow(place) % parts.len()];
+                let text: Vec<_> = (0..count).map(nth).collect();
+                let text = text.join(".");
+                let found = Jws::parse(text.as_bytes(), 1000, &limits).map(|_| ());
+                let detached =
+                    Jws::parse_detached(text.as_bytes(), b"x".to_vec(), 1000, &limits).map(|_| ());
+                let expected = text.split('.').count();
+                for found in [found, detached] {
+                    let refused = matches!(found, Err(ParseError::Parts { .. }));
+                    assert_eq!(refused, expected != 3, "{text}: {found:?}");
+                    if refused {
+                        assert_eq!(found, Err(ParseError::Parts { found: expected }), "{text}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_is_read_after_others_as_it_is_alone() {
+        let limits = Limits::DEFAULT;
+        let headers = [
+            r#"{"alg":"ES256","kid":"a"}"#,
+            r#"{"alg":"ES256","kid":"b"}"#,
+            r#"{"alg":"ES256","kid":"a","crit":[]}"#,
+            r#"{"alg":"ES256","kid":"a","kid":"a"}"#,
+            r#"{"alg":1}"#,
+        ];
+        let texts: Vec<_> = headers
+            .iter()
+            .map(|header| format!("{}.e30.AAAA", base64url::encode(header.as_bytes())))
+            .collect();
+        let seen = |jws: Result<Jws<'_>, ParseError>| {
+            jws.map(|jws| (jws.header().clone(), jws.signing_input.into_owned()))
+        };
+        for first in &texts {
+            for second in &texts {
+                let mut last = LastHeader::default();
+                for text in [first, second, first, first] {
+                    let after = Jws::parse_like(&mut last, text.as_bytes(), 1000, &limits);
+                    let alone = Jws::parse(text.as_bytes(), 1000, &limits);
+                    assert_eq!(seen(after), seen(alone), "{text} after {first} or {second}");
+                }
+            }
+        }
     }
 
     #[test]

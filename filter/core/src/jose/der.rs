@@ -2,7 +2,7 @@
 //!
 //! What it is not: it reads no DER.
 
-use super::key::{Curve, Material, PublicKey};
+use super::key::{Curve, Material};
 
 const INTEGER: u8 = 0x02;
 const BIT_STRING: u8 = 0x03;
@@ -10,12 +10,11 @@ const OBJECT_IDENTIFIER: u8 = 0x06;
 const NULL: u8 = 0x05;
 const SEQUENCE: u8 = 0x30;
 
-impl PublicKey {
-    /// The key as `SubjectPublicKeyInfo` (RFC 5280 §4.1.2.7): RSA by RFC 3279 §2.3.1, elliptic
-    /// curves by RFC 5480 §2, Ed25519 by RFC 8410 §4.
-    pub fn subject_public_key_info(&self) -> Vec<u8> {
+impl Material {
+    /// As [`PublicKey::subject_public_key_info`](super::key::PublicKey::subject_public_key_info).
+    pub(super) fn subject_public_key_info(&self) -> Vec<u8> {
         let identifier = |octets: &[u8]| element(OBJECT_IDENTIFIER, &[octets]);
-        let (algorithm, key) = match self.material() {
+        let (algorithm, key) = match self {
             Material::Rsa { modulus, exponent } => (
                 [
                     identifier(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01]),
@@ -46,32 +45,67 @@ impl PublicKey {
 /// The ECDSA signature `r || s` of RFC 7518 §3.4 as `ECDSA-Sig-Value` (RFC 3279 §2.2.3).
 pub fn ecdsa_signature_der(signature: &[u8]) -> Vec<u8> {
     let (r, s) = signature.split_at_checked(signature.len() / 2).unwrap_or_default();
-    element(SEQUENCE, &[&integer(r), &integer(s)])
+    let (r, s) = (Unsigned::of(r), Unsigned::of(s));
+    let mut numbers = Vec::with_capacity(signature.len().saturating_add(8));
+    r.write(&mut numbers);
+    s.write(&mut numbers);
+    let mut encoded = Vec::with_capacity(numbers.len().saturating_add(4));
+    head(&mut encoded, SEQUENCE, numbers.len());
+    encoded.extend_from_slice(&numbers);
+    encoded
 }
 
 /// An unsigned big-endian number: as short as can be, with a zero in front where it would be
 /// negative otherwise.
+struct Unsigned<'o> {
+    digits: &'o [u8],
+    zero: bool,
+}
+
+impl<'o> Unsigned<'o> {
+    fn of(octets: &'o [u8]) -> Self {
+        let zeros = octets.iter().take_while(|octet| **octet == 0).count();
+        let (_, digits) = octets.split_at_checked(zeros).unwrap_or_default();
+        Self { digits, zero: digits.first().is_none_or(|first| *first >= 0x80) }
+    }
+
+    fn length(&self) -> usize {
+        self.digits.len().saturating_add(self.zero.into())
+    }
+
+    fn write(&self, to: &mut Vec<u8>) {
+        head(to, INTEGER, self.length());
+        if self.zero {
+            to.push(0);
+        }
+        to.extend_from_slice(self.digits);
+    }
+}
+
 fn integer(octets: &[u8]) -> Vec<u8> {
-    let zeros = octets.iter().take_while(|octet| **octet == 0).count();
-    let (_, digits) = octets.split_at_checked(zeros).unwrap_or_default();
-    match digits.first() {
-        Some(first) if *first < 0x80 => element(INTEGER, &[digits]),
-        _ => element(INTEGER, &[&[0], digits]),
+    let mut encoded = Vec::new();
+    Unsigned::of(octets).write(&mut encoded);
+    encoded
+}
+
+/// What is in front of so many bytes of contents.
+fn head(to: &mut Vec<u8>, tag: u8, length: usize) {
+    to.push(tag);
+    match u8::try_from(length) {
+        Ok(short) if short < 0x80 => to.push(short),
+        _ => {
+            let length = length.to_be_bytes();
+            let zeros = length.iter().take_while(|octet| **octet == 0).count();
+            to.extend(u8::try_from(length.len().saturating_sub(zeros)).map(|count| 0x80 | count));
+            to.extend(length.iter().skip(zeros));
+        }
     }
 }
 
 fn element(tag: u8, contents: &[&[u8]]) -> Vec<u8> {
     let contents = contents.concat();
-    let mut encoded = vec![tag];
-    match u8::try_from(contents.len()) {
-        Ok(short) if short < 0x80 => encoded.push(short),
-        _ => {
-            let length = contents.len().to_be_bytes();
-            let digits: Vec<u8> = length.into_iter().skip_while(|octet| *octet == 0).collect();
-            encoded.extend(u8::try_from(digits.len()).map(|count| 0x80 | count));
-            encoded.extend(digits);
-        }
-    }
+    let mut encoded = Vec::with_capacity(contents.len().saturating_add(8));
+    head(&mut encoded, tag, contents.len());
     encoded.extend(contents);
     encoded
 }

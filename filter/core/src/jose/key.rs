@@ -22,6 +22,8 @@ pub struct PublicKey {
     material: Material,
     verifying_key: VerifyingKey,
     thumbprint: String,
+    /// The material in DER, made once: to verify natively it is needed each time.
+    public_key_info: Box<[u8]>,
 }
 
 /// The public numbers of a key, for a host that verifies natively.
@@ -172,6 +174,7 @@ impl PublicKey {
                 operations: operations(jwk)?,
             },
             thumbprint: thumbprint(&material),
+            public_key_info: material.subject_public_key_info().into(),
             material,
             verifying_key,
         })
@@ -196,6 +199,12 @@ impl PublicKey {
     /// The public numbers.
     pub fn material(&self) -> &Material {
         &self.material
+    }
+
+    /// The key as `SubjectPublicKeyInfo` (RFC 5280 §4.1.2.7): RSA by RFC 3279 §2.3.1, elliptic
+    /// curves by RFC 5480 §2, Ed25519 by RFC 8410 §4.
+    pub fn subject_public_key_info(&self) -> &[u8] {
+        &self.public_key_info
     }
 
     /// Whether this key may verify `algorithm`: its kind, its curve, and what its JWK declares.

@@ -15,7 +15,7 @@ mod verifier;
 
 pub use algorithm::Algorithm;
 pub(crate) use compact::bare_type;
-pub use compact::{Header, Jws, ParseError, VerifyError};
+pub use compact::{Header, Jws, LastHeader, ParseError, VerifyError};
 pub use der::ecdsa_signature_der;
 pub use key::{Curve, KeyFault, Material, Misfit, PublicKey};
 pub use key_set::{KeySet, KeySetError, SkippedKey};

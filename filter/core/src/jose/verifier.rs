@@ -20,6 +20,11 @@ pub trait SignatureVerifier {
         message: &[u8],
         signature: &[u8],
     ) -> bool;
+
+    /// The algorithms that a host verifies natively; the others are verified in the filter itself.
+    fn by_host(&self) -> &[Algorithm] {
+        &[]
+    }
 }
 
 /// Verification in pure Rust: RSA and P-256 by the schemes of `jwt-compact`, the others by the

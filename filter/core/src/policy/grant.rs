@@ -116,7 +116,7 @@ impl Policy {
 
 /// A grant of which nothing was verified.
 pub(super) struct Message {
-    jws: Jws,
+    jws: Jws<'static>,
     key_id: String,
     claims: Value,
 }
@@ -139,7 +139,7 @@ impl Message {
         let key_id = header.key_id.clone().ok_or("the header has no `kid`")?;
         let claims = json::parse(jws.payload(), limits.json_depth)
             .map_err(|error| format!("the payload: {error}"))?;
-        Ok(Self { jws, key_id, claims })
+        Ok(Self { jws: jws.into_owned(), key_id, claims })
     }
 
     /// What it says to be its id.

@@ -475,13 +475,16 @@ fn a_remembered_credential_expires_like_a_new_one() {
 
 #[test]
 fn whether_other_keys_could_help_is_known_without_a_signature() {
-    let presented = |header: &Value, claims: &Value| {
+    let text = |header: &Value, claims: &Value| {
         let input = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
-        let text = format!("{input}.{}", encode([1; 64]));
-        Presented::parse(text.as_bytes(), Credential::Token, &Limits::DEFAULT).unwrap()
+        format!("{input}.{}", encode([1; 64]))
     };
+    fn presented(text: &str) -> Presented<'_> {
+        Presented::parse(text.as_bytes(), Credential::Token, &Limits::DEFAULT).unwrap()
+    }
     let keys = key_set(&[jwk(Algorithm::Es256)]);
-    let known = presented(&header(), &claims());
+    let known = text(&header(), &claims());
+    let known = presented(&known);
     assert_eq!(known.issuer(), "https://idp.example");
     assert_eq!(known.key_id(), Some("key"));
     assert_eq!(known.check_key(&rules(), &keys), Ok(()));
@@ -496,7 +499,8 @@ fn whether_other_keys_could_help_is_known_without_a_signature() {
             Code::TokenIssuerUnknown,
         ),
     ] {
-        let reject = presented(&header, &claims).check_key(&rules(), &keys).unwrap_err();
+        let text = text(&header, &claims);
+        let reject = presented(&text).check_key(&rules(), &keys).unwrap_err();
         assert_eq!(reject.code, code, "{}", reject.detail);
     }
 }

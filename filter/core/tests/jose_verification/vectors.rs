@@ -136,13 +136,13 @@ fn keys_are_written_as_subject_public_key_info() {
         let jwk = signers::jwk(algorithm);
         let key = PublicKey::from_jwk(&jwk, &Limits::DEFAULT).unwrap();
         let der = key.subject_public_key_info();
-        let info = SubjectPublicKeyInfoRef::try_from(&der[..]).unwrap();
+        let info = SubjectPublicKeyInfoRef::try_from(der).unwrap();
         let bits = info.subject_public_key.as_bytes().unwrap();
         let parameter = || info.algorithm.parameters_oid().unwrap().to_string();
         let coordinate = |name: &str| signers::decode(jwk[name].as_str().unwrap());
         match info.algorithm.oid.to_string().as_str() {
             "1.2.840.113549.1.1.1" => {
-                let read = rsa::RsaPublicKey::from_public_key_der(&der).unwrap();
+                let read = rsa::RsaPublicKey::from_public_key_der(der).unwrap();
                 assert_eq!(read, signers::rsa_key().to_public_key());
             }
             "1.2.840.10045.2.1" => {

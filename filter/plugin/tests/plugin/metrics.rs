@@ -1,8 +1,8 @@
 //! What is measured, and what measuring costs.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::host;
+use crate::host::{self, Cryptography};
 use crate::requests::{GET, fetching, inline, policy, start};
 
 const NONE_VERIFIED: &str = "airflow_envoy.deciding_nanoseconds.0";
@@ -84,6 +84,30 @@ fn the_filter_says_which_one_it_is_and_has_the_counters_of_alerts_from_the_start
     assert_eq!(info, Some((expected, 1)));
     for name in ["audit.lost", "grants.refused"] {
         assert!(is_there(&format!("airflow_envoy.{name}")), "{name}");
+    }
+}
+
+#[test]
+fn which_signatures_the_host_verifies_is_in_the_metrics_and_the_status() {
+    let right = ["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"];
+    for (cryptography, by_host) in [
+        (Cryptography::Right, &right[..]),
+        (Cryptography::Missing, &[]),
+        (Cryptography::Gullible, &[]),
+    ] {
+        host::set_cryptography(cryptography);
+        let mut configuration = inline("/v1/**");
+        configuration["status"] = json!({ "path": "/-/status" });
+        let mut filter = start(&configuration);
+        for algorithm in right.into_iter().chain(["PS256", "PS384", "PS512", "EdDSA"]) {
+            let name = format!("airflow_envoy.signatures_by_host.{algorithm}");
+            assert!(is_there(&name), "{name}");
+            assert_eq!(host::metric(&name), u64::from(by_host.contains(&algorithm)), "{name}");
+        }
+        let asked = [(":method", "GET"), (":authority", "orders.internal"), (":path", "/-/status")];
+        let (stream, _) = filter.request(&asked);
+        let status: Value = serde_json::from_str(&host::seen(stream).reply.unwrap().body).unwrap();
+        assert_eq!(status["signatures_by_host"], json!(by_host));
     }
 }
 
