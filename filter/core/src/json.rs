@@ -47,6 +47,36 @@ impl fmt::Display for JsonError {
 
 impl std::error::Error for JsonError {}
 
+/// Appends `text` as the inside of a JSON string, escaped as RFC 8785 §3.2.2.2 wants it.
+pub(crate) fn push_escaped(json: &mut String, text: &str) {
+    let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    let mut rest = text;
+    while let Some(at) = rest.bytes().position(special) {
+        let (before, from) = rest.split_at_checked(at).unwrap_or((rest, ""));
+        json.push_str(before);
+        let mut characters = from.chars();
+        match characters.next() {
+            Some('"') => json.push_str("\\\""),
+            Some('\\') => json.push_str("\\\\"),
+            Some('\u{8}') => json.push_str("\\b"),
+            Some('\t') => json.push_str("\\t"),
+            Some('\n') => json.push_str("\\n"),
+            Some('\u{c}') => json.push_str("\\f"),
+            Some('\r') => json.push_str("\\r"),
+            Some(other) => {
+                let code = u32::from(other);
+                json.push_str("\\u00");
+                for nibble in [code >> 4 & 15, code & 15] {
+                    json.push(char::from_digit(nibble, 16).unwrap_or('0'));
+                }
+            }
+            None => {}
+        }
+        rest = characters.as_str();
+    }
+    json.push_str(rest);
+}
+
 /// Reads exactly one JSON value from `bytes`, nested at most `max_depth` objects and arrays deep.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use airflow_envoy_core::answer::{Known, Rejection};
+use airflow_envoy_core::answer::Rejection;
 use airflow_envoy_core::arrival::{Arrival, StreamId, ends_here};
 use airflow_envoy_core::audit::{Ended, Trail};
 use airflow_envoy_core::gate::{Pass, Permit, Verdict};
@@ -11,11 +11,11 @@ use airflow_envoy_core::policy::ShadowVerdict;
 use airflow_envoy_core::status::Reply;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
+use proxy_wasm::types::{Action, LogLevel, MapType};
 
 use crate::abi;
 use crate::host;
-use crate::pairs::{Headers, Pairs};
+use crate::pairs::{self, Headers, Pairs};
 use crate::root::Worker;
 
 /// One request.
@@ -70,7 +70,8 @@ impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
         let Some(worker) = &self.worker else {
             host::log(LogLevel::Critical, "a request came before a configuration was accepted");
-            let _ = hostcalls::send_http_response(503, Vec::new(), None);
+            let none = std::iter::empty::<(_, &str)>();
+            abi::send_local_response(503, &pairs::encode(none), &[], None);
             return Action::Pause;
         };
         let map = abi::header_map(MapType::HttpRequestHeaders).unwrap_or_default();
@@ -158,16 +159,6 @@ pub(crate) fn append(trail: &mut Trail, all: bool) {
     }
 }
 
-fn grpc_status(number: u32) -> GrpcStatusCode {
-    match number {
-        3 => GrpcStatusCode::InvalidArgument,
-        7 => GrpcStatusCode::PermissionDenied,
-        8 => GrpcStatusCode::ResourceExhausted,
-        16 => GrpcStatusCode::Unauthenticated,
-        _ => GrpcStatusCode::Unavailable,
-    }
-}
-
 /// The property that is the filter state `wasm.airflow_envoy.<name>`, known when the filter is built.
 macro_rules! state_name {
     ($name:literal) => {
@@ -221,24 +212,19 @@ fn let_by(pass: &Pass) {
 fn reply(rejection: &Rejection) {
     state(state_name!("decision"), "reject");
     state_rejection(rejection, state_name!("code"), state_name!("rule"));
-    let headers = rejection.headers();
-    if rejection.grpc {
-        let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
-        let status = grpc_status(rejection.grpc_status());
-        let _ = hostcalls::send_grpc_response(status, Some(&rejection.grpc_message()), metadata);
-    } else {
-        send(rejection.status(), &headers, &rejection.body());
-    }
+    let headers = pairs::encode(rejection.headers());
+    let (status, grpc_status, body) = match rejection.grpc {
+        // What it was is said by gRPC's own status.
+        true => (200, Some(rejection.grpc_status()), rejection.grpc_message()),
+        false => (rejection.status(), None, rejection.body()),
+    };
+    abi::send_local_response(status, &headers, body.as_bytes(), grpc_status);
 }
 
 /// Answers a question about the filter itself; there is no decision to record.
-fn tell(status: &Reply) {
-    send(status.status, &status.headers, &status.body);
-}
-
-fn send(status: u16, headers: &[(&'static str, String)], body: &str) {
-    let headers = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let _ = hostcalls::send_http_response(status.into(), headers, Some(body.as_bytes()));
+fn tell(Reply { status, headers, body }: &Reply) {
+    let headers = pairs::encode(headers.iter().map(|(name, value)| (*name, value)));
+    abi::send_local_response(*status, &headers, body.as_bytes(), None);
 }
 
 fn edit<'a>(
@@ -255,15 +241,15 @@ fn edit<'a>(
 
 /// Why a request was refused, or would have been; the names say which.
 fn state_rejection(rejection: &Rejection, code: &'static str, rule: &'static str) {
-    let Known { dag_id, task_id, run_id, destination, shadow, .. } = &rejection.known;
+    let known = &rejection.known;
     state(code, rejection.reject.code.name());
     state(state_name!("decision_id"), rejection.decision_id.as_str());
     state_if(rule, rejection.reject.rule.as_deref());
-    state_if(state_name!("destination"), destination.as_deref());
-    for (name, value) in TASK.into_iter().zip([dag_id, task_id, run_id]) {
-        state_if(name, value.as_deref());
+    state_if(state_name!("destination"), known.destination.as_deref());
+    for (name, value) in TASK.into_iter().zip([known.dag_id(), known.task_id(), known.run_id()]) {
+        state_if(name, value);
     }
-    state_shadow(shadow);
+    state_shadow(&known.shadow);
 }
 
 /// Envoy's filter state `wasm.airflow_envoy.…`, for its access log, rate limits and tracing.

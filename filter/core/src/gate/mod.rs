@@ -29,7 +29,8 @@ pub use self::permit::{Pass, Permit, SHADOW_HEADER};
 use self::realm::{Realm, read_keys};
 #[cfg(feature = "explain")]
 pub use self::session::caller;
-use self::session::{Session, agree};
+pub(crate) use self::session::Session;
+use self::session::agree;
 use crate::answer::{Known, Rejection};
 pub use crate::arrival::DECISION_HEADER;
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
@@ -50,7 +51,7 @@ use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
 use crate::pace::{Pace, Task};
 use crate::peer::{self, Presented};
-use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
+use crate::policy::{Accepted, Admitted, Decision, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
 use crate::status::{Kind, Reply, Source, Status};
@@ -208,7 +209,6 @@ enum Halt {
 struct Refusal {
     reject: Reject,
     known: Known,
-    session: Option<Rc<Session>>,
     /// When trying again makes sense.
     retry_after: Option<Span>,
 }
@@ -244,8 +244,8 @@ impl Parked {
 
 impl Refusal {
     fn of(reject: Reject, session: &Rc<Session>) -> Self {
-        let known = session.known(None, Vec::new());
-        Self { reject, known, session: Some(Rc::clone(session)), retry_after: None }
+        let known = Known { session: Some(Rc::clone(session)), ..Known::default() };
+        Self { reject, known, retry_after: None }
     }
 }
 
@@ -262,7 +262,7 @@ impl Missing {
 
 impl From<Reject> for Refusal {
     fn from(reject: Reject) -> Self {
-        Self { reject, known: Known::default(), session: None, retry_after: None }
+        Self { reject, known: Known::default(), retry_after: None }
     }
 }
 
@@ -1044,7 +1044,7 @@ impl Gate {
     fn refuse(
         &self,
         arrival: &Arrival<'_>,
-        Refusal { reject, known, session, retry_after }: Refusal,
+        Refusal { reject, known, retry_after }: Refusal,
     ) -> Verdict {
         let rejection = Rejection {
             reject,
@@ -1058,7 +1058,7 @@ impl Gate {
         };
         match self.mode {
             Mode::Enforce => Verdict::Reject(Box::new(rejection)),
-            Mode::Shadow => Verdict::Pass(Box::new(Pass::new(rejection, arrival.headers, session))),
+            Mode::Shadow => Verdict::Pass(Box::new(Pass::new(rejection, arrival.headers))),
         }
     }
 
@@ -1084,8 +1084,9 @@ impl Gate {
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
         // The mesh would refuse first; what the policy knows about the call goes into the record.
         if let Err(reject) = self.admitted(&request, &session, headers) {
-            let known = session.known(decision.destination, Vec::new());
-            return Err(Refusal { known, ..Refusal::of(reject, &session) }.into());
+            let mut refusal = Refusal::of(reject, &session);
+            refusal.known.destination = decision.destination;
+            return Err(refusal.into());
         }
         match decision.outcome {
             Outcome::Permit { rule, grant } => Ok(Permit {
@@ -1112,8 +1113,9 @@ impl Gate {
                 session,
             }),
             Outcome::Refuse(reject) => {
-                let known = session.known(decision.destination, decision.shadow);
-                Err(Refusal { known, ..Refusal::of(reject, &session) }.into())
+                let Decision { destination, shadow, .. } = decision;
+                let known = Known { session: Some(session), destination, shadow };
+                Err(Refusal { reject, known, retry_after: None }.into())
             }
         }
     }
