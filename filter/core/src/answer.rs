@@ -104,10 +104,11 @@ impl Rejection {
             407 => Some(("proxy-authenticate", Cow::Borrowed("Basic realm=\"airflow-envoy\""))),
             _ => None,
         };
-        let retry_after = self.retry_after.map(|span| {
-            ("retry-after", Cow::Owned(span.as_secs_ceil().max(1).to_string()))
-        });
-        let constant = std::iter::once((CODE_HEADER, self.reject.code.name())).chain(body.iter().copied());
+        let retry_after = self
+            .retry_after
+            .map(|span| ("retry-after", Cow::Owned(span.as_secs_ceil().max(1).to_string())));
+        let constant =
+            std::iter::once((CODE_HEADER, self.reject.code.name())).chain(body.iter().copied());
         let constant = constant.map(|(name, value)| (name, Cow::Borrowed(value)));
         constant.chain(challenge).chain(retry_after)
     }
@@ -179,7 +180,7 @@ impl Problem {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -220,6 +221,40 @@ mod tests {
         );
         assert_eq!(header(&rejection, CODE_HEADER).as_deref(), Some("policy_no_match"));
         assert_eq!(header(&rejection, "www-authenticate"), None);
+    }
+
+    #[test]
+    fn the_body_is_json_whatever_stands_in_it() {
+        let odd = "a \"b\" \\ \r\n\t\u{0}\u{1f}\u{7f} é \u{202e}";
+        for &code in Code::ALL {
+            for (rule, nearest, grantable) in
+                [(None, None, None), (Some(odd), None, None), (None, Some(odd), Some(odd))]
+            {
+                let [rule, nearest, grantable] =
+                    [rule, nearest, grantable].map(|text| text.map(str::to_owned));
+                let rejection = rejection(code, odd);
+                let reject = Reject { rule, nearest, grantable, ..rejection.reject };
+                let rejection = Rejection { reject, ..rejection };
+                let mut expected = json!({
+                    "type": format!("urn:airflow-envoy:code:{code}"),
+                    "title": code.title(),
+                    "status": code.status(),
+                    "code": code.name(),
+                    "detail": odd,
+                    "action": rejection.reject.action(),
+                    "decision_id": rejection.decision_id.as_str(),
+                });
+                for (name, text) in
+                    [("rule", &rejection.reject.rule), ("nearest", &rejection.reject.nearest)]
+                {
+                    if let Some(text) = text {
+                        expected[name] = text.as_str().into();
+                    }
+                }
+                // In the order of the names, too.
+                assert_eq!(rejection.body(), expected.to_string());
+            }
+        }
     }
 
     #[test]

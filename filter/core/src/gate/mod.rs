@@ -27,10 +27,10 @@ use self::narrowing::Narrowing;
 use self::permit::{Onward, Removals};
 pub use self::permit::{Pass, Permit, SHADOW_HEADER};
 use self::realm::{Realm, read_keys};
-#[cfg(feature = "explain")]
-pub use self::session::caller;
 pub(crate) use self::session::Session;
 use self::session::agree;
+#[cfg(feature = "explain")]
+pub use self::session::caller;
 use crate::answer::{Known, Rejection};
 pub use crate::arrival::DECISION_HEADER;
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
@@ -51,7 +51,9 @@ use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
 use crate::pace::{Pace, Task};
 use crate::peer::{self, Presented};
-use crate::policy::{Accepted, Admitted, Decision, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
+use crate::policy::{
+    Accepted, Admitted, Decision, GrantDocument, Outcome, Policy, PolicySet, Trust, path,
+};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
 use crate::status::{Kind, Reply, Source, Status};

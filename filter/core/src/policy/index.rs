@@ -106,7 +106,14 @@ impl Index {
             });
             pace.spend(1).await;
         }
-        Self { nodes: nodes.into(), edges, below: below.into(), below_starts, roots: roots.into(), any }
+        Self {
+            nodes: nodes.into(),
+            edges,
+            below: below.into(),
+            below_starts,
+            roots: roots.into(),
+            any,
+        }
     }
 
     /// Frees it a slice at a time.
