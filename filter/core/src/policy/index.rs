@@ -457,10 +457,13 @@ impl Group {
 
     fn nearby<F: FnMut(u32) -> bool>(&self, who: &Who<'_>, visit: &mut F) -> bool {
         let mut more = true;
-        self.candidates(who, Search::Certain, &mut |member| {
-            more = more && visit(member);
-            more
-        });
+        // Without keys the candidates are all members.
+        if self.keyed.is_some() {
+            self.candidates(who, Search::Certain, &mut |member| {
+                more = more && visit(member);
+                more
+            });
+        }
         more && self.members.as_slice().iter().all(|member| visit(*member))
     }
 }
