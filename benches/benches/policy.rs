@@ -1,6 +1,6 @@
 //! What a decision costs as the policy grows: it must not grow with rules that cannot match.
 //!
-//! Each shape is a policy whose rules differ in one respect only. Every decision is a permit, asked
+//! Each shape is a policy whose rules differ in one respect only. Every decision but those of `no_match` is a permit, asked
 //! in turn by 16 callers that are spread over the whole policy (`spread`), or by 4096 of them, as many
 //! and as different ones whatever the size, so that neither they nor their rules are in the
 //! processor's nearest cache (`scattered`).
@@ -17,6 +17,8 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use airflow_envoy_core::answer::{Known, Rejection};
+use airflow_envoy_core::arrival::DecisionId;
 use airflow_envoy_core::facts::{Call, Caller, Fact};
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{Outcome, Policy, PolicySet, Standing};
@@ -169,11 +171,15 @@ fn read(document: &Value) -> PolicySet {
 }
 
 fn decide(policy: &PolicySet, asked: &Asked) -> bool {
+    matches!(outcome(policy, asked), Outcome::Permit { .. })
+}
+
+fn outcome(policy: &PolicySet, asked: &Asked) -> Outcome {
     let call =
         Call { authority: &asked.authority, scheme: "https", method: "GET", target: &asked.target };
     let now = UnixTime::from_secs(1_000_000_000);
     let decision = policy.decide(&asked.caller, &asked.standing, &call, now, &Limits::DEFAULT);
-    matches!(black_box(decision).outcome, Outcome::Permit { .. })
+    black_box(decision).outcome
 }
 
 fn decisions(criterion: &mut Criterion) {
@@ -196,14 +202,38 @@ fn decisions(criterion: &mut Criterion) {
     }
 }
 
+/// A refusal because no rule allows the call, from the question to the body of the answer. It names the nearest rule,
+/// and looks at a bounded number of rules for it.
 fn denials(criterion: &mut Criterion) {
-    for size in SIZES {
-        let policy = read(&Shape::Dags.document(size));
-        let asked = Shape::Dags.asked(size, 0, &policy);
-        assert!(!decide(&policy, &asked), "nobody allows this");
-        criterion.bench_function(&format!("no_match/{size}"), |bencher| {
-            bencher.iter(|| decide(&policy, &asked));
-        });
+    for (name, shape) in SHAPES {
+        // There each rule has a host of its own, and no policy knows another one; or half of the rules deny.
+        if matches!(shape, Shape::Destinations | Shape::Grid | Shape::Denied | Shape::DeniedPaths) {
+            continue;
+        }
+        for size in SIZES {
+            let policy = read(&shape.document(size));
+            let asked = shape.asked(size, 0, &policy);
+            let deny = || {
+                let Outcome::Refuse(reject) = outcome(&policy, &asked) else {
+                    return String::new();
+                };
+                let decision_id = DecisionId::new(1, 2);
+                let known = Known::default();
+                let rejection = Rejection {
+                    reject,
+                    decision_id,
+                    retry_after: None,
+                    grpc: false,
+                    by_proxy: false,
+                    known,
+                };
+                rejection.body()
+            };
+            assert!(deny().contains("\"nearest\":\"rule-"), "{name}: {}", deny());
+            criterion.bench_function(&format!("no_match/{name}/{size}"), |bencher| {
+                bencher.iter(|| black_box(deny()).len());
+            });
+        }
     }
 }
 

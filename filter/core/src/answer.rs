@@ -1,18 +1,19 @@
 //! The reply to a request that is refused: status, headers and body, for HTTP and for gRPC.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
 use crate::arrival::DecisionId;
 use crate::audit::Fragment;
+use crate::gate::Session;
+use crate::json;
 use crate::policy::ShadowVerdict;
 use crate::reject::{Code, Reject};
 use crate::time::Span;
 
 /// A refusal and what belongs to its reply.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Rejection {
     /// Why.
     pub reject: Reject,
@@ -29,20 +30,36 @@ pub struct Rejection {
 }
 
 /// What is known about a refused request, for the access log and the audit trail.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// The verified DAG.
-    pub dag_id: Option<String>,
-    /// The verified task.
-    pub task_id: Option<String>,
-    /// The verified run.
-    pub run_id: Option<String>,
+    /// The verified caller.
+    pub(crate) session: Option<Rc<Session>>,
     /// The destination's name in the policy.
     pub destination: Option<Arc<str>>,
     /// Shadow rules that would have permitted it.
     pub shadow: Vec<ShadowVerdict>,
+}
+
+impl Known {
+    /// The verified DAG.
+    pub fn dag_id(&self) -> Option<&str> {
+        self.session.as_ref()?.plain(0)
+    }
+
+    /// The verified task.
+    pub fn task_id(&self) -> Option<&str> {
+        self.session.as_ref()?.plain(1)
+    }
+
+    /// The verified run.
+    pub fn run_id(&self) -> Option<&str> {
+        self.session.as_ref()?.plain(2)
+    }
+
     /// The caller as audit records show it, if there are any.
-    pub caller: Option<Rc<Fragment>>,
+    pub(crate) fn caller(&self) -> Option<&Rc<Fragment>> {
+        self.session.as_ref()?.record()
+    }
 }
 
 /// The header that carries the code, for callers that do not read the body.
@@ -76,22 +93,24 @@ impl Rejection {
     }
 
     /// The headers of the reply; those of an HTTP body only if there is one.
-    pub fn headers(&self) -> Vec<(&'static str, String)> {
-        let mut headers = vec![(CODE_HEADER, self.reject.code.name().to_owned())];
-        if !self.grpc {
-            headers.push(("content-type", "application/problem+json".to_owned()));
-            headers.push(("cache-control", "no-store".to_owned()));
-        }
-        match self.status() {
-            401 => headers.push(("www-authenticate", self.challenge())),
+    pub fn headers(&self) -> impl Iterator<Item = (&'static str, Cow<'static, str>)> {
+        let body: &'static [(_, &str)] = match self.grpc {
+            true => &[],
+            false => &[("content-type", "application/problem+json"), ("cache-control", "no-store")],
+        };
+        let challenge = match self.status() {
+            401 => Some(("www-authenticate", Cow::Owned(self.challenge()))),
             // RFC 9110 §11.7.1: each 407 has one. RFC 7617 has no room in it for what was wrong.
-            407 => headers.push(("proxy-authenticate", "Basic realm=\"airflow-envoy\"".to_owned())),
-            _ => {}
-        }
-        if let Some(span) = self.retry_after {
-            headers.push(("retry-after", span.as_secs_ceil().max(1).to_string()));
-        }
-        headers
+            407 => Some(("proxy-authenticate", Cow::Borrowed("Basic realm=\"airflow-envoy\""))),
+            _ => None,
+        };
+        let retry_after = self
+            .retry_after
+            .map(|span| ("retry-after", Cow::Owned(span.as_secs_ceil().max(1).to_string())));
+        let constant =
+            std::iter::once((CODE_HEADER, self.reject.code.name())).chain(body.iter().copied());
+        let constant = constant.map(|(name, value)| (name, Cow::Borrowed(value)));
+        constant.chain(challenge).chain(retry_after)
     }
 
     /// RFC 6750 §3: a caller without any credential learns the scheme, others what was wrong.
@@ -117,29 +136,51 @@ impl Rejection {
 
     /// The body: problem details (RFC 9457).
     pub fn body(&self) -> String {
-        let reject = &self.reject;
-        let mut problem = Map::new();
-        let mut member = |name: &str, value: Value| problem.insert(name.to_owned(), value);
-        member("type", format!("urn:airflow-envoy:code:{}", reject.code).into());
-        member("title", reject.code.title().into());
-        member("status", self.status().into());
-        member("code", reject.code.name().into());
-        member("detail", reject.detail.as_str().into());
-        member("action", reject.action().into());
-        member("decision_id", self.decision_id.as_str().into());
-        if let Some(rule) = &reject.rule {
-            member("rule", rule.as_str().into());
+        /// Names, brackets and the number: what is not a text of the refusal.
+        const FRAME: usize = 160;
+        let Reject { code, detail, rule, nearest, .. } = &self.reject;
+        let action = self.reject.action_parts();
+        let status = self.status().to_string();
+        let texts = action.into_iter().chain([code.name(), self.decision_id.as_str(), detail]);
+        let texts = texts.chain([code.name(), code.title()]);
+        let texts = texts.chain(rule.as_deref()).chain(nearest.as_deref());
+        // Room for all of it, as nearly nothing has to be escaped.
+        let size = texts.map(str::len).fold(FRAME, usize::saturating_add);
+        let mut body = Problem(String::with_capacity(size));
+        body.member("{\"action\":\"", &action);
+        body.member("\",\"code\":\"", &[code.name()]);
+        body.member("\",\"decision_id\":\"", &[self.decision_id.as_str()]);
+        body.member("\",\"detail\":\"", &[detail]);
+        if let Some(nearest) = nearest {
+            body.member("\",\"nearest\":\"", &[nearest]);
         }
-        if let Some(nearest) = &reject.nearest {
-            member("nearest", nearest.as_str().into());
+        if let Some(rule) = rule {
+            body.member("\",\"rule\":\"", &[rule]);
         }
-        Value::Object(problem).to_string()
+        body.member("\",\"status\":", &[&status]);
+        body.member(",\"title\":\"", &[code.title()]);
+        body.member("\",\"type\":\"urn:airflow-envoy:code:", &[code.name()]);
+        body.0.push_str("\"}");
+        body.0
+    }
+}
+
+/// Problem details while they are written.
+struct Problem(String);
+
+impl Problem {
+    /// What stands before the value of a member, and the value in parts.
+    fn member(&mut self, before: &str, parts: &[&str]) {
+        self.0.push_str(before);
+        for part in parts {
+            json::push_escaped(&mut self.0, part);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -155,7 +196,8 @@ mod tests {
     }
 
     fn header(rejection: &Rejection, name: &str) -> Option<String> {
-        rejection.headers().into_iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+        let mut headers = rejection.headers();
+        headers.find(|(known, _)| *known == name).map(|(_, value)| value.into_owned())
     }
 
     #[test]
@@ -179,6 +221,40 @@ mod tests {
         );
         assert_eq!(header(&rejection, CODE_HEADER).as_deref(), Some("policy_no_match"));
         assert_eq!(header(&rejection, "www-authenticate"), None);
+    }
+
+    #[test]
+    fn the_body_is_json_whatever_stands_in_it() {
+        let odd = "a \"b\" \\ \r\n\t\u{0}\u{1f}\u{7f} é \u{202e}";
+        for &code in Code::ALL {
+            for (rule, nearest, grantable) in
+                [(None, None, None), (Some(odd), None, None), (None, Some(odd), Some(odd))]
+            {
+                let [rule, nearest, grantable] =
+                    [rule, nearest, grantable].map(|text| text.map(str::to_owned));
+                let rejection = rejection(code, odd);
+                let reject = Reject { rule, nearest, grantable, ..rejection.reject };
+                let rejection = Rejection { reject, ..rejection };
+                let mut expected = json!({
+                    "type": format!("urn:airflow-envoy:code:{code}"),
+                    "title": code.title(),
+                    "status": code.status(),
+                    "code": code.name(),
+                    "detail": odd,
+                    "action": rejection.reject.action(),
+                    "decision_id": rejection.decision_id.as_str(),
+                });
+                for (name, text) in
+                    [("rule", &rejection.reject.rule), ("nearest", &rejection.reject.nearest)]
+                {
+                    if let Some(text) = text {
+                        expected[name] = text.as_str().into();
+                    }
+                }
+                // In the order of the names, too.
+                assert_eq!(rejection.body(), expected.to_string());
+            }
+        }
     }
 
     #[test]

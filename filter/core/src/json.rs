@@ -47,6 +47,54 @@ impl fmt::Display for JsonError {
 
 impl std::error::Error for JsonError {}
 
+/// Appends `text` as the inside of a JSON string, escaped as RFC 8785 §3.2.2.2 wants it.
+pub(crate) fn push_escaped(json: &mut String, text: &str) {
+    let mut rest = text;
+    while let Some(at) = first_special(rest.as_bytes()) {
+        let (before, from) = rest.split_at_checked(at).unwrap_or((rest, ""));
+        json.push_str(before);
+        let mut characters = from.chars();
+        match characters.next() {
+            Some('"') => json.push_str("\\\""),
+            Some('\\') => json.push_str("\\\\"),
+            Some('\u{8}') => json.push_str("\\b"),
+            Some('\t') => json.push_str("\\t"),
+            Some('\n') => json.push_str("\\n"),
+            Some('\u{c}') => json.push_str("\\f"),
+            Some('\r') => json.push_str("\\r"),
+            Some(other) => {
+                let code = u32::from(other);
+                json.push_str("\\u00");
+                for nibble in [code >> 4 & 15, code & 15] {
+                    json.push(char::from_digit(nibble, 16).unwrap_or('0'));
+                }
+            }
+            None => {}
+        }
+        rest = characters.as_str();
+    }
+    json.push_str(rest);
+}
+
+/// Where the first byte is that a JSON string cannot have as it is.
+fn first_special(text: &[u8]) -> Option<usize> {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    // The high bit of each byte that is below, and perhaps of some behind the first such one.
+    let below = |word: u64, most: u8| word.wrapping_sub(LOW * u64::from(most)) & !word & HIGH;
+    let is_plain = |word: u64| {
+        let [quotation, backslash] = [b'"', b'\\'].map(|byte| word ^ (LOW * u64::from(byte)));
+        below(word, b' ') | below(quotation, 1) | below(backslash, 1) == 0
+    };
+    let (words, _) = text.as_chunks::<8>();
+    // Eight at a time, as nearly all are plain.
+    let plain = words.iter().take_while(|word| is_plain(u64::from_le_bytes(**word))).count();
+    let begin = plain.saturating_mul(8);
+    let special = |byte: &u8| *byte < b' ' || *byte == b'"' || *byte == b'\\';
+    let at = text.get(begin..).unwrap_or_default().iter().position(special)?;
+    Some(begin.saturating_add(at))
+}
+
 /// Reads exactly one JSON value from `bytes`, nested at most `max_depth` objects and arrays deep.
 ///
 /// # Errors
@@ -386,6 +434,23 @@ mod tests {
             [&b""[..], b"{", b"{} {}", b"\xff", b"\"\xff\"", b"NaN", b"{\"a\":1,}", b"1e999"]
         {
             assert!(matches!(parse(text, 8), Err(JsonError::Syntax { .. })), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_escaped_is_found_wherever_it_stands() {
+        for length in 0..20 {
+            for place in 0..length {
+                for code in (0..0x100).chain([0x2028, 0x1_f600]).filter_map(char::from_u32) {
+                    let mut text: String = std::iter::repeat_n('x', place).collect();
+                    text.push(code);
+                    text.extend(std::iter::repeat_n('"', length - place - 1));
+                    let mut written = "\"".to_owned();
+                    push_escaped(&mut written, &text);
+                    written.push('"');
+                    assert_eq!(written, Value::String(text).to_string());
+                }
+            }
         }
     }
 }

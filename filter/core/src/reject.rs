@@ -221,18 +221,21 @@ impl Reject {
 
     /// What to do about it: that of the code, with the rule that it is about.
     pub fn action(&self) -> String {
+        self.action_parts().concat()
+    }
+
+    /// The parts of [`Self::action`] in their order; the last ones may be empty.
+    pub(crate) fn action_parts(&self) -> [&str; 4] {
         let missing = matches!(self.code, Code::TokenMissing | Code::IdentityMissing);
         if self.unserved && missing {
-            return UNSERVED_ACTION.to_owned();
+            return [UNSERVED_ACTION, "", "", ""];
         }
         let action = self.code.action();
-        if let Some(grantable) = &self.grantable {
-            return format!("{grantable}, or {action}");
-        }
-        match (&self.rule, &self.nearest) {
-            (Some(rule), _) => format!("{action}: `{rule}`"),
-            (None, Some(nearest)) => format!("{action}; the nearest rule is `{nearest}`"),
-            (None, None) => action.to_owned(),
+        match (&self.grantable, &self.rule, &self.nearest) {
+            (Some(grantable), ..) => [grantable, ", or ", action, ""],
+            (None, Some(rule), _) => [action, ": `", rule, "`"],
+            (None, None, Some(nearest)) => [action, "; the nearest rule is `", nearest, "`"],
+            (None, None, None) => [action, "", "", ""],
         }
     }
 }

@@ -54,6 +54,13 @@ fn the_table_of_codes_is_the_list_of_codes() {
 }
 
 #[test]
+fn the_bound_on_what_a_denial_looks_at_is_that_of_the_code() {
+    let bound =
+        format!("among the first {} rules for\nthe destination", Limits::DEFAULT.nearest_rules);
+    assert!(README.contains(&bound), "{bound}");
+}
+
+#[test]
 fn the_example_configuration_is_accepted() {
     Configuration::parse(fenced("configuration").as_bytes(), &Limits::DEFAULT, &|_| None).unwrap();
 }

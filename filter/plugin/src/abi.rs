@@ -42,6 +42,16 @@ mod imports {
             value: *const u8,
             value_size: usize,
         ) -> u32;
+        pub(super) fn proxy_send_local_response(
+            status: u32,
+            details: *const u8,
+            details_size: usize,
+            body: *const u8,
+            body_size: usize,
+            headers: *const u8,
+            headers_size: usize,
+            grpc_status: i32,
+        ) -> u32;
         pub(super) fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
         pub(super) fn proxy_call_foreign_function(
             name: *const u8,
@@ -123,6 +133,31 @@ pub(crate) fn set_property(name: &str, value: &[u8]) {
     // SAFETY: the host only reads, and only name and value.
     let _ = unsafe {
         imports::proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len())
+    };
+}
+
+/// Answers the request of the effective stream. The headers as `crate::pairs` encodes them, the body as it is; with
+/// a `grpc_status` the body is its message, and the HTTP status does not matter.
+pub(crate) fn send_local_response(
+    status: u16,
+    headers: &[u8],
+    body: &[u8],
+    grpc_status: Option<u32>,
+) {
+    // A negative one is none.
+    let grpc_status = grpc_status.and_then(|status| i32::try_from(status).ok()).unwrap_or(-1);
+    // SAFETY: the host only reads, and only headers and body; of the details there is nothing to read.
+    let _ = unsafe {
+        imports::proxy_send_local_response(
+            status.into(),
+            std::ptr::null(),
+            0,
+            body.as_ptr(),
+            body.len(),
+            headers.as_ptr(),
+            headers.len(),
+            grpc_status,
+        )
     };
 }
 

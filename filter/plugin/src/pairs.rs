@@ -1,4 +1,4 @@
-//! Header maps as hosts hand them over: read where they are, without a copy of any name or value.
+//! Header maps as hosts hand them over: read where they are, without a copy of any name or value, and written at once.
 
 /// A name and its value.
 pub(crate) type Pair<'a> = (&'a [u8], &'a [u8]);
@@ -42,6 +42,32 @@ impl<'a> Iterator for Pairs<'a> {
         }
         pair
     }
+}
+
+/// Room for the few headers of an answer, with the names and values that they have.
+const ANSWER_BYTES: usize = 256;
+
+/// The encoding of a header map that [`Pairs`] reads.
+pub(crate) fn encode(pairs: impl Iterator<Item = (&'static str, impl AsRef<str>)>) -> Vec<u8> {
+    let length = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let mut encoded = Vec::with_capacity(ANSWER_BYTES);
+    encoded.extend([0; 4]);
+    let (mut count, mut texts) = (0_u32, Vec::with_capacity(ANSWER_BYTES));
+    for (name, value) in pairs {
+        let value = value.as_ref();
+        count = count.saturating_add(1);
+        encoded.extend(length(name));
+        encoded.extend(length(value));
+        for text in [name, value] {
+            texts.extend(text.as_bytes());
+            texts.push(0);
+        }
+    }
+    if let Some(first) = encoded.first_chunk_mut() {
+        *first = count.to_le_bytes();
+    }
+    encoded.append(&mut texts);
+    encoded
 }
 
 /// Most requests have fewer headers than that; only those of the others are put into memory of their own.
@@ -90,7 +116,8 @@ impl<'p, 'a> Headers<'p, 'a> {
 mod tests {
     use super::*;
 
-    fn encode(pairs: &[Pair<'_>]) -> Vec<u8> {
+    /// What a host encodes may be any bytes.
+    fn encoded(pairs: &[Pair<'_>]) -> Vec<u8> {
         let mut encoded = (pairs.len() as u32).to_le_bytes().to_vec();
         for (name, value) in pairs {
             encoded.extend((name.len() as u32).to_le_bytes());
@@ -108,16 +135,20 @@ mod tests {
         for count in [0, 1, 2, USUAL - 1, USUAL, USUAL + 1, 200] {
             let pairs: Vec<Pair<'_>> =
                 names.iter().take(count).map(|name| (name.as_bytes(), &b"v\0\xff"[..])).collect();
-            assert_eq!(Headers::read(&encode(&pairs), &mut { EMPTY }).as_slice(), pairs, "{count}");
+            assert_eq!(
+                Headers::read(&encoded(&pairs), &mut { EMPTY }).as_slice(),
+                pairs,
+                "{count}"
+            );
         }
         let empty: [Pair<'_>; 2] = [(b"", b""), (b"a", b"")];
-        assert_eq!(Headers::read(&encode(&empty), &mut { EMPTY }).as_slice(), empty);
+        assert_eq!(Headers::read(&encoded(&empty), &mut { EMPTY }).as_slice(), empty);
     }
 
     #[test]
     fn what_is_no_map_has_no_pair_beyond_its_bytes() {
         let pairs: [Pair<'_>; 3] = [(b"one", b"1"), (b"two", b"22"), (b"three", b"")];
-        let encoded = encode(&pairs);
+        let encoded = encoded(&pairs);
         for length in 0..encoded.len() {
             let mut places = EMPTY;
             let cut = Headers::read(&encoded[..length], &mut places);
@@ -133,5 +164,18 @@ mod tests {
             );
         }
         assert_eq!(Headers::read(&[0xff; 64], &mut { EMPTY }).as_slice(), []);
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let pairs = [("content-type", "application/problem+json"), ("a", ""), ("", "é")];
+        for count in 0..=pairs.len() {
+            let pairs = &pairs[..count];
+            let written = encode(pairs.iter().copied());
+            let bytes: Vec<Pair<'_>> =
+                pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+            assert_eq!(Headers::read(&written, &mut { EMPTY }).as_slice(), bytes);
+            assert_eq!(written, encoded(&bytes));
+        }
     }
 }

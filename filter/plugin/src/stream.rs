@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use airflow_envoy_core::answer::{Known, Rejection};
+use airflow_envoy_core::answer::Rejection;
 use airflow_envoy_core::arrival::{Arrival, StreamId, ends_here};
 use airflow_envoy_core::audit::{Ended, Trail};
 use airflow_envoy_core::filter_state::{FilterState, Told};
@@ -12,7 +12,7 @@ use airflow_envoy_core::policy::ShadowVerdict;
 use airflow_envoy_core::status::Reply;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::{Action, GrpcStatusCode, LogLevel, MapType};
+use proxy_wasm::types::{Action, LogLevel, MapType};
 
 use crate::abi;
 use crate::host;
@@ -71,7 +71,8 @@ impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
         let Some(worker) = &self.worker else {
             host::log(LogLevel::Critical, "a request came before a configuration was accepted");
-            let _ = hostcalls::send_http_response(503, Vec::new(), None);
+            let none = std::iter::empty::<(_, &str)>();
+            abi::send_local_response(503, &pairs::encode(none), &[], None);
             return Action::Pause;
         };
         let map = abi::header_map(MapType::HttpRequestHeaders).unwrap_or_default();
@@ -160,16 +161,6 @@ pub(crate) fn append(trail: &mut Trail, all: bool) {
     }
 }
 
-fn grpc_status(number: u32) -> GrpcStatusCode {
-    match number {
-        3 => GrpcStatusCode::InvalidArgument,
-        7 => GrpcStatusCode::PermissionDenied,
-        8 => GrpcStatusCode::ResourceExhausted,
-        16 => GrpcStatusCode::Unauthenticated,
-        _ => GrpcStatusCode::Unavailable,
-    }
-}
-
 /// Carries out the verdict on a parked request, whose context is the effective one.
 pub(crate) fn resume(verdict: &Verdict, filter_state: FilterState) {
     let tells = Tells(filter_state);
@@ -213,24 +204,19 @@ fn let_by(pass: &Pass, tells: Tells) {
 fn reply(rejection: &Rejection, tells: Tells) {
     tells.tell(Told::Decision, "reject");
     tells.rejection(rejection, Told::Code, Told::Rule);
-    let headers = rejection.headers();
-    if rejection.grpc {
-        let metadata = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
-        let status = grpc_status(rejection.grpc_status());
-        let _ = hostcalls::send_grpc_response(status, Some(&rejection.grpc_message()), metadata);
-    } else {
-        send(rejection.status(), &headers, &rejection.body());
-    }
+    let headers = pairs::encode(rejection.headers());
+    let (status, grpc_status, body) = match rejection.grpc {
+        // What it was is said by gRPC's own status.
+        true => (200, Some(rejection.grpc_status()), rejection.grpc_message()),
+        false => (rejection.status(), None, rejection.body()),
+    };
+    abi::send_local_response(status, &headers, body.as_bytes(), grpc_status);
 }
 
 /// Answers a question about the filter itself; there is no decision to record.
-fn tell(status: &Reply) {
-    send(status.status, &status.headers, &status.body);
-}
-
-fn send(status: u16, headers: &[(&'static str, String)], body: &str) {
-    let headers = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let _ = hostcalls::send_http_response(status.into(), headers, Some(body.as_bytes()));
+fn tell(Reply { status, headers, body }: &Reply) {
+    let headers = pairs::encode(headers.iter().map(|(name, value)| (*name, value)));
+    abi::send_local_response(*status, &headers, body.as_bytes(), None);
 }
 
 fn edit<'a>(
@@ -271,15 +257,16 @@ impl Tells {
 
     /// Why a request was refused, or would have been: `code` and `rule` say which.
     fn rejection(self, rejection: &Rejection, code: Told, rule: Told) {
-        let Known { dag_id, task_id, run_id, destination, shadow, .. } = &rejection.known;
+        let known = &rejection.known;
         self.tell(code, rejection.reject.code.name());
         self.tell(Told::DecisionId, rejection.decision_id.as_str());
         self.tell_if(rule, rejection.reject.rule.as_deref());
-        self.tell_if(Told::Destination, destination.as_deref());
-        for (one, value) in TASK.into_iter().zip([dag_id, task_id, run_id]) {
-            self.tell_if(one, value.as_deref());
+        self.tell_if(Told::Destination, known.destination.as_deref());
+        let task = [known.dag_id(), known.task_id(), known.run_id()];
+        for (one, value) in TASK.into_iter().zip(task) {
+            self.tell_if(one, value);
         }
-        self.shadow(shadow);
+        self.shadow(&known.shadow);
     }
 
     /// The shadow rules that would have changed the decision, as `rule:permit` or `rule:reject`.

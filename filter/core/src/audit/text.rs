@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::MOST_TEXT;
+use crate::json;
 use crate::time::UnixTime;
 
 /// The largest whole number that every reader of JSON has exactly (RFC 8785 §3.2.2.3, RFC 7493 §2.2).
@@ -228,33 +229,8 @@ impl Text {
     /// A text, escaped as RFC 8785 §3.2.2.2 wants it; whether it had to be cut.
     fn string(&mut self, text: &str) -> bool {
         let end = text.floor_char_boundary(MOST_TEXT);
-        let mut rest = text.get(..end).unwrap_or_default();
         self.json.push('"');
-        let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
-        while let Some(at) = rest.bytes().position(special) {
-            let (before, from) = rest.split_at_checked(at).unwrap_or((rest, ""));
-            self.json.push_str(before);
-            let mut characters = from.chars();
-            match characters.next() {
-                Some('"') => self.json.push_str("\\\""),
-                Some('\\') => self.json.push_str("\\\\"),
-                Some('\u{8}') => self.json.push_str("\\b"),
-                Some('\t') => self.json.push_str("\\t"),
-                Some('\n') => self.json.push_str("\\n"),
-                Some('\u{c}') => self.json.push_str("\\f"),
-                Some('\r') => self.json.push_str("\\r"),
-                Some(other) => {
-                    let code = u32::from(other);
-                    self.json.push_str("\\u00");
-                    for nibble in [code >> 4 & 15, code & 15] {
-                        self.json.push(char::from_digit(nibble, 16).unwrap_or('0'));
-                    }
-                }
-                None => {}
-            }
-            rest = characters.as_str();
-        }
-        self.json.push_str(rest);
+        json::push_escaped(&mut self.json, text.get(..end).unwrap_or_default());
         self.json.push('"');
         end < text.len()
     }

@@ -594,7 +594,7 @@ impl Outcome {
             destination: known.destination.clone(),
             shadow: shadow(&known.shadow),
             policies: by_policy.then(|| Rc::clone(policies)),
-            caller: known.caller.clone(),
+            caller: known.caller().cloned(),
             status: None,
         }
     }

@@ -27,9 +27,10 @@ use self::narrowing::Narrowing;
 use self::permit::{Onward, Removals};
 pub use self::permit::{Pass, Permit, SHADOW_HEADER};
 use self::realm::{Realm, read_keys};
+pub(crate) use self::session::Session;
+use self::session::agree;
 #[cfg(feature = "explain")]
 pub use self::session::caller;
-use self::session::{Session, agree};
 use crate::answer::{Known, Rejection};
 pub use crate::arrival::DECISION_HEADER;
 use crate::arrival::{Arrival, DecisionId, IDENTITY_HEADER, PROXY_HEADER, Request, StreamId};
@@ -51,7 +52,9 @@ use crate::jose::{KeySet, SignatureVerifier};
 use crate::limits::Limits;
 use crate::pace::{Pace, Task};
 use crate::peer::{self, Presented};
-use crate::policy::{Accepted, Admitted, GrantDocument, Outcome, Policy, PolicySet, Trust, path};
+use crate::policy::{
+    Accepted, Admitted, Decision, GrantDocument, Outcome, Policy, PolicySet, Trust, path,
+};
 use crate::reject::{Code, Credential, Reject};
 use crate::shared::{Memory, SharedData};
 use crate::status::{Kind, Reply, Source, Status};
@@ -210,7 +213,6 @@ enum Halt {
 struct Refusal {
     reject: Reject,
     known: Known,
-    session: Option<Rc<Session>>,
     /// When trying again makes sense.
     retry_after: Option<Span>,
 }
@@ -246,8 +248,8 @@ impl Parked {
 
 impl Refusal {
     fn of(reject: Reject, session: &Rc<Session>) -> Self {
-        let known = session.known(None, Vec::new());
-        Self { reject, known, session: Some(Rc::clone(session)), retry_after: None }
+        let known = Known { session: Some(Rc::clone(session)), ..Known::default() };
+        Self { reject, known, retry_after: None }
     }
 }
 
@@ -264,7 +266,7 @@ impl Missing {
 
 impl From<Reject> for Refusal {
     fn from(reject: Reject) -> Self {
-        Self { reject, known: Known::default(), session: None, retry_after: None }
+        Self { reject, known: Known::default(), retry_after: None }
     }
 }
 
@@ -1053,7 +1055,7 @@ impl Gate {
     fn refuse(
         &self,
         arrival: &Arrival<'_>,
-        Refusal { reject, known, session, retry_after }: Refusal,
+        Refusal { reject, known, retry_after }: Refusal,
     ) -> Verdict {
         let rejection = Rejection {
             reject,
@@ -1067,7 +1069,7 @@ impl Gate {
         };
         match self.mode {
             Mode::Enforce => Verdict::Reject(Box::new(rejection)),
-            Mode::Shadow => Verdict::Pass(Box::new(Pass::new(rejection, arrival.headers, session))),
+            Mode::Shadow => Verdict::Pass(Box::new(Pass::new(rejection, arrival.headers))),
         }
     }
 
@@ -1093,8 +1095,9 @@ impl Gate {
             policy.decide(&session.caller, &standing, &request.call(), now, &self.limits);
         // The mesh would refuse first; what the policy knows about the call goes into the record.
         if let Err(reject) = self.admitted(&request, &session, headers) {
-            let known = session.known(decision.destination, Vec::new());
-            return Err(Refusal { known, ..Refusal::of(reject, &session) }.into());
+            let mut refusal = Refusal::of(reject, &session);
+            refusal.known.destination = decision.destination;
+            return Err(refusal.into());
         }
         match decision.outcome {
             Outcome::Permit { rule, grant } => Ok(Permit {
@@ -1122,8 +1125,9 @@ impl Gate {
                 session,
             }),
             Outcome::Refuse(reject) => {
-                let known = session.known(decision.destination, decision.shadow);
-                Err(Refusal { known, ..Refusal::of(reject, &session) }.into())
+                let Decision { destination, shadow, .. } = decision;
+                let known = Known { session: Some(session), destination, shadow };
+                Err(Refusal { reject, known, retry_after: None }.into())
             }
         }
     }

@@ -48,7 +48,6 @@ pub(super) enum Onward {
 pub struct Pass {
     rejection: Rejection,
     remove: Removals,
-    session: Option<Rc<Session>>,
 }
 
 const COOKIE_HEADER: &str = "cookie";
@@ -132,15 +131,12 @@ impl Permit {
 }
 
 impl Pass {
-    /// `session` is the caller, if the credentials verified and only the rest was refused.
-    pub(super) fn new(
-        rejection: Rejection,
-        headers: &[(&[u8], &[u8])],
-        session: Option<Rc<Session>>,
-    ) -> Self {
+    pub(super) fn new(rejection: Rejection, headers: &[(&[u8], &[u8])]) -> Self {
+        // The caller, if the credentials verified and only the rest was refused.
+        let session = rejection.known.session.as_deref();
         // Not from a `Request`: the headers may be what was refused.
-        let remove = Removals::new(&Addressed::of(headers), session.as_deref());
-        Self { rejection, remove, session }
+        let remove = Removals::new(&Addressed::of(headers), session);
+        Self { rejection, remove }
     }
 
     /// How it would have been refused.
@@ -156,7 +152,7 @@ impl Pass {
     /// Headers that the upstream sees, whatever the caller sent. Path, authority and `authorization`
     /// stay as they came.
     pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        plain(self.session.as_deref()).chain([
+        plain(self.rejection.known.session.as_deref()).chain([
             (DECISION_HEADER, self.rejection.decision_id.as_str()),
             (SHADOW_HEADER, "reject"),
         ])

@@ -2,12 +2,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::realm::{FromIssuer, Realm, TrustedIssuer};
-use crate::answer::Known;
 use crate::arrival::{PLAIN_HEADERS, Request};
 use crate::audit::{CallerParts, Fragment, IdentityParts, TokenParts};
 use crate::cache::same;
@@ -17,13 +15,13 @@ use crate::facts::{Assertion, Caller, Claims, Fact};
 use crate::identity::{TaskIdentity, access_token_hash};
 use crate::jose::base64url;
 use crate::peer::{Kept, Peer, Presented, SpiffeId};
-use crate::policy::{PolicySet, ShadowVerdict, Standing};
+use crate::policy::{PolicySet, Standing};
 use crate::quote::quote;
 use crate::reject::{Code, Reject};
 use crate::time::UnixTime;
 
 /// A caller whose credentials were verified and found to agree.
-pub(super) struct Session {
+pub(crate) struct Session {
     /// The access token and the identity, byte for byte.
     pub(super) token: Option<Rc<[u8]>>,
     pub(super) identity: Option<Rc<[u8]>>,
@@ -135,13 +133,14 @@ impl Session {
         standing
     }
 
-    pub(super) fn known(&self, destination: Option<Arc<str>>, shadow: Vec<ShadowVerdict>) -> Known {
-        let [dag_id, task_id, run_id, ..] = match &self.plain {
-            Some(plain) => plain.clone().map(Some),
-            None => [const { None }; 5],
-        };
-        let caller = self.record.clone();
-        Known { dag_id, task_id, run_id, destination, shadow, caller }
+    /// The value of the plain header at this place of [`PLAIN_HEADERS`], if there is an identity.
+    pub(crate) fn plain(&self, place: usize) -> Option<&str> {
+        self.plain.as_ref()?.get(place).map(String::as_str)
+    }
+
+    /// The caller as audit records show it, if there are any.
+    pub(crate) fn record(&self) -> Option<&Rc<Fragment>> {
+        self.record.as_ref()
     }
 }
 

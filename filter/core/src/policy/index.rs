@@ -39,8 +39,9 @@ pub(super) struct Index {
     nodes: Box<[Node]>,
     /// From a node and a segment to the nodes below.
     edges: Table,
-    /// Every node but the roots with the node above it, which comes first; ascending.
-    below: Box<[(u32, u32)]>,
+    /// The nodes below each node, one list behind another, and where the list of each begins and the last one ends.
+    below: Box<[u32]>,
+    below_starts: Box<[u32]>,
     /// The root of each destination's trie, by number.
     roots: Box<[Option<u32>]>,
     /// The root of the trie of rules for any destination.
@@ -80,7 +81,13 @@ impl Index {
         for (number, node) in (0_u32..).zip(&grown) {
             below.extend(node.above.map(|above| (above, number)));
         }
-        let (_, below) = distribute(&below, grown.len(), |above| above as usize, pace).await;
+        let (below_starts, pairs) =
+            distribute(&below, grown.len(), |above| above as usize, pace).await;
+        let mut below = Vec::with_capacity(pairs.len());
+        for some in pairs.chunks(256) {
+            below.extend(some.iter().map(|(_, child)| *child));
+            pace.spend(1).await;
+        }
         let mut edges = Vec::with_capacity(children.len());
         for ((parent, key), child) in &children {
             edges.push((hash(*parent, *key), *child));
@@ -99,7 +106,14 @@ impl Index {
             });
             pace.spend(1).await;
         }
-        Self { nodes: nodes.into(), edges, below, roots: roots.into(), any }
+        Self {
+            nodes: nodes.into(),
+            edges,
+            below: below.into(),
+            below_starts,
+            roots: roots.into(),
+            any,
+        }
     }
 
     /// Frees it a slice at a time.
@@ -184,15 +198,15 @@ impl Index {
         visit(&node.rest);
         visit(&node.end);
         for child in self.below(number) {
-            self.walk_all(child, visit);
+            self.walk_all(*child, visit);
         }
     }
 
     /// The nodes directly below one.
-    fn below(&self, number: u32) -> impl Iterator<Item = u32> {
-        let first = self.below.partition_point(|(parent, _)| *parent < number);
-        let below = self.below.iter().skip(first).take_while(move |(parent, _)| *parent == number);
-        below.map(|(_, child)| *child)
+    fn below(&self, number: u32) -> &[u32] {
+        let starts = self.below_starts.get(number as usize..).and_then(<[u32]>::first_chunk::<2>);
+        let list = starts.and_then(|[start, end]| self.below.get(*start as usize..*end as usize));
+        list.unwrap_or_default()
     }
 
     fn walk_nearby<F: FnMut(u32) -> bool>(
@@ -203,17 +217,24 @@ impl Index {
         visit: &mut F,
     ) -> bool {
         let Some(node) = self.node(number) else { return true };
-        let (segment, behind) = path.map(split_segment).unzip();
-        let matching: Vec<u32> = segment
-            .map(|segment| self.edges.matching(number, &node.lengths, segment).flatten().collect())
-            .unwrap_or_default();
-        matching.iter().all(|child| self.walk_nearby(*child, behind.flatten(), who, visit))
-            && node.end.nearby(who, visit)
+        let below = self.below(number);
+        let mut matching = Vec::new();
+        // Most nodes are the last ones of their paths.
+        if let Some(path) = path
+            && !below.is_empty()
+        {
+            let (segment, behind) = split_segment(path);
+            matching.extend(self.edges.matching(number, &node.lengths, segment).flatten());
+            if !matching.iter().all(|child| self.walk_nearby(*child, behind, who, visit)) {
+                return false;
+            }
+        }
+        node.end.nearby(who, visit)
             && node.rest.nearby(who, visit)
-            && self
-                .below(number)
-                .filter(|child| !matching.contains(child))
-                .all(|child| self.walk_nearby(child, None, who, visit))
+            && below
+                .iter()
+                .filter(|child| !matching.contains(*child))
+                .all(|child| self.walk_nearby(*child, None, who, visit))
     }
 }
 
@@ -436,10 +457,13 @@ impl Group {
 
     fn nearby<F: FnMut(u32) -> bool>(&self, who: &Who<'_>, visit: &mut F) -> bool {
         let mut more = true;
-        self.candidates(who, Search::Certain, &mut |member| {
-            more = more && visit(member);
-            more
-        });
+        // Without keys the candidates are all members.
+        if self.keyed.is_some() {
+            self.candidates(who, Search::Certain, &mut |member| {
+                more = more && visit(member);
+                more
+            });
+        }
         more && self.members.as_slice().iter().all(|member| visit(*member))
     }
 }

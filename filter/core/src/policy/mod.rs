@@ -41,6 +41,7 @@ mod grantable;
 mod grants;
 mod index;
 mod load;
+mod nearest;
 pub mod path;
 mod read;
 mod rule;
@@ -187,32 +188,6 @@ impl Policy {
     /// The first rule by id that applies.
     fn first(&self, index: &Index, search: Search, question: &Question<'_>) -> Option<&Rule> {
         self.rule(index.first(&self.rules, search, question, &|_| true)?)
-    }
-
-    /// The allow rule that has the fewest misses, of several the first by id, and how many.
-    fn nearest(&self, question: &Question<'_>, limits: &Limits) -> Option<(usize, &Rule)> {
-        let mut seen = Vec::new();
-        let mut looks = 0_usize;
-        let mut nearest: Option<(usize, u32)> = None;
-        self.allow.nearby(question, |number| {
-            // A rule that stands in many places is met again and again.
-            looks += 1;
-            if seen.len() >= limits.nearest_rules || looks > limits.nearest_rules.saturating_mul(8)
-            {
-                return false;
-            }
-            // So few that going through them is cheaper than hashing.
-            if seen.contains(&number) {
-                return true;
-            }
-            seen.push(number);
-            if let Some(rule) = self.rule(number) {
-                let found = (rule.misses(question).count(), number);
-                nearest = Some(nearest.map_or(found, |best| best.min(found)));
-            }
-            true
-        });
-        nearest.and_then(|(misses, number)| Some((misses, self.rule(number)?)))
     }
 
     /// The first shadow rules by id that have the effect `changing` and apply.

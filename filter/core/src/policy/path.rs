@@ -264,6 +264,9 @@ fn matches(pattern: &str, path: &str, is_subject: impl Fn(&str) -> bool) -> bool
     }) {
         return true;
     }
+    if differ_at_once(pattern, path) {
+        return false;
+    }
     let (wanted, rest) = pattern_segments(pattern);
     let mut given = path.split('/').skip(1);
     for wanted in wanted {
@@ -280,6 +283,13 @@ fn matches(pattern: &str, path: &str, is_subject: impl Fn(&str) -> bool) -> bool
         }
     }
     rest || given.next().is_none()
+}
+
+/// Whether they differ before the pattern's first wildcard or variable, as most that do not match do.
+fn differ_at_once(pattern: &str, path: &str) -> bool {
+    let both = pattern.bytes().zip(path.bytes());
+    let mut fixed = both.take_while(|(wanted, _)| !matches!(wanted, b'*' | b'{'));
+    fixed.any(|(wanted, given)| wanted != given)
 }
 
 /// The segments of a pattern before `**`, and whether it ends with that.

@@ -192,15 +192,15 @@ impl Condition {
             }
             (Subject::Roles, 0) => "the caller holds none of the policy's roles".to_owned(),
             (Subject::Roles, _) => {
-                format!("the caller holds {}", few(given, std::convert::identity))
+                ["the caller holds ", &few(given, std::convert::identity)].concat()
             }
             (_, 0) if all_known || !taken.is_empty() => "the caller has none".to_owned(),
             (_, 0) => "nothing is known about the caller's".to_owned(),
-            (_, 1) => format!("the caller's is {}", few(given, std::convert::identity)),
-            (_, _) => format!("the caller's are {}", few(given, std::convert::identity)),
+            (_, 1) => ["the caller's is ", &few(given, std::convert::identity)].concat(),
+            (_, _) => ["the caller's are ", &few(given, std::convert::identity)].concat(),
         };
         match taken {
-            [] => format!("{}; {has}", self.wanted()),
+            [] => [&self.wanted(), "; ", &has].concat(),
             taken => {
                 let taken = few(taken, |role| quote(role));
                 format!("{}; {has}, and the catalog took {taken} from its service", self.wanted())
@@ -212,8 +212,8 @@ impl Condition {
     fn wanted(&self) -> String {
         let values = few(self.values.texts(), quote);
         match &self.subject {
-            Subject::Claim(name) => format!("claim {} of {values}", quote(name)),
-            subject => format!("{} {values}", subject.name()),
+            Subject::Claim(name) => ["claim ", &quote(name), " of ", &values].concat(),
+            subject => [subject.name(), " ", &values].concat(),
         }
     }
 }
@@ -231,10 +231,17 @@ pub(super) fn all(conditions: &[Arc<Condition>], who: &Who<'_>) -> Truth {
 }
 
 /// A bounded list for a sentence, each item as `show` writes it: "`a`, `b`, `c` and 4 more".
-pub(super) fn few<T>(items: impl IntoIterator<Item = T>, show: impl FnMut(T) -> String) -> String {
+pub(super) fn few<T>(
+    items: impl IntoIterator<Item = T>,
+    mut show: impl FnMut(T) -> String,
+) -> String {
     const MOST: usize = 4;
     let mut items = items.into_iter();
-    let mut text = items.by_ref().take(MOST).map(show).collect::<Vec<_>>().join(", ");
+    let mut text = items.next().map(&mut show).unwrap_or_default();
+    for item in items.by_ref().take(MOST - 1) {
+        text.push_str(", ");
+        text.push_str(&show(item));
+    }
     let more = items.count();
     if more > 0 {
         // Writing to a string cannot fail.

@@ -1,0 +1,260 @@
+//! The rule that a denial by default names: the allow rule that comes nearest to the call.
+//!
+//! A denied caller chooses how often it is asked, so its cost has a bound that no policy moves
+//! ([`Limits::nearest_rules`]): the search takes the rules in the order of the index, those for the path of the call
+//! first and among these those for its caller, and of so many it names the one with the fewest misses. It depends on
+//! nothing but the policy and the call; whoever explains a call elsewhere finds the same rule.
+
+use super::Policy;
+use super::rule::{Question, Rule};
+use crate::limits::Limits;
+
+/// How often a rule may be met for each that is looked at: one that stands in many places is met again and again.
+const MEETINGS: usize = 8;
+
+/// A search for the nearest rule.
+#[derive(Debug)]
+struct Search {
+    seen: Seen,
+    /// Rules met, each as often as it was.
+    met: usize,
+    most: usize,
+    /// The number of the nearest rule, behind its misses.
+    nearest: Option<(usize, u32)>,
+    /// Rules of which conditions were evaluated.
+    evaluated: usize,
+}
+
+/// Numbers of rules, in a table with open addresses that is at most half full.
+#[derive(Debug)]
+struct Seen {
+    /// A number plus one; 0 is free.
+    slots: Box<[u32]>,
+    count: usize,
+}
+
+impl Policy {
+    /// The allow rule that has the fewest misses among those that are looked at, of several the first by id, and
+    /// how many.
+    pub(super) fn nearest(
+        &self,
+        question: &Question<'_>,
+        limits: &Limits,
+    ) -> Option<(usize, &Rule)> {
+        let (misses, number) = self.search(question, limits).nearest?;
+        Some((misses, self.rule(number)?))
+    }
+
+    fn search(&self, question: &Question<'_>, limits: &Limits) -> Search {
+        // A small policy needs no large table.
+        let most = limits.nearest_rules.min(self.rules.len());
+        let mut search = Search {
+            seen: Seen::new(most),
+            met: 0,
+            most: limits.nearest_rules,
+            nearest: None,
+            evaluated: 0,
+        };
+        self.allow.nearby(question, |number| search.meet(number, question, &self.rules));
+        search
+    }
+}
+
+impl Search {
+    /// Looks at a rule unless it has; false at the end of the search.
+    fn meet(&mut self, number: u32, question: &Question<'_>, rules: &[Rule]) -> bool {
+        self.met = self.met.saturating_add(1);
+        if self.seen.count >= self.most || self.met > self.most.saturating_mul(MEETINGS) {
+            return false;
+        }
+        if !self.seen.insert(number) {
+            return true;
+        }
+        // So many misses and it is nearer than the nearest one known.
+        let most = match self.nearest {
+            None => usize::MAX,
+            Some((misses, nearest)) if number < nearest => misses,
+            Some((misses, _)) => misses.saturating_sub(1),
+        };
+        // A rule without a miss would have allowed the call.
+        if most > 0
+            && let Some(rule) = rules.get(number as usize)
+        {
+            self.evaluated = self.evaluated.saturating_add(1);
+            let misses = rule.misses(question).take(most.saturating_add(1)).count();
+            if misses <= most {
+                self.nearest = Some((misses, number));
+            }
+        }
+        true
+    }
+}
+
+impl Seen {
+    /// Room for `most` numbers.
+    fn new(most: usize) -> Self {
+        let slots = most.saturating_mul(2).max(2).next_power_of_two();
+        Self { slots: vec![0; slots].into_boxed_slice(), count: 0 }
+    }
+
+    /// Whether the number is new. One for which there is no room is.
+    fn insert(&mut self, number: u32) -> bool {
+        let last = self.slots.len().saturating_sub(1);
+        let entry = number.wrapping_add(1);
+        // Neighbours are in the list of one place: its upper bits spread them.
+        let mut place = (number.wrapping_mul(0x9e37_79b9) >> 16) as usize & last;
+        for _ in 0..=last {
+            match self.slots.get_mut(place) {
+                Some(slot) if *slot == entry => return false,
+                Some(slot) if *slot == 0 => {
+                    *slot = entry;
+                    break;
+                }
+                _ => place = place.wrapping_add(1) & last,
+            }
+        }
+        self.count = self.count.saturating_add(1);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::{Value, json};
+
+    use super::super::selector::{Truth, Who};
+    use super::*;
+    use crate::facts::{Caller, Fact};
+    use crate::time::UnixTime;
+
+    const LIMITS: Limits = Limits::DEFAULT;
+
+    fn policy(rules: Vec<Value>) -> Policy {
+        let document = json!({
+            "version": 1, "rules": rules,
+            "destinations": {"orders": {"hosts": ["orders.internal"]}, "ledger": {"hosts": ["ledger.internal"]}},
+        });
+        Policy::from_value(&document, &LIMITS).unwrap()
+    }
+
+    /// Puts a call to `orders` to `test`; the caller is of the DAG `ds_7` and of no team.
+    fn ask<T>(policy: &Policy, path: &str, test: impl FnOnce(&Question<'_>) -> T) -> T {
+        let caller =
+            Caller { dags: Fact::one("ds_7"), teams: Fact::Known(Vec::new()), ..Caller::default() };
+        let held =
+            policy.roles.find(&Who { caller: &caller, held: &[], perhaps_held: &[] }, Truth::Yes);
+        let destination = policy.destinations.iter().position(|name| **name == *"orders").unwrap();
+        test(&Question {
+            who: Who { caller: &caller, held: &held, perhaps_held: &[] },
+            destination: Some(destination as u32),
+            method: "GET",
+            path: Some(path),
+            now: UnixTime::from_secs(1),
+        })
+    }
+
+    /// What a rule of `number` is about: each shape is another way to have very many that come near.
+    fn rule(shape: &str, number: usize) -> Value {
+        let mut rule = json!({"id": format!("r{number:06}"), "effect": "allow", "to": ["orders"], "from": {"teams": ["a"]}});
+        let more = match shape {
+            "paths" => json!({"paths": [format!("/v1/res{number}/**")]}),
+            "patterns" => json!({"paths": [format!("/v1/*/res{number}")]}),
+            "places" => {
+                json!({"paths": (0..9).map(|other| format!("/v1/res{number}/{other}")).collect::<Vec<_>>()})
+            }
+            "dags" => {
+                json!({"paths": ["/v1/orders"], "from": {"dags": [format!("ds_{number}")], "teams": ["a"]}})
+            }
+            "crowd" => json!({"paths": ["/v1/orders"]}),
+            _ => json!({"to": ["*"], "methods": ["PUT"]}),
+        };
+        rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        rule
+    }
+
+    #[test]
+    fn a_denial_looks_at_no_more_rules_of_a_large_policy_than_of_a_small_one() {
+        for shape in ["paths", "patterns", "places", "dags", "crowd", "any"] {
+            let looks = [1_000, 10_000].map(|size| {
+                let policy = policy((0..size).map(|number| rule(shape, number)).collect());
+                ask(&policy, "/v1/orders", |question| {
+                    let search = policy.search(question, &LIMITS);
+                    let (_, number) = search.nearest.unwrap();
+                    (search.seen.count, search.met, number)
+                })
+            });
+            let [small, (seen, met, _)] = looks;
+            assert_eq!(small, looks[1], "{shape}");
+            // The rule at which it ends is met, too.
+            let last = LIMITS.nearest_rules * MEETINGS + 1;
+            assert!(seen <= LIMITS.nearest_rules && met <= last, "{shape}: {looks:?}");
+            // Rules of many places are met so often that fewer are looked at.
+            assert!(seen == LIMITS.nearest_rules || met == last, "{shape} is no test: {looks:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_nearer_is_left_out_and_nothing_else() {
+        let mut found = BTreeSet::new();
+        // Multiples of a number that has no divisor in common with a power of two: another order each.
+        for step in [1, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37] {
+            let rules = (0..64).map(|number| {
+                let order = number * step % 64;
+                let mut rule = rule(["paths", "dags", "crowd", "any"][order % 4], order % 16);
+                rule["id"] = format!("r{number:06}").into();
+                if order % 3 > 0 {
+                    rule["methods"] = json!(["POST"]);
+                }
+                if order % 5 > 0 {
+                    rule["from"]["runs"] = json!(["manual"]);
+                }
+                if order % 7 == 0 {
+                    rule["valid"] = json!({"not_before": "2027-01-01T00:00:00Z"});
+                }
+                rule
+            });
+            let policy = policy(rules.collect());
+            for (path, most) in [
+                ("/v1/orders", 64),
+                ("/v1/res3/1", 64),
+                ("/", 5),
+                ("/v1/orders", 9),
+                ("/v1/res3", 1),
+            ] {
+                let limits = Limits { nearest_rules: most, ..LIMITS };
+                let expected = ask(&policy, path, |question| {
+                    let (mut seen, mut nearest) = (BTreeSet::new(), None);
+                    policy.allow.nearby(question, |number| {
+                        if seen.len() < most && seen.insert(number) {
+                            let misses = policy.rules[number as usize].misses(question).count();
+                            nearest = nearest.into_iter().chain([(misses, number)]).min();
+                        }
+                        seen.len() < most
+                    });
+                    nearest
+                });
+                let search = ask(&policy, path, |question| policy.search(question, &limits));
+                assert_eq!(search.nearest, expected, "{step} {path} {most}");
+                found.extend(expected);
+            }
+        }
+        assert!(found.len() > 10 && found.iter().any(|(misses, _)| *misses > 1), "{found:?}");
+    }
+
+    #[test]
+    fn each_number_is_new_once() {
+        let numbers = [0, 1, 2, 3, 99_999, 199_999, 65_536, 131_072, 196_608, 262_144, 0x7fff_ffff];
+        for most in [1, 2, 5, 11, 64] {
+            let mut seen = Seen::new(most);
+            for (count, number) in numbers.into_iter().take(most).enumerate() {
+                assert_eq!(seen.count, count);
+                assert!(seen.insert(number) && !seen.insert(number), "{number}");
+            }
+            for number in numbers.into_iter().take(most) {
+                assert!(!seen.insert(number), "{number}");
+            }
+        }
+    }
+}
