@@ -3,6 +3,8 @@
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::MOST_TEXT;
+use super::digest::Begun;
 use super::text::Text;
 use crate::facts::Fact;
 use crate::jose::base64url;
@@ -43,7 +45,7 @@ pub struct Decided<'a> {
     pub status: Option<u16>,
     /// Envoy's response flags, as the bits of its attribute `response.flags`.
     pub flags: u64,
-    /// From the headers to the decision, waiting included, in microseconds.
+    /// From the headers to the decision, waiting included, in microseconds; `None` if it was made at once.
     pub decided_us: Option<u64>,
     /// From the headers to the end of the stream, in microseconds.
     pub total_us: Option<u64>,
@@ -79,11 +81,11 @@ impl Decision {
 /// A part of a record that is written once and used in many records.
 #[derive(Debug, Clone, Default)]
 pub struct Fragment {
-    json: Box<str>,
+    json: String,
     /// JSON Pointers into the record of what was cut.
-    cut: Box<[String]>,
-    /// The digest of a record so far as it ends with this part, if it is what records begin with.
-    begun: Option<Sha256>,
+    cut: Vec<String>,
+    /// The digest of records that begin with this part.
+    begun: Begun,
 }
 
 impl Fragment {
@@ -103,7 +105,7 @@ impl PartialEq for Fragment {
 
 impl Eq for Fragment {}
 
-/// What records with a caller begin with, before the caller.
+/// What a record with a caller begins with, before the caller.
 const BEGIN: &str = "{\"caller\":";
 
 /// Who called, so far as it was verified.
@@ -195,8 +197,12 @@ pub struct RequestParts<'a> {
 }
 
 impl Fragment {
-    fn of(text: Text) -> Self {
-        Self { json: text.json.into(), cut: text.cut.into(), begun: None }
+    /// One that is kept for long, in no more memory than it needs.
+    fn kept(text: Text) -> Self {
+        let Text { mut json, mut cut } = text;
+        json.shrink_to_fit();
+        cut.shrink_to_fit();
+        Self { json, cut, begun: Begun::default() }
     }
 
     /// The JSON text, in its canonical form.
@@ -224,15 +230,20 @@ impl Fragment {
             token_members(&mut text, token);
         }
         text.close('}');
+        let mut caller = Self::kept(text);
         // Half of a record is its caller, so half of its digest is known when the credentials are verified.
-        let begun = Sha256::new().chain_update(BEGIN).chain_update(&text.json);
-        Self { begun: Some(begun), ..Self::of(text) }
+        caller.begun = Begun::default().until([BEGIN, &caller.json].concat().as_bytes());
+        caller
     }
 
     /// The member `request`.
     pub fn request(parts: &RequestParts<'_>) -> Self {
         const PARENT: &str = "/request";
-        let mut text = Text::with_capacity(256);
+        /// Bytes of all names and of what has always the same length.
+        const NAMES: usize = 256;
+        let texts = [parts.method, parts.scheme, parts.authority, parts.path, parts.request_id];
+        let guess = texts.iter().flatten().map(|text| text.len().min(MOST_TEXT)).sum::<usize>();
+        let mut text = Text::with_capacity(guess.saturating_add(NAMES));
         let bytes = |text: &mut Text, name: &str, value: Option<&[u8]>| {
             if let Some(value) = value {
                 text.bytes(PARENT, name, value);
@@ -258,7 +269,8 @@ impl Fragment {
             text.plain("trace_id", trace);
         }
         text.close('}');
-        Self::of(text)
+        // It is written into one record and goes.
+        Self { json: text.json, cut: text.cut, begun: Begun::default() }
     }
 
     /// The member `policies`: names of sources, in sorted order, and revisions.
@@ -270,19 +282,23 @@ impl Fragment {
             text.number(name, revision.unwrap_or(0));
         }
         text.close('}');
-        Self::of(text)
+        Self::kept(text)
     }
 
-    pub(super) fn write(&self, name: &str, text: &mut Text) {
-        text.raw(name, &self.json);
+    /// Writes it where a member's value belongs.
+    pub(super) fn write(&self, text: &mut Text) {
+        text.json.push_str(&self.json);
         text.cut.extend_from_slice(&self.cut);
     }
 
-    /// The digest of a record that was written as far as `json`, if it begins with this part and is known.
-    pub(super) fn digest_of(&self, json: &str) -> Option<Sha256> {
-        // INVARIANT: what has this length after the caller was written begins with it.
-        let is_begin = json.len() == BEGIN.len().saturating_add(self.json.len());
-        self.begun.clone().filter(|_| is_begin)
+    /// Begins a record with this part as its `caller`; the digest of it so far as that is known.
+    pub(super) fn begin(&self, text: &mut Text) -> Begun {
+        // INVARIANT: the digest is of nothing, or of what a text begins with that begins so.
+        text.json.clear();
+        text.json.push_str(BEGIN);
+        text.json.push_str(&self.json);
+        text.cut.extend_from_slice(&self.cut);
+        self.begun
     }
 }
 

@@ -1,6 +1,5 @@
 //! Writing JSON in its canonical form (RFC 8785), member by member in sorted order.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -33,6 +32,12 @@ impl Text {
         self.json.push(bracket);
     }
 
+    /// What is known beforehand, as it is.
+    #[inline]
+    pub(super) fn literal(&mut self, literal: &'static str) {
+        self.json.push_str(literal);
+    }
+
     /// A member's name, which must need no escaping. The members must come in the order of their names.
     pub(super) fn name(&mut self, name: &str) {
         self.comma();
@@ -43,7 +48,7 @@ impl Text {
 
     /// Separates what follows from what was before, unless it is the first.
     fn comma(&mut self) {
-        if !self.json.ends_with(['{', '[']) && !self.json.is_empty() {
+        if !matches!(self.json.as_bytes().last(), None | Some(b'{' | b'[')) {
             self.json.push(',');
         }
     }
@@ -66,9 +71,9 @@ impl Text {
 
     /// As [`Self::text`], of bytes that should be UTF-8; what is not becomes U+FFFD.
     pub(super) fn bytes(&mut self, parent: &str, name: &str, value: &[u8]) {
-        match String::from_utf8_lossy(value) {
-            Cow::Borrowed(value) => self.text(parent, name, value),
-            Cow::Owned(value) => self.text(parent, name, &value),
+        match std::str::from_utf8(value) {
+            Ok(value) => self.text(parent, name, value),
+            Err(_) => self.text(parent, name, &String::from_utf8_lossy(value)),
         }
     }
 
@@ -100,6 +105,11 @@ impl Text {
     /// A member that is a whole number, at most the largest that every reader has exactly.
     pub(super) fn number(&mut self, name: &str, value: u64) {
         self.name(name);
+        self.whole(value);
+    }
+
+    /// A whole number, at most the largest that every reader has exactly.
+    pub(super) fn whole(&mut self, value: u64) {
         self.digits(value.min(MOST_NUMBER));
     }
 
@@ -115,9 +125,19 @@ impl Text {
     fn digits(&mut self, value: u64) {
         // Without the formatter, which is slower and many times larger.
         let mut digits = [0_u8; 20];
-        let mut rest = value;
         let mut used = 0_usize;
-        for digit in digits.iter_mut().rev() {
+        let mut rest = value;
+        let mut places = digits.iter_mut().rev();
+        // Division of 64 bits is several times slower.
+        while u32::try_from(rest).is_err() {
+            if let Some(digit) = places.next() {
+                *digit = b'0'.saturating_add((rest % 10) as u8);
+            }
+            rest /= 10;
+            used = used.saturating_add(1);
+        }
+        let mut rest = rest as u32;
+        for digit in places {
             *digit = b'0'.saturating_add((rest % 10) as u8);
             rest /= 10;
             used = used.saturating_add(1);
@@ -130,45 +150,28 @@ impl Text {
         self.json.push_str(shown.unwrap_or("0"));
     }
 
-    /// A member that is a time: RFC 3339 in UTC, to the millisecond. Times before 1970 and after 9999
-    /// are written as the nearest one.
+    /// A member that is a time.
     pub(super) fn time(&mut self, name: &str, time: UnixTime) {
-        const LAST: i64 = 253_402_300_799_999;
-        let millis = u64::try_from(time.as_millis().clamp(0, LAST)).unwrap_or_default();
-        let (day, of_day) = (millis / 86_400_000, millis % 86_400_000);
-        // The civil date of a day's number, in eras of 400 years from March on.
-        let shifted = day.saturating_add(719_468);
-        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-        let year_of_era = (of_era + of_era / 36_524 - of_era / 1_460 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let from_march = (5 * of_year + 2) / 153;
-        let day_of_month = of_year - (153 * from_march + 2) / 5 + 1;
-        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-        let year = year_of_era + era * 400 + u64::from(month <= 2);
         self.name(name);
         self.json.push('"');
-        let (second, milli) = (of_day / 1000, of_day % 1000);
-        for (value, width, after) in [
-            (year, 4, '-'),
-            (month, 2, '-'),
-            (day_of_month, 2, 'T'),
-            (second / 3600, 2, ':'),
-            (second / 60 % 60, 2, ':'),
-            (second % 60, 2, '.'),
-            (milli, 3, 'Z'),
-        ] {
-            for power in [1000_u64, 100, 10, 1].into_iter().skip(4_usize.saturating_sub(width)) {
-                self.json.push(char::from(b'0'.saturating_add((value / power % 10) as u8)));
-            }
-            self.json.push(after);
-        }
+        self.moment(time, &mut Second::default());
         self.json.push('"');
     }
 
-    /// A member that is written already.
-    pub(super) fn raw(&mut self, name: &str, json: &str) {
-        self.name(name);
-        self.json.push_str(json);
+    /// A time: RFC 3339 in UTC, to the millisecond. Times before 1970 and after 9999 are written as the
+    /// nearest one. `last` is the last second that was written.
+    pub(super) fn moment(&mut self, time: UnixTime, last: &mut Second) {
+        const LAST: i64 = 253_402_300_799_999;
+        let millis = u64::try_from(time.as_millis().clamp(0, LAST)).unwrap_or_default();
+        let (second, milli) = (millis / 1000, (millis % 1000) as u32);
+        if last.text.is_empty() || last.second != second {
+            *last = Second::new(second);
+        }
+        self.json.push_str(&last.text);
+        for power in [100, 10, 1] {
+            self.json.push(char::from(b'0'.saturating_add((milli / power % 10) as u8)));
+        }
+        self.json.push('Z');
     }
 
     /// A member of somebody else's name and value. What has no canonical form here is left out and
@@ -226,12 +229,11 @@ impl Text {
     }
 
     /// A text, escaped as RFC 8785 §3.2.2.2 wants it; whether it had to be cut.
-    fn string(&mut self, text: &str) -> bool {
+    pub(super) fn string(&mut self, text: &str) -> bool {
         let end = text.floor_char_boundary(MOST_TEXT);
         let mut rest = text.get(..end).unwrap_or_default();
         self.json.push('"');
-        let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
-        while let Some(at) = rest.bytes().position(special) {
+        while let Some(at) = special(rest.as_bytes()) {
             let (before, from) = rest.split_at_checked(at).unwrap_or((rest, ""));
             self.json.push_str(before);
             let mut characters = from.chars();
@@ -258,6 +260,62 @@ impl Text {
         self.json.push('"');
         end < text.len()
     }
+}
+
+/// A second since 1970, as it is written up to the point before its milliseconds. Records come many in one.
+#[derive(Debug, Default)]
+pub(super) struct Second {
+    second: u64,
+    text: String,
+}
+
+impl Second {
+    fn new(second: u64) -> Self {
+        let (day, of_day) = (second / 86_400, second % 86_400);
+        // The civil date of a day's number, in eras of 400 years from March on.
+        let shifted = day.saturating_add(719_468);
+        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+        let year_of_era = (of_era + of_era / 36_524 - of_era / 1_460 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let from_march = (5 * of_year + 2) / 153;
+        let day_of_month = of_year - (153 * from_march + 2) / 5 + 1;
+        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        let mut text = String::with_capacity("1970-01-01T00:00:00.".len());
+        for (value, width, after) in [
+            (year, 4, '-'),
+            (month, 2, '-'),
+            (day_of_month, 2, 'T'),
+            (of_day / 3600, 2, ':'),
+            (of_day / 60 % 60, 2, ':'),
+            (of_day % 60, 2, '.'),
+        ] {
+            for power in [1000_u64, 100, 10, 1].into_iter().skip(4_usize.saturating_sub(width)) {
+                text.push(char::from(b'0'.saturating_add((value / power % 10) as u8)));
+            }
+            text.push(after);
+        }
+        Self { second, text }
+    }
+}
+
+/// Where the first byte is that JSON wants escaped.
+fn special(text: &[u8]) -> Option<usize> {
+    const EACH: u64 = u64::MAX / 255;
+    // Whether a byte is nought, in the highest bit of it or of one after it.
+    let nought = |bytes: u64| bytes.wrapping_sub(EACH) & !bytes;
+    let (eights, _) = text.as_chunks();
+    let plain = |eight: &[u8; 8]| {
+        let bytes = u64::from_le_bytes(*eight);
+        let control = bytes.wrapping_sub(EACH * 0x20) & !bytes;
+        let quote = nought(bytes ^ (EACH * u64::from(b'"')));
+        let backslash = nought(bytes ^ (EACH * u64::from(b'\\')));
+        (control | quote | backslash) & (EACH * 0x80) == 0
+    };
+    let before = eights.iter().take_while(|eight| plain(eight)).count().saturating_mul(8);
+    let mut rest = text.get(before..).unwrap_or_default().iter();
+    let at = rest.position(|byte| *byte < b' ' || *byte == b'"' || *byte == b'\\')?;
+    Some(before.saturating_add(at))
 }
 
 /// Whether a value can be written exactly.

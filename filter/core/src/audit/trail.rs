@@ -234,7 +234,7 @@ impl Trail {
         left_out
     }
 
-    /// When the request of this stream came, and when it was decided if it was.
+    /// When the request of this stream came, and when it was decided unless that was at once or is still to be.
     pub fn timed(&mut self, stream: StreamId, begun: Option<Duration>, now: Option<Duration>) {
         if let Some(pending) = self.pending.get_mut(&stream) {
             pending.begun = pending.begun.or(begun);
