@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::VERSION;
 use super::digest::Begun;
 use super::key::Signer;
-use super::record::Decided;
+use super::record::{Decided, Decision};
 use super::text::{Second, Text};
 use crate::jose::base64url;
 use crate::time::UnixTime;
@@ -242,7 +242,7 @@ impl Chain {
     /// The record of a decision.
     pub fn decision(&mut self, decided: &Decided<'_>) -> Line {
         let mut text = std::mem::take(&mut self.sheet);
-        let begun = match decided.caller {
+        let mut begun = match decided.caller {
             Some(caller) => {
                 let begun = caller.begin(&mut text);
                 text.literal(",");
@@ -262,7 +262,16 @@ impl Chain {
         text.literal("\"decision\":\"");
         text.json.push_str(decided.decision.name());
         text.literal(concat!("\"", member!("decision_id", "\"")));
-        text.json.push_str(decided.decision_id);
+        // Of a decision by one worker the first half of its id is the worker's number.
+        let (half, other) =
+            decided.decision_id.split_at_checked(16).unwrap_or((decided.decision_id, ""));
+        text.json.push_str(half);
+        if let (Some(caller), None, Decision::Permit) =
+            (decided.caller, decided.code, decided.decision)
+        {
+            begun = caller.permitted(&text.json, half);
+        }
+        text.json.push_str(other);
         text.literal("\"");
         let optional =
             |text: &mut Text, member: &'static str, pointer: &str, value: Option<&str>| {
@@ -708,6 +717,38 @@ mod tests {
                 "/request/request_id",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_known_of_a_digest_is_that_of_the_line() {
+        const IDS: [&str; 4] = [
+            "00000000000000ab0000000000000001",
+            "00000000000000ab0000000000000002",
+            "00000000000000ac0000000000000001",
+            "short",
+        ];
+        let (mut chain, _) = Chain::begin(&BEGIN, None);
+        // Whatever is begun ends at each place of a block once.
+        for length in 0..=64 {
+            let service = "s".repeat(length);
+            let parts = CallerParts { service: Some(&service), ..CallerParts::default() };
+            let caller = Fragment::caller(&parts);
+            for (id, decision, code) in [
+                (IDS[0], Decision::Permit, None),
+                (IDS[1], Decision::Permit, None),
+                (IDS[1], Decision::Reject, Some("policy_denied")),
+                (IDS[1], Decision::Reject, None),
+                (IDS[2], Decision::Permit, None),
+                (IDS[3], Decision::Permit, None),
+                (IDS[0], Decision::Permit, None),
+            ] {
+                let caller = Some(&caller);
+                let line =
+                    chain.decision(&Decided { caller, code, decision_id: id, ..decided(decision) });
+                assert_eq!(read(&line)["decision_id"], id);
+                assert_eq!(chain.last().hash, digest(&line));
+            }
+        }
     }
 
     #[test]

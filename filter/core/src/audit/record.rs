@@ -1,5 +1,7 @@
 //! What a decision's record says, as plain data: the same whoever decided.
 
+use std::cell::Cell;
+
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
@@ -84,15 +86,25 @@ pub struct Fragment {
     json: String,
     /// JSON Pointers into the record of what was cut.
     cut: Vec<String>,
-    /// The digest of records that begin with this part.
+    /// What is known of the digest of records that begin with this part, if any do.
+    known: Option<Box<Known>>,
+}
+
+/// What is known of the digest of records that begin with the same caller.
+#[derive(Debug, Clone)]
+struct Known {
+    /// As far as the caller.
     begun: Begun,
+    /// As far as the first half of the decision's id, which is this, if they go on with a permit.
+    permitted: Cell<Option<([u8; 16], Begun)>>,
 }
 
 impl Fragment {
-    /// Bytes of its text.
+    /// Bytes of what it has apart from itself.
     pub(crate) fn bytes(&self) -> usize {
         let cut = self.cut.iter().map(|pointer| size_of::<String>() + pointer.len());
-        cut.fold(self.json.len(), usize::saturating_add)
+        let known = self.known.as_ref().map_or(0, |_| size_of::<Known>());
+        cut.fold(self.json.len().saturating_add(known), usize::saturating_add)
     }
 }
 
@@ -202,7 +214,7 @@ impl Fragment {
         let Text { mut json, mut cut } = text;
         json.shrink_to_fit();
         cut.shrink_to_fit();
-        Self { json, cut, begun: Begun::default() }
+        Self { json, cut, ..Self::default() }
     }
 
     /// The JSON text, in its canonical form.
@@ -232,7 +244,8 @@ impl Fragment {
         text.close('}');
         let mut caller = Self::kept(text);
         // Half of a record is its caller, so half of its digest is known when the credentials are verified.
-        caller.begun = Begun::default().until([BEGIN, &caller.json].concat().as_bytes());
+        let begun = Begun::default().until([BEGIN, &caller.json].concat().as_bytes());
+        caller.known = Some(Box::new(Known { begun, permitted: Cell::default() }));
         caller
     }
 
@@ -270,7 +283,7 @@ impl Fragment {
         }
         text.close('}');
         // It is written into one record and goes.
-        Self { json: text.json, cut: text.cut, begun: Begun::default() }
+        Self { json: text.json, cut: text.cut, ..Self::default() }
     }
 
     /// The member `policies`: names of sources, in sorted order, and revisions.
@@ -298,7 +311,25 @@ impl Fragment {
         text.json.push_str(BEGIN);
         text.json.push_str(&self.json);
         text.cut.extend_from_slice(&self.cut);
-        self.begun
+        self.known.as_ref().map_or_else(Begun::default, |known| known.begun)
+    }
+
+    /// The digest of a record that was begun with this part and goes on with a permit, as far as `json`, which
+    /// ends with the first half of the decision's id.
+    pub(super) fn permitted(&self, json: &str, half: &str) -> Begun {
+        let Some(Known { begun, permitted }) = self.known.as_deref() else {
+            return Begun::default();
+        };
+        let Ok(half) = half.as_bytes().try_into() else { return *begun };
+        match permitted.get() {
+            // INVARIANT: between this part and the half every record of a permit has the same.
+            Some((known, begun)) if known == half => begun,
+            _ => {
+                let begun = begun.until(json.as_bytes());
+                permitted.set(Some((half, begun)));
+                begun
+            }
+        }
     }
 }
 
