@@ -359,6 +359,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_be_escaped_is_found_wherever_it_stands() {
+        let others = ["a", "é", "\u{7f}", "!", "#", "[", "]", " ", "\u{10ffff}"];
+        for special in ["\"", "\\", "\0", "\u{1f}", "\n"] {
+            for before in 0..20 {
+                for (place, other) in others.iter().enumerate() {
+                    let after = others.get(place..).unwrap().concat();
+                    let text = [&other.repeat(before), special, &after].concat();
+                    assert_eq!(serde_json::to_string(&text).unwrap(), written(&text));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_that_was_written_is_not_taken_for_another() {
+        let (mut writer, mut last) = (Text::default(), Second::default());
+        for millis in [0, 999, 1000, 1001, 999, 1_795_262_400_123, 1_795_262_400_007] {
+            writer.moment(UnixTime::from_millis(millis), &mut last);
+        }
+        assert_eq!(
+            writer.json,
+            "1970-01-01T00:00:00.000Z1970-01-01T00:00:00.999Z1970-01-01T00:00:01.000Z1970-01-01T00:00:01.001Z\
+             1970-01-01T00:00:00.999Z2026-11-21T12:00:00.123Z2026-11-21T12:00:00.007Z"
+        );
+    }
+
+    #[test]
     fn a_long_text_is_cut_at_a_character() {
         let mut writer = Text::default();
         writer.text("/request", "path", &"é".repeat(32 * 1024));
@@ -402,6 +429,11 @@ mod tests {
         writer.number("a", 0);
         writer.number("b", 1_234_567_890);
         writer.number("c", u64::MAX);
+        for value in [9, 10, 4_294_967_295, 4_294_967_296, 42_949_672_950, MOST_NUMBER] {
+            let mut writer = Text::default();
+            writer.whole(value);
+            assert_eq!(writer.json, value.to_string());
+        }
         writer.signed("d", -1);
         writer.signed("e", i64::MIN);
         assert_eq!(
