@@ -396,22 +396,20 @@ fn one_or_list(text: &mut Text, parent: &str, name: &str, fact: &Fact) {
 /// `trace-id` and `parent-id` of a valid `traceparent` (W3C Trace Context §3.2.2). Of versions later
 /// than ours more may follow (§3.2.4).
 fn trace_context(value: &[u8]) -> Option<(&str, &str)> {
-    let value = std::str::from_utf8(value).ok()?;
-    let hexadecimal = |text: &str, digits: usize| {
-        text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let mut parts = value.splitn(5, '-');
-    let (version, trace, span, flags) =
-        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let more = parts.next().is_some();
-    let valid = hexadecimal(version, 2)
-        && version != "ff"
-        && (version != "00" || !more)
-        && hexadecimal(trace, 32)
-        && hexadecimal(span, 16)
-        && hexadecimal(flags, 2)
-        && [trace, span].iter().all(|id| id.bytes().any(|digit| digit != b'0'));
-    valid.then_some((trace, span))
+    // Each part has its place: to look for what separates them takes longer than to look at all of them.
+    let (version, rest) = value.split_first_chunk::<2>()?;
+    let (trace, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<32>()?;
+    let (span, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<16>()?;
+    let (flags, more) = rest.strip_prefix(b"-")?.split_first_chunk::<2>()?;
+    let parts: [&[u8]; 4] = [version, trace, span, flags];
+    let valid =
+        parts.iter().all(|part| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+            && version != b"ff"
+            && (more.is_empty() || (version != b"00" && more.starts_with(b"-")))
+            && *trace != [b'0'; 32]
+            && *span != [b'0'; 16];
+    let text = |part| std::str::from_utf8(part).ok();
+    if valid { Some((text(trace)?, text(span)?)) } else { None }
 }
 
 #[cfg(test)]
@@ -428,6 +426,9 @@ mod tests {
             (format!("cc-{TRACE}-{SPAN}-01-what-will-be"), true),
             (format!("cc-{TRACE}-{SPAN}-01"), true),
             (format!("00-{TRACE}-{SPAN}-01-more"), false),
+            (format!("cc-{TRACE}-{SPAN}-01more"), false),
+            (format!("00-{TRACE}_{SPAN}-01"), false),
+            (format!("00-{TRACE}-{SPAN}-0g"), false),
             (format!("ff-{TRACE}-{SPAN}-01"), false),
             (format!("00-{zeros}-{SPAN}-01"), false),
             (format!("00-{TRACE}-{}-01", "0".repeat(16)), false),
