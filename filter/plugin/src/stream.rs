@@ -92,11 +92,12 @@ impl HttpContext for Stream {
                 decision_id: worker.next_decision(),
             };
             let verdict = worker.gate.request(&arrival);
+            let mut decided = None;
             if !matches!(verdict, Verdict::Wait | Verdict::Status(_)) {
-                worker.measure(begun, verified);
+                decided = worker.measure(begun, verified);
             }
             if let Some(trail) = worker.gate.trail() {
-                trail.borrow_mut().timed(self.id, begun, host::since_epoch());
+                trail.borrow_mut().timed(self.id, begun, decided);
             }
             (verdict, Tells(worker.gate.filter_state()))
         };

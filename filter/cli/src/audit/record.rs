@@ -342,7 +342,7 @@ pub struct Response {
 /// How long it took, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Durations {
-    /// From the headers to the verdict.
+    /// From the headers to the verdict, unless that was reached at once.
     pub decided: Option<u64>,
     /// The whole call.
     pub total: Option<u64>,

@@ -411,7 +411,9 @@ impl Report {
         }
         if let Target::Destination(destination) = &target {
             let durations = self.durations.entry(destination.clone());
-            if let Some(decided) = record.duration_us.decided {
+            // One that was made at once does not say how long it took.
+            let at_once = record.duration_us.total.and(Some(0));
+            if let Some(decided) = record.duration_us.decided.or(at_once) {
                 durations.decided.add(decided, weight);
             }
             if let (Some(Decision::Permit), Some(total)) =

@@ -31,6 +31,7 @@ fn report(lines: &[String], window: Window) -> Report {
 fn trail() -> Vec<String> {
     let caller = r#""caller":{"identity":{"dag_id":"ds_x","task_id":"t","run_id":"r"}}"#;
     let orders = r#""destination":"orders","duration_us":{"decided":10,"total":2000}"#;
+    let at_once = r#""destination":"orders","duration_us":{"total":2000}"#;
     vec![
         BEGIN.to_owned(),
         decision(
@@ -43,7 +44,7 @@ fn trail() -> Vec<String> {
             2,
             "08:00:02",
             "permit",
-            &format!(r#"{{{caller},{orders},"rule":"more","grant":"g1"}}"#),
+            &format!(r#"{{{caller},{at_once},"rule":"more","grant":"g1"}}"#),
         ),
         decision(
             3,
@@ -91,7 +92,7 @@ fn decisions_are_counted_by_their_weight_and_each_once() {
     assert_eq!((busiest.permits, busiest.rejects), (11, 1));
     assert!(report.traffic.find(&(Who::Unverified, Target::Host("x:1".to_owned()))).is_some());
     assert!(report.traffic.find(&(Who::Subject("bob".to_owned()), Target::Unknown)).is_some());
-    // Only permitted calls count for how long calls take.
+    // Only permitted calls count for how long calls take; for how long decisions do, also those made at once.
     let (_, durations) = report.slowest()[0];
     assert_eq!((durations.total.count(), durations.decided.count()), (11, 13));
 }

@@ -3,12 +3,11 @@
 use std::fmt;
 use std::rc::Rc;
 
-use sha2::{Digest as _, Sha256};
-
 use super::VERSION;
+use super::digest::Begun;
 use super::key::Signer;
-use super::record::Decided;
-use super::text::Text;
+use super::record::{Decided, Decision};
+use super::text::{Second, Text};
 use crate::jose::base64url;
 use crate::time::UnixTime;
 
@@ -21,8 +20,10 @@ pub struct Chain {
     /// Digest of the last line, base64url.
     last: String,
     signer: Option<Signer>,
-    /// Bytes of the longest line so far, as a guess of the next one's.
-    guess: usize,
+    /// What the next line is written to, empty in between.
+    sheet: Text,
+    /// The second of the last decision's record.
+    second: Second,
 }
 
 /// A record: the canonical JSON without the line's end.
@@ -186,11 +187,17 @@ pub(super) fn hexadecimal(number: u64) -> String {
     nibbles.map(|nibble| char::from_digit(nibble as u32, 16).unwrap_or('0')).collect()
 }
 
-/// The digest of the first bytes of a line.
-#[derive(Default)]
-struct Digested {
-    digest: Sha256,
-    bytes: usize,
+/// Bytes of memory to write lines to that are kept for the next one.
+const MOST_SHEET: usize = 8 * 1024;
+
+/// A further member's name in a record, with what stands around it.
+macro_rules! member {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+    ($name:literal, $value:literal) => {
+        concat!(",\"", $name, "\":", $value)
+    };
 }
 
 impl Chain {
@@ -201,7 +208,8 @@ impl Chain {
             next: 0,
             last: String::new(),
             signer,
-            guess: 512,
+            sheet: Text::with_capacity(1024),
+            second: Second::default(),
         };
         let mut text = chain.text();
         text.text("", "commit", begin.commit);
@@ -233,64 +241,122 @@ impl Chain {
 
     /// The record of a decision.
     pub fn decision(&mut self, decided: &Decided<'_>) -> Line {
-        let mut text = self.text();
-        let mut digested = Digested::default();
-        if let Some(caller) = decided.caller {
-            caller.write("caller", &mut text);
-            if let Some(digest) = caller.digest_of(&text.json) {
-                digested = Digested { digest, bytes: text.json.len() };
+        let mut text = std::mem::take(&mut self.sheet);
+        let mut begun = match decided.caller {
+            Some(caller) => {
+                let begun = caller.begin(&mut text);
+                text.literal(",");
+                begun
             }
-        }
+            None => {
+                text.literal("{");
+                Begun::default()
+            }
+        };
+        // Its members in sorted order, pieced together from as few parts as there can be.
         if let Some(code) = decided.code {
-            text.plain("code", code);
+            text.literal("\"code\":\"");
+            text.json.push_str(code);
+            text.literal("\",");
         }
-        text.plain("decision", decided.decision.name());
-        text.plain("decision_id", decided.decision_id);
-        text.text_if("", "destination", decided.destination);
-        text.text_if("", "detail", decided.detail);
-        if decided.decided_us.is_some() || decided.total_us.is_some() {
-            text.name("duration_us");
-            text.open('{');
-            for (name, value) in [("decided", decided.decided_us), ("total", decided.total_us)] {
+        text.literal("\"decision\":\"");
+        text.json.push_str(decided.decision.name());
+        text.literal(concat!("\"", member!("decision_id", "\"")));
+        // Of a decision by one worker the first half of its id is the worker's number.
+        let (half, other) =
+            decided.decision_id.split_at_checked(16).unwrap_or((decided.decision_id, ""));
+        text.json.push_str(half);
+        if let (Some(caller), None, Decision::Permit) =
+            (decided.caller, decided.code, decided.decision)
+        {
+            begun = caller.permitted(&text.json, half);
+        }
+        text.json.push_str(other);
+        text.literal("\"");
+        let optional =
+            |text: &mut Text, member: &'static str, pointer: &str, value: Option<&str>| {
                 if let Some(value) = value {
-                    text.number(name, value);
+                    text.literal(member);
+                    if text.string(value) {
+                        text.cut.push(pointer.to_owned());
+                    }
                 }
+            };
+        optional(&mut text, member!("destination"), "/destination", decided.destination);
+        optional(&mut text, member!("detail"), "/detail", decided.detail);
+        match (decided.decided_us, decided.total_us) {
+            (None, None) => {}
+            (None, Some(total)) => {
+                text.literal(member!("duration_us", "{\"total\":"));
+                text.whole(total);
+                text.literal("}");
             }
-            text.close('}');
+            (Some(decided), total) => {
+                text.literal(member!("duration_us", "{\"decided\":"));
+                text.whole(decided);
+                if let Some(total) = total {
+                    text.literal(member!("total"));
+                    text.whole(total);
+                }
+                text.literal("}");
+            }
         }
-        text.text_if("", "grant", decided.grant);
-        text.plain("kind", "decision");
+        optional(&mut text, member!("grant"), "/grant", decided.grant);
+        text.literal(member!("kind", "\"decision\""));
         if decided.shadow_mode {
-            text.plain("mode", "shadow");
+            text.literal(member!("mode", "\"shadow\""));
         }
-        text.text_if("", "nearest", decided.nearest);
+        optional(&mut text, member!("nearest"), "/nearest", decided.nearest);
         if let Some(policies) = decided.policies {
-            policies.write("policies", &mut text);
+            text.literal(member!("policies"));
+            policies.write(&mut text);
         }
-        text.plain("prev", &self.last);
+        text.literal(member!("prev", "\""));
+        text.json.push_str(&self.last);
+        text.literal("\"");
         if let Some(request) = decided.request {
-            request.write("request", &mut text);
+            text.literal(member!("request"));
+            request.write(&mut text);
         }
-        if decided.status.is_some() || decided.flags != 0 {
-            text.name("response");
-            text.open('{');
-            if decided.flags != 0 {
-                text.number("flags", decided.flags);
+        match (decided.flags, decided.status) {
+            (0, None) => {}
+            (0, Some(status)) => {
+                text.literal(member!("response", "{\"status\":"));
+                text.whole(status.into());
+                text.literal("}");
             }
-            if let Some(status) = decided.status {
-                text.number("status", status.into());
+            (flags, status) => {
+                text.literal(member!("response", "{\"flags\":"));
+                text.whole(flags);
+                if let Some(status) = status {
+                    text.literal(member!("status"));
+                    text.whole(status.into());
+                }
+                text.literal("}");
             }
-            text.close('}');
         }
-        text.text_if("", "rule", decided.rule);
+        optional(&mut text, member!("rule"), "/rule", decided.rule);
         if let Some(sampled) = decided.sampled {
-            text.number("sampled", sampled);
+            text.literal(member!("sampled"));
+            text.whole(sampled);
         }
-        text.number("seq", self.next);
+        text.literal(member!("seq"));
+        text.whole(self.next);
         if !decided.shadow.is_empty() {
             text.texts("", "shadow", decided.shadow.iter().map(String::as_str));
         }
-        self.finish(text, decided.time, digested)
+        text.literal(member!("stream", "\""));
+        text.json.push_str(&self.stream);
+        text.literal(concat!("\"", member!("time", "\"")));
+        text.moment(decided.time, &mut self.second);
+        text.literal("\"");
+        if !text.cut.is_empty() {
+            let cut = std::mem::take(&mut text.cut);
+            text.texts("", "truncated", cut.iter().map(String::as_str));
+        }
+        text.number("v", VERSION);
+        text.literal("}");
+        self.link_from(text, begun)
     }
 
     /// A signed record in between. It vouches for everything before it.
@@ -365,8 +431,8 @@ impl Chain {
         self.sign(text, &rest)
     }
 
-    fn text(&self) -> Text {
-        let mut text = Text::with_capacity(self.guess);
+    fn text(&mut self) -> Text {
+        let mut text = std::mem::take(&mut self.sheet);
         text.open('{');
         text
     }
@@ -389,33 +455,23 @@ impl Chain {
         self.link(text)
     }
 
-    /// The members that every decision ends with.
-    fn finish(&mut self, mut text: Text, time: UnixTime, digested: Digested) -> Line {
-        text.plain("stream", &self.stream);
-        text.time("time", time);
-        if !text.cut.is_empty() {
-            let cut = std::mem::take(&mut text.cut);
-            text.texts("", "truncated", cut.iter().map(String::as_str));
-        }
-        text.number("v", VERSION);
-        text.close('}');
-        self.link_from(text, digested)
-    }
-
     /// Makes it the last line of the stream.
     fn link(&mut self, text: Text) -> Line {
-        self.link_from(text, Digested::default())
+        self.link_from(text, Begun::default())
     }
 
     /// As [`Self::link`], of a line whose digest is known in part.
-    fn link_from(&mut self, text: Text, Digested { digest, bytes }: Digested) -> Line {
-        let json = text.json.into_boxed_str();
-        let rest = json.as_bytes().get(bytes..).unwrap_or_default();
-        self.last = base64url::encode(&digest.chain_update(rest).finalize());
-        // Some room, so that the next one is written without moving.
-        self.guess = json.len().saturating_add(64).min(4096);
+    fn link_from(&mut self, mut text: Text, begun: Begun) -> Line {
+        self.last.clear();
+        base64url::encode_onto(&begun.finish(text.json.as_bytes()), &mut self.last);
+        let json = text.json.as_str().into();
         let line = Line { stream: Rc::clone(&self.stream), seq: self.next, json };
         self.next = self.next.saturating_add(1);
+        if text.json.capacity() <= MOST_SHEET {
+            text.json.clear();
+            text.cut.clear();
+            self.sheet = text;
+        }
         line
     }
 }
@@ -426,6 +482,7 @@ mod tests {
 
     use ed25519_dalek::Signature;
     use serde_json::{Value, json};
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
     use crate::audit::key::tests::{jwk, public};
@@ -660,6 +717,38 @@ mod tests {
                 "/request/request_id",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_known_of_a_digest_is_that_of_the_line() {
+        const IDS: [&str; 4] = [
+            "00000000000000ab0000000000000001",
+            "00000000000000ab0000000000000002",
+            "00000000000000ac0000000000000001",
+            "short",
+        ];
+        let (mut chain, _) = Chain::begin(&BEGIN, None);
+        // Whatever is begun ends at each place of a block once.
+        for length in 0..=64 {
+            let service = "s".repeat(length);
+            let parts = CallerParts { service: Some(&service), ..CallerParts::default() };
+            let caller = Fragment::caller(&parts);
+            for (id, decision, code) in [
+                (IDS[0], Decision::Permit, None),
+                (IDS[1], Decision::Permit, None),
+                (IDS[1], Decision::Reject, Some("policy_denied")),
+                (IDS[1], Decision::Reject, None),
+                (IDS[2], Decision::Permit, None),
+                (IDS[3], Decision::Permit, None),
+                (IDS[0], Decision::Permit, None),
+            ] {
+                let caller = Some(&caller);
+                let line =
+                    chain.decision(&Decided { caller, code, decision_id: id, ..decided(decision) });
+                assert_eq!(read(&line)["decision_id"], id);
+                assert_eq!(chain.last().hash, digest(&line));
+            }
+        }
     }
 
     #[test]

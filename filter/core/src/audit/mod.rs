@@ -10,6 +10,7 @@
 
 mod chain;
 pub mod collector;
+mod digest;
 mod key;
 mod record;
 mod registry;

@@ -1,8 +1,12 @@
 //! What a decision's record says, as plain data: the same whoever decided.
 
+use std::cell::Cell;
+
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::MOST_TEXT;
+use super::digest::Begun;
 use super::text::Text;
 use crate::facts::{Claims, Fact};
 use crate::jose::base64url;
@@ -43,7 +47,7 @@ pub struct Decided<'a> {
     pub status: Option<u16>,
     /// Envoy's response flags, as the bits of its attribute `response.flags`.
     pub flags: u64,
-    /// From the headers to the decision, waiting included, in microseconds.
+    /// From the headers to the decision, waiting included, in microseconds; `None` if it was made at once.
     pub decided_us: Option<u64>,
     /// From the headers to the end of the stream, in microseconds.
     pub total_us: Option<u64>,
@@ -79,18 +83,28 @@ impl Decision {
 /// A part of a record that is written once and used in many records.
 #[derive(Debug, Clone, Default)]
 pub struct Fragment {
-    json: Box<str>,
+    json: String,
     /// JSON Pointers into the record of what was cut.
-    cut: Box<[String]>,
-    /// The digest of a record so far as it ends with this part, if it is what records begin with.
-    begun: Option<Sha256>,
+    cut: Vec<String>,
+    /// What is known of the digest of records that begin with this part, if any do.
+    known: Option<Box<Known>>,
+}
+
+/// What is known of the digest of records that begin with the same caller.
+#[derive(Debug, Clone)]
+struct Known {
+    /// As far as the caller.
+    begun: Begun,
+    /// As far as the first half of the decision's id, which is this, if they go on with a permit.
+    permitted: Cell<Option<([u8; 16], Begun)>>,
 }
 
 impl Fragment {
-    /// Bytes of its text.
+    /// Bytes of what it has apart from itself.
     pub(crate) fn bytes(&self) -> usize {
         let cut = self.cut.iter().map(|pointer| size_of::<String>() + pointer.len());
-        cut.fold(self.json.len(), usize::saturating_add)
+        let known = self.known.as_ref().map_or(0, |_| size_of::<Known>());
+        cut.fold(self.json.len().saturating_add(known), usize::saturating_add)
     }
 }
 
@@ -103,7 +117,7 @@ impl PartialEq for Fragment {
 
 impl Eq for Fragment {}
 
-/// What records with a caller begin with, before the caller.
+/// What a record with a caller begins with, before the caller.
 const BEGIN: &str = "{\"caller\":";
 
 /// Who called, so far as it was verified.
@@ -195,8 +209,12 @@ pub struct RequestParts<'a> {
 }
 
 impl Fragment {
-    fn of(text: Text) -> Self {
-        Self { json: text.json.into(), cut: text.cut.into(), begun: None }
+    /// One that is kept for long, in no more memory than it needs.
+    fn kept(text: Text) -> Self {
+        let Text { mut json, mut cut } = text;
+        json.shrink_to_fit();
+        cut.shrink_to_fit();
+        Self { json, cut, ..Self::default() }
     }
 
     /// The JSON text, in its canonical form.
@@ -224,15 +242,21 @@ impl Fragment {
             token_members(&mut text, token);
         }
         text.close('}');
+        let mut caller = Self::kept(text);
         // Half of a record is its caller, so half of its digest is known when the credentials are verified.
-        let begun = Sha256::new().chain_update(BEGIN).chain_update(&text.json);
-        Self { begun: Some(begun), ..Self::of(text) }
+        let begun = Begun::default().until([BEGIN, &caller.json].concat().as_bytes());
+        caller.known = Some(Box::new(Known { begun, permitted: Cell::default() }));
+        caller
     }
 
     /// The member `request`.
     pub fn request(parts: &RequestParts<'_>) -> Self {
         const PARENT: &str = "/request";
-        let mut text = Text::with_capacity(256);
+        /// Bytes of all names and of what has always the same length.
+        const NAMES: usize = 256;
+        let texts = [parts.method, parts.scheme, parts.authority, parts.path, parts.request_id];
+        let guess = texts.iter().flatten().map(|text| text.len().min(MOST_TEXT)).sum::<usize>();
+        let mut text = Text::with_capacity(guess.saturating_add(NAMES));
         let bytes = |text: &mut Text, name: &str, value: Option<&[u8]>| {
             if let Some(value) = value {
                 text.bytes(PARENT, name, value);
@@ -258,7 +282,8 @@ impl Fragment {
             text.plain("trace_id", trace);
         }
         text.close('}');
-        Self::of(text)
+        // It is written into one record and goes.
+        Self { json: text.json, cut: text.cut, ..Self::default() }
     }
 
     /// The member `policies`: names of sources, in sorted order, and revisions.
@@ -270,19 +295,41 @@ impl Fragment {
             text.number(name, revision.unwrap_or(0));
         }
         text.close('}');
-        Self::of(text)
+        Self::kept(text)
     }
 
-    pub(super) fn write(&self, name: &str, text: &mut Text) {
-        text.raw(name, &self.json);
+    /// Writes it where a member's value belongs.
+    pub(super) fn write(&self, text: &mut Text) {
+        text.json.push_str(&self.json);
         text.cut.extend_from_slice(&self.cut);
     }
 
-    /// The digest of a record that was written as far as `json`, if it begins with this part and is known.
-    pub(super) fn digest_of(&self, json: &str) -> Option<Sha256> {
-        // INVARIANT: what has this length after the caller was written begins with it.
-        let is_begin = json.len() == BEGIN.len().saturating_add(self.json.len());
-        self.begun.clone().filter(|_| is_begin)
+    /// Begins a record with this part as its `caller`; the digest of it so far as that is known.
+    pub(super) fn begin(&self, text: &mut Text) -> Begun {
+        // INVARIANT: the digest is of nothing, or of what a text begins with that begins so.
+        text.json.clear();
+        text.json.push_str(BEGIN);
+        text.json.push_str(&self.json);
+        text.cut.extend_from_slice(&self.cut);
+        self.known.as_ref().map_or_else(Begun::default, |known| known.begun)
+    }
+
+    /// The digest of a record that was begun with this part and goes on with a permit, as far as `json`, which
+    /// ends with the first half of the decision's id.
+    pub(super) fn permitted(&self, json: &str, half: &str) -> Begun {
+        let Some(Known { begun, permitted }) = self.known.as_deref() else {
+            return Begun::default();
+        };
+        let Ok(half) = half.as_bytes().try_into() else { return *begun };
+        match permitted.get() {
+            // INVARIANT: between this part and the half every record of a permit has the same.
+            Some((known, begun)) if known == half => begun,
+            _ => {
+                let begun = begun.until(json.as_bytes());
+                permitted.set(Some((half, begun)));
+                begun
+            }
+        }
     }
 }
 
@@ -349,22 +396,20 @@ fn one_or_list(text: &mut Text, parent: &str, name: &str, fact: &Fact) {
 /// `trace-id` and `parent-id` of a valid `traceparent` (W3C Trace Context §3.2.2). Of versions later
 /// than ours more may follow (§3.2.4).
 fn trace_context(value: &[u8]) -> Option<(&str, &str)> {
-    let value = std::str::from_utf8(value).ok()?;
-    let hexadecimal = |text: &str, digits: usize| {
-        text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let mut parts = value.splitn(5, '-');
-    let (version, trace, span, flags) =
-        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let more = parts.next().is_some();
-    let valid = hexadecimal(version, 2)
-        && version != "ff"
-        && (version != "00" || !more)
-        && hexadecimal(trace, 32)
-        && hexadecimal(span, 16)
-        && hexadecimal(flags, 2)
-        && [trace, span].iter().all(|id| id.bytes().any(|digit| digit != b'0'));
-    valid.then_some((trace, span))
+    // Each part has its place: to look for what separates them takes longer than to look at all of them.
+    let (version, rest) = value.split_first_chunk::<2>()?;
+    let (trace, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<32>()?;
+    let (span, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<16>()?;
+    let (flags, more) = rest.strip_prefix(b"-")?.split_first_chunk::<2>()?;
+    let parts: [&[u8]; 4] = [version, trace, span, flags];
+    let valid =
+        parts.iter().all(|part| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+            && version != b"ff"
+            && (more.is_empty() || (version != b"00" && more.starts_with(b"-")))
+            && *trace != [b'0'; 32]
+            && *span != [b'0'; 16];
+    let text = |part| std::str::from_utf8(part).ok();
+    if valid { Some((text(trace)?, text(span)?)) } else { None }
 }
 
 #[cfg(test)]
@@ -381,6 +426,9 @@ mod tests {
             (format!("cc-{TRACE}-{SPAN}-01-what-will-be"), true),
             (format!("cc-{TRACE}-{SPAN}-01"), true),
             (format!("00-{TRACE}-{SPAN}-01-more"), false),
+            (format!("cc-{TRACE}-{SPAN}-01more"), false),
+            (format!("00-{TRACE}_{SPAN}-01"), false),
+            (format!("00-{TRACE}-{SPAN}-0g"), false),
             (format!("ff-{TRACE}-{SPAN}-01"), false),
             (format!("00-{zeros}-{SPAN}-01"), false),
             (format!("00-{TRACE}-{}-01", "0".repeat(16)), false),

@@ -34,6 +34,10 @@ impl Spool {
 
     /// Takes lines of at most `most` bytes, from the oldest on; at least one, if there is one.
     pub fn take_up_to(&mut self, most: usize) -> Vec<Line> {
+        if self.bytes <= most {
+            self.bytes = 0;
+            return self.lines.drain(..).collect();
+        }
         let mut taken = Vec::new();
         let mut bytes = 0_usize;
         while let Some(line) = self.lines.front() {

@@ -1,6 +1,5 @@
 //! Writing JSON in its canonical form (RFC 8785), member by member in sorted order.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -34,6 +33,12 @@ impl Text {
         self.json.push(bracket);
     }
 
+    /// What is known beforehand, as it is.
+    #[inline]
+    pub(super) fn literal(&mut self, literal: &'static str) {
+        self.json.push_str(literal);
+    }
+
     /// A member's name, which must need no escaping. The members must come in the order of their names.
     pub(super) fn name(&mut self, name: &str) {
         self.comma();
@@ -44,7 +49,7 @@ impl Text {
 
     /// Separates what follows from what was before, unless it is the first.
     fn comma(&mut self) {
-        if !self.json.ends_with(['{', '[']) && !self.json.is_empty() {
+        if !matches!(self.json.as_bytes().last(), None | Some(b'{' | b'[')) {
             self.json.push(',');
         }
     }
@@ -67,9 +72,9 @@ impl Text {
 
     /// As [`Self::text`], of bytes that should be UTF-8; what is not becomes U+FFFD.
     pub(super) fn bytes(&mut self, parent: &str, name: &str, value: &[u8]) {
-        match String::from_utf8_lossy(value) {
-            Cow::Borrowed(value) => self.text(parent, name, value),
-            Cow::Owned(value) => self.text(parent, name, &value),
+        match std::str::from_utf8(value) {
+            Ok(value) => self.text(parent, name, value),
+            Err(_) => self.text(parent, name, &String::from_utf8_lossy(value)),
         }
     }
 
@@ -101,6 +106,11 @@ impl Text {
     /// A member that is a whole number, at most the largest that every reader has exactly.
     pub(super) fn number(&mut self, name: &str, value: u64) {
         self.name(name);
+        self.whole(value);
+    }
+
+    /// A whole number, at most the largest that every reader has exactly.
+    pub(super) fn whole(&mut self, value: u64) {
         self.digits(value.min(MOST_NUMBER));
     }
 
@@ -116,9 +126,19 @@ impl Text {
     fn digits(&mut self, value: u64) {
         // Without the formatter, which is slower and many times larger.
         let mut digits = [0_u8; 20];
-        let mut rest = value;
         let mut used = 0_usize;
-        for digit in digits.iter_mut().rev() {
+        let mut rest = value;
+        let mut places = digits.iter_mut().rev();
+        // Division of 64 bits is several times slower.
+        while u32::try_from(rest).is_err() {
+            if let Some(digit) = places.next() {
+                *digit = b'0'.saturating_add((rest % 10) as u8);
+            }
+            rest /= 10;
+            used = used.saturating_add(1);
+        }
+        let mut rest = rest as u32;
+        for digit in places {
             *digit = b'0'.saturating_add((rest % 10) as u8);
             rest /= 10;
             used = used.saturating_add(1);
@@ -131,45 +151,28 @@ impl Text {
         self.json.push_str(shown.unwrap_or("0"));
     }
 
-    /// A member that is a time: RFC 3339 in UTC, to the millisecond. Times before 1970 and after 9999
-    /// are written as the nearest one.
+    /// A member that is a time.
     pub(super) fn time(&mut self, name: &str, time: UnixTime) {
-        const LAST: i64 = 253_402_300_799_999;
-        let millis = u64::try_from(time.as_millis().clamp(0, LAST)).unwrap_or_default();
-        let (day, of_day) = (millis / 86_400_000, millis % 86_400_000);
-        // The civil date of a day's number, in eras of 400 years from March on.
-        let shifted = day.saturating_add(719_468);
-        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-        let year_of_era = (of_era + of_era / 36_524 - of_era / 1_460 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let from_march = (5 * of_year + 2) / 153;
-        let day_of_month = of_year - (153 * from_march + 2) / 5 + 1;
-        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-        let year = year_of_era + era * 400 + u64::from(month <= 2);
         self.name(name);
         self.json.push('"');
-        let (second, milli) = (of_day / 1000, of_day % 1000);
-        for (value, width, after) in [
-            (year, 4, '-'),
-            (month, 2, '-'),
-            (day_of_month, 2, 'T'),
-            (second / 3600, 2, ':'),
-            (second / 60 % 60, 2, ':'),
-            (second % 60, 2, '.'),
-            (milli, 3, 'Z'),
-        ] {
-            for power in [1000_u64, 100, 10, 1].into_iter().skip(4_usize.saturating_sub(width)) {
-                self.json.push(char::from(b'0'.saturating_add((value / power % 10) as u8)));
-            }
-            self.json.push(after);
-        }
+        self.moment(time, &mut Second::default());
         self.json.push('"');
     }
 
-    /// A member that is written already.
-    pub(super) fn raw(&mut self, name: &str, json: &str) {
-        self.name(name);
-        self.json.push_str(json);
+    /// A time: RFC 3339 in UTC, to the millisecond. Times before 1970 and after 9999 are written as the
+    /// nearest one. `last` is the last second that was written.
+    pub(super) fn moment(&mut self, time: UnixTime, last: &mut Second) {
+        const LAST: i64 = 253_402_300_799_999;
+        let millis = u64::try_from(time.as_millis().clamp(0, LAST)).unwrap_or_default();
+        let (second, milli) = (millis / 1000, (millis % 1000) as u32);
+        if last.text.is_empty() || last.second != second {
+            *last = Second::new(second);
+        }
+        self.json.push_str(&last.text);
+        for power in [100, 10, 1] {
+            self.json.push(char::from(b'0'.saturating_add((milli / power % 10) as u8)));
+        }
+        self.json.push('Z');
     }
 
     /// A member of somebody else's name and value. What has no canonical form here is left out and
@@ -227,12 +230,49 @@ impl Text {
     }
 
     /// A text, escaped as RFC 8785 §3.2.2.2 wants it; whether it had to be cut.
-    fn string(&mut self, text: &str) -> bool {
+    pub(super) fn string(&mut self, text: &str) -> bool {
         let end = text.floor_char_boundary(MOST_TEXT);
         self.json.push('"');
         json::push_escaped(&mut self.json, text.get(..end).unwrap_or_default());
         self.json.push('"');
         end < text.len()
+    }
+}
+
+/// A second since 1970, as it is written up to the point before its milliseconds. Records come many in one.
+#[derive(Debug, Default)]
+pub(super) struct Second {
+    second: u64,
+    text: String,
+}
+
+impl Second {
+    fn new(second: u64) -> Self {
+        let (day, of_day) = (second / 86_400, second % 86_400);
+        // The civil date of a day's number, in eras of 400 years from March on.
+        let shifted = day.saturating_add(719_468);
+        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+        let year_of_era = (of_era + of_era / 36_524 - of_era / 1_460 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let from_march = (5 * of_year + 2) / 153;
+        let day_of_month = of_year - (153 * from_march + 2) / 5 + 1;
+        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        let mut text = String::with_capacity("1970-01-01T00:00:00.".len());
+        for (value, width, after) in [
+            (year, 4, '-'),
+            (month, 2, '-'),
+            (day_of_month, 2, 'T'),
+            (of_day / 3600, 2, ':'),
+            (of_day / 60 % 60, 2, ':'),
+            (of_day % 60, 2, '.'),
+        ] {
+            for power in [1000_u64, 100, 10, 1].into_iter().skip(4_usize.saturating_sub(width)) {
+                text.push(char::from(b'0'.saturating_add((value / power % 10) as u8)));
+            }
+            text.push(after);
+        }
+        Self { second, text }
     }
 }
 
@@ -274,6 +314,33 @@ mod tests {
             assert_eq!(written(text), json);
             assert_eq!(serde_json::from_str::<String>(&written(text)).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn what_is_to_be_escaped_is_found_wherever_it_stands() {
+        let others = ["a", "é", "\u{7f}", "!", "#", "[", "]", " ", "\u{10ffff}"];
+        for special in ["\"", "\\", "\0", "\u{1f}", "\n"] {
+            for before in 0..20 {
+                for (place, other) in others.iter().enumerate() {
+                    let after = others.get(place..).unwrap().concat();
+                    let text = [&other.repeat(before), special, &after].concat();
+                    assert_eq!(serde_json::to_string(&text).unwrap(), written(&text));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_that_was_written_is_not_taken_for_another() {
+        let (mut writer, mut last) = (Text::default(), Second::default());
+        for millis in [0, 999, 1000, 1001, 999, 1_795_262_400_123, 1_795_262_400_007] {
+            writer.moment(UnixTime::from_millis(millis), &mut last);
+        }
+        assert_eq!(
+            writer.json,
+            "1970-01-01T00:00:00.000Z1970-01-01T00:00:00.999Z1970-01-01T00:00:01.000Z1970-01-01T00:00:01.001Z\
+             1970-01-01T00:00:00.999Z2026-11-21T12:00:00.123Z2026-11-21T12:00:00.007Z"
+        );
     }
 
     #[test]
@@ -320,6 +387,11 @@ mod tests {
         writer.number("a", 0);
         writer.number("b", 1_234_567_890);
         writer.number("c", u64::MAX);
+        for value in [9, 10, 4_294_967_295, 4_294_967_296, 42_949_672_950, MOST_NUMBER] {
+            let mut writer = Text::default();
+            writer.whole(value);
+            assert_eq!(writer.json, value.to_string());
+        }
         writer.signed("d", -1);
         writer.signed("e", i64::MIN);
         assert_eq!(

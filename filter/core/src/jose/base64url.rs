@@ -14,6 +14,11 @@ pub(crate) fn encode(octets: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(octets)
 }
 
+/// As [`encode`], at the end of `text`.
+pub(crate) fn encode_onto(octets: &[u8], text: &mut String) {
+    URL_SAFE_NO_PAD.encode_string(octets, text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

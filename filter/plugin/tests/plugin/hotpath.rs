@@ -147,7 +147,7 @@ fn a_recorded_permit_asks_besides_when_it_ended_and_what_the_caller_got() {
     configuration["audit"] = json!({});
     let mut filter = Filter::start(configuration.to_string()).unwrap();
     let mut expected = PERMIT.to_vec();
-    expected[0].1 += 2;
+    expected[0].1 += 1;
     expected.insert(2, ("get_property", 2));
     assert_eq!(calls(&mut filter, &request("GET"), 3), expected);
 }
