@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 
 use super::report::{Measured, Report};
-use super::statistics::{Estimate, median};
+use super::statistics::Estimate;
 
 /// What is shown of each build, after its label; and of everything else.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
     "jwt+rbac",
+    "jwt+rbac/routes",
     "jwt+rbac/no-cache",
     "jwt+rbac/tokens",
     "jwt+rbac/many-rules",
@@ -17,7 +18,8 @@ const OTHERS: [&str; 9] = [
     "opa",
     "opa/rules",
 ];
-const OURS: [&str; 6] = ["", "/tokens", "/most-rules", "/denied", "/cold-rs256", "/cold"];
+const OURS: [&str; 7] =
+    ["", "/tokens", "/most-rules", "/routes-filter-state", "/denied", "/cold-rs256", "/cold"];
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 400.0;
@@ -49,7 +51,7 @@ fn is_shown(measured: &Measured) -> bool {
 }
 
 fn draw(out: &mut String, report: &Report, shown: &[&Measured]) -> std::fmt::Result {
-    let added = |one: &Measured| Estimate::of(&one.added());
+    let added = |one: &Measured| report.added(one);
     let most = shown.iter().map(|one| added(one).high).fold(1.0, f64::max);
     let scale = (WIDTH - LEFT - RIGHT) / most;
     let rows = shown.iter().map(|_| ROW).sum::<f64>();
@@ -79,7 +81,7 @@ fn draw(out: &mut String, report: &Report, shown: &[&Measured]) -> std::fmt::Res
     let mut y = TOP;
     for one in shown {
         let Estimate { median: middle, low, high } = added(one);
-        let helper = median(&one.kept().iter().map(|sample| sample.helper).collect::<Vec<_>>());
+        let helper = report.helper(one);
         let class = if one.module.is_some() { "ours" } else { "other" };
         let (whole, own) = (middle.max(0.0) * scale, (middle - helper).max(0.0) * scale);
         let (text, line) = (y + 19.0, y + 15.0);
