@@ -16,13 +16,8 @@ use super::{Module, Plan};
 /// Microseconds of a request without a filter.
 const FLOOR: f64 = 20.0;
 /// What the two that are compared add, and others that only take their turn.
-const ADDED: [(&str, f64); 5] = [
-    ("ours", 6.0),
-    ("jwt+rbac", 10.0),
-    ("jwt", 33.0),
-    ("ext_authz/grpc", 29.0),
-    ("jwt/both", 90.0),
-];
+const ADDED: [(&str, f64); 5] =
+    [("ours", 6.0), ("jwt+rbac", 10.0), ("jwt", 33.0), ("jwt/cache", 2.0), ("jwt/both", 90.0)];
 const TRUTH: f64 = 0.6;
 
 struct Machine {
@@ -128,7 +123,7 @@ fn machines(seed: u64) -> [Machine; 3] {
 fn the_interval_has_the_truth_in_it_and_is_narrow() {
     let plan = Plan::full(Vec::new());
     let (mut all, mut hits, mut width, mut sum) = (0.0, 0.0, 0.0, 0.0);
-    for seed in 0..15 {
+    for seed in 0..12 {
         for mut machine in machines(seed) {
             let found = first_ratio(&report(&mut machine, plan.rounds, plan.requests)).value;
             all += 1.0;
@@ -146,7 +141,7 @@ fn the_interval_has_the_truth_in_it_and_is_narrow() {
 #[test]
 fn many_short_samples_by_their_floors_are_surer_than_few_long_ones_less_their_floors() {
     let plan = Plan::full(Vec::new());
-    for seed in 0..5 {
+    for seed in 0..3 {
         for ((mut machine, mut other), number) in
             machines(seed).into_iter().zip(machines(seed)).zip(0..)
         {

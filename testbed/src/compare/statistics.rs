@@ -19,14 +19,14 @@ pub struct Estimate {
 impl Estimate {
     /// Of what was found in each round.
     pub fn of(values: &[Option<f64>]) -> Self {
-        Self::drawn(values.len(), |rounds| median(&at(values, rounds)))
+        Self::drawn(values.len(), |rounds| median_of(at(values, rounds)))
     }
 
     /// Of the median of `values` divided by that of `others`. Both are of the same rounds, and drawn together: what
     /// slowed a round down slowed both. What would be divided by nothing or less is infinite.
     pub fn of_ratio(values: &[Option<f64>], others: &[Option<f64>]) -> Self {
         Self::drawn(values.len().max(others.len()), |rounds| {
-            quotient(median(&at(values, rounds)), median(&at(others, rounds)))
+            quotient(median_of(at(values, rounds)), median_of(at(others, rounds)))
         })
     }
 
@@ -51,7 +51,7 @@ impl Estimate {
         let mut draw =
             |_| statistic(&all.iter().map(|_| random.below(rounds)).collect::<Vec<usize>>());
         let mut draws: Vec<f64> = (0..DRAWS).map(&mut draw).collect();
-        draws.sort_by(f64::total_cmp);
+        draws.sort_unstable_by(f64::total_cmp);
         let at = |index: usize| draws.get(index).copied().unwrap_or(f64::NAN);
         Self { median: statistic(&all), low: at(DRAWS / 40), high: at(DRAWS - DRAWS / 40 - 1) }
     }
@@ -69,8 +69,11 @@ pub fn present(values: &[Option<f64>]) -> Vec<f64> {
 
 /// The middle value; between two, their mean. Of none: not a number.
 pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
+    median_of(values.to_vec())
+}
+
+fn median_of(mut sorted: Vec<f64>) -> f64 {
+    sorted.sort_unstable_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     let at = |index: Option<usize>| index.and_then(|index| sorted.get(index)).copied();
     match (at(Some(middle)), at(middle.checked_sub(1))) {
