@@ -58,7 +58,7 @@ impl Run<'_> {
         };
         // What others threw out of the processor's caches is there again.
         lanes.saturate(self.plan.connections, requests, *expected)?;
-        std::thread::sleep(settles);
+        std::thread::sleep(SETTLES);
         let before = taken()?;
         let clock = Instant::now();
         lanes.saturate(calls, requests, *expected)?;
