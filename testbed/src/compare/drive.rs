@@ -4,7 +4,7 @@
 //! What it is not: a client for tests. It knows of HTTP/1.1 what Envoy answers here, and any other status than
 //! the expected one ends the measurement.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -107,6 +107,10 @@ impl Lane {
         loop {
             let free = self.buffer.get_mut(read..).filter(|free| !free.is_empty());
             let more = self.stream.read(free.context("an answer of less than 32 KiB")?);
+            // A read that has a time limit is not taken up again when the machine was stopped meanwhile.
+            if more.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+                continue;
+            }
             match more.context("receiving")? {
                 0 => return Err(Error::new("Envoy closed the connection")),
                 more => read += more,
