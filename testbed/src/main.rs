@@ -249,7 +249,10 @@ struct Comparison {
     /// Only variants whose names contain this, or are what is behind its `=`; repeatable.
     #[arg(long)]
     only: Vec<String>,
-    /// Rounds in which every variant is asked.
+    /// How often everything is measured, each time by another Envoy.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Rounds of a run; in each, every variant is asked.
     #[arg(long)]
     rounds: Option<usize>,
     /// Requests of a sample.
@@ -752,6 +755,7 @@ async fn compare(asked: Comparison, directory: &Path) -> Result<String> {
     let mut plan = if asked.quick { Plan::quick(modules) } else { Plan::full(modules) };
     plan.opa = asked.opa;
     plan.only = asked.only;
+    plan.runs = asked.runs.into();
     plan.rounds = asked.rounds.unwrap_or(plan.rounds);
     plan.requests = asked.requests.unwrap_or(plan.requests);
     plan.patience = asked.patience.map_or(plan.patience, Duration::from_secs);

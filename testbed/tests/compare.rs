@@ -61,6 +61,7 @@ async fn every_variant_answers_what_it_must_and_is_measured() {
         "ours/many-rules",
         "ours/most-rules",
         "ours/routes",
+        "ours/routes-filter-state",
         "ours/audit-log",
         "ours/audit-collector",
         "ours/shadow",

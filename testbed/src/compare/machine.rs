@@ -40,11 +40,6 @@ impl Moment {
         let others = time(self.all, earlier.all) - time(self.ours, earlier.ours);
         others.max(0.0) / self.at.duration_since(earlier.at).as_secs_f64().max(1e-3)
     }
-
-    /// The time since `earlier`.
-    pub fn since(&self, earlier: &Self) -> Duration {
-        self.at.duration_since(earlier.at)
-    }
 }
 
 /// What all processors were busy so far, by anybody, and by other guests of the same host.
@@ -99,13 +94,14 @@ pub fn processors() -> Option<(usize, usize)> {
     Some((allowed.next()?, allowed.next()?))
 }
 
-/// Keeps all threads of `process`, and those they start from now on, on `processor`.
+/// Keeps all threads of `process`, and those they start from now on, on these processors.
 ///
 /// # Errors
 /// If `taskset` (util-linux) is missing or refuses.
-pub fn pin(process: u32, processor: usize) -> Result<()> {
+pub fn pin(process: u32, processors: &[usize]) -> Result<()> {
+    let list: Vec<String> = processors.iter().map(usize::to_string).collect();
     let output = Command::new("taskset")
-        .args(["--all-tasks", "--cpu-list", "--pid", &processor.to_string(), &process.to_string()])
+        .args(["--all-tasks", "--cpu-list", "--pid", &list.join(","), &process.to_string()])
         .output()
         .context("starting `taskset`, of the package util-linux")?;
     let text = String::from_utf8_lossy(&output.stderr);
@@ -160,7 +156,8 @@ mod tests {
         }
         let later = look();
         let (seen, hidden) = (later.0.others_since(&earlier.0), later.1.others_since(&earlier.1));
-        let share = (later.2 - earlier.2).as_secs_f64() / later.0.since(&earlier.0).as_secs_f64();
+        let share = (later.2 - earlier.2).as_secs_f64()
+            / later.0.at.duration_since(earlier.0.at).as_secs_f64();
         let mut gate = Gate { patience: Duration::from_millis(250), waited: Duration::ZERO };
         let had_to_wait = gate.pass(&[]).unwrap();
         other.kill().unwrap();
@@ -179,7 +176,7 @@ mod tests {
             return;
         };
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let pinned = pin(child.id(), second);
+        let pinned = pin(child.id(), &[second]);
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();

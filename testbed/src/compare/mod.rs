@@ -1,10 +1,11 @@
 //! What this filter costs a real Envoy beside Envoy's own filters and external authorizers.
 //!
 //! One Envoy with one worker runs every variant as a listener of its own, so that they can be asked in turn within a
-//! moment: no filter, a variant, no filter. Its figure is what Envoy's threads, and whoever works for the variant,
-//! had of processors for each request, less than what the two without a filter around it had. The order changes with
-//! every round, each round waits until nobody else uses the machine, and the noisier half of the samples is dropped.
-//! Before anything is measured, every variant has shown that it lets pass what it should and nothing else.
+//! moment: no filter, a variant, no filter. What Envoy's threads, and whoever works for the variant, had of processors
+//! for each request is divided by what the two without a filter around it had. So the speed of the machine, which a
+//! host changes within seconds, is not in a figure, and a sample is so short that it has one speed. There are many of
+//! them, in another order in every round; those whose two floors disagree are dropped. Before anything is measured,
+//! every variant has shown that it lets pass what it should and nothing else.
 //!
 //! What it is not: a benchmark of Envoy. The answer is Envoy's own, so that no upstream is measured; a request by
 //! HTTP/1.1 has no body; there is no TLS.
@@ -18,6 +19,8 @@ pub mod readme;
 pub mod report;
 mod rounds;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod stage;
 pub mod statistics;
 mod variants;
@@ -25,6 +28,8 @@ mod variants;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde_json::Value;
 
 use crate::error::{Context as _, Result};
 
@@ -46,7 +51,9 @@ pub struct Plan {
     pub opa: Option<PathBuf>,
     /// Only variants whose names contain one of these, or are what is behind its `=`; all if there are none.
     pub only: Vec<String>,
-    /// Rounds; in each, every variant is asked.
+    /// How often everything is measured, each time by another Envoy.
+    pub runs: usize,
+    /// Rounds of a run; in each, every variant is asked.
     pub rounds: usize,
     /// Requests of a sample; half of them where each has fresh credentials.
     pub requests: usize,
@@ -60,6 +67,8 @@ pub struct Plan {
     pub rate: u32,
     /// For how long.
     pub paced_time: Duration,
+    /// Where Envoy and where the load runs, if there are two processors to keep them apart.
+    pub processors: Option<(usize, usize)>,
     /// How long to wait in all for others to leave the machine alone.
     pub patience: Duration,
     /// How large everything is.
@@ -73,13 +82,15 @@ impl Plan {
             modules,
             opa: None,
             only: Vec::new(),
-            rounds: 16,
-            requests: 4_000,
+            runs: 1,
+            rounds: 80,
+            requests: 600,
             connections: 16,
             warm: 2_000,
-            paced_rounds: 6,
+            paced_rounds: 60,
             rate: 1_000,
-            paced_time: Duration::from_secs(3),
+            paced_time: Duration::from_millis(250),
+            processors: machine::processors(),
             patience: Duration::from_secs(600),
             sizes: Sizes {
                 rules: 50,
@@ -112,6 +123,7 @@ impl Plan {
     /// Requests of a sample of `variant`.
     fn requests_of(&self, variant: &Variant) -> usize {
         match (variant.callers, variant.helper) {
+            _ if variant.later => self.requests * 3,
             (Callers::Fresh, _) => self.requests / 2,
             (_, Some(Helper::OpaAllow | Helper::OpaRules)) => (self.requests / 5).max(100),
             _ => self.requests,
@@ -129,44 +141,67 @@ impl Plan {
     }
 }
 
-/// Measures.
+/// Measures, as often as asked.
 ///
 /// # Errors
 /// If something does not start, or a variant does not answer what it must.
 pub async fn run(mut plan: Plan, directory: &Path, mut say: impl FnMut(&str)) -> Result<Report> {
     fs::create_dir_all(directory).context(directory.display())?;
-    // What is used up: warming up, the rounds with a call on each connection, the probes.
+    // What is used up in a run: by connections, warming up, samples with a call on each connection, and probes.
     let round = plan.requests / 2 + plan.connections;
-    plan.sizes.fresh = plan.warm / 8 + (plan.rounds + 1) * round + 64;
+    plan.sizes.fresh = plan.connections + plan.warm / 8 + (plan.rounds + 1) * round + 64;
     let sizes = plan.sizes;
-    say(&format!("minting credentials ({} fresh ones)", sizes.fresh));
+    say("minting credentials");
     let issuers = Issuers::new(&[sizes.rules, sizes.many_rules, sizes.most_rules])?;
-    let made = Maker::new(&issuers, sizes, &plan.only).all(&plan.modules, plan.opa.is_some())?;
+    let variants =
+        Maker::new(&issuers, sizes, &plan.only).all(&plan.modules, plan.opa.is_some())?;
+    // Before this process is kept on one processor.
+    let machine = machine::description();
 
-    say("starting Envoy");
-    let stage = Stage::set(&plan, &issuers, &made, directory).await?;
-    let mut variants = made;
+    let mut whole: Option<Report> = None;
+    for number in 1..=plan.runs {
+        say(&format!("run {number} of {}: starting Envoy", plan.runs));
+        // Another Envoy has seen none of the credentials.
+        let found = once(&plan, &machine, &issuers, variants.clone(), directory, &mut say).await?;
+        match &mut whole {
+            None => whole = Some(found),
+            Some(whole) => whole.join(found),
+        }
+    }
+    whole.context("a run")
+}
+
+async fn once(
+    plan: &Plan,
+    machine: &Value,
+    issuers: &Issuers,
+    mut variants: Vec<Variant>,
+    directory: &Path,
+    say: &mut impl FnMut(&str),
+) -> Result<Report> {
+    let stage = Stage::set(plan, issuers, &variants, directory).await?;
     let mut probes = 0;
+    let mut lanes = Vec::with_capacity(variants.len());
     for variant in &mut variants {
         probes += stage.verify(variant).await.context(&variant.id)?;
         let warm = plan.warm_of(variant);
-        stage.saturate(variant, plan.connections, warm).context(&variant.id)?;
+        lanes.push(stage.warm(variant, plan.connections, warm).context(&variant.id)?);
     }
     say(&format!("all {} variants answer what they must ({probes} probes)", variants.len()));
 
     let mut gate = Gate { patience: plan.patience, waited: Duration::ZERO };
-    let mut run = Run { plan: &plan, stage: &stage, gate: &mut gate, variants };
-    let measured = run.rounds(&mut say)?;
-    let latencies = run.paced(&mut say)?;
-    let report = Report {
-        machine: machine::description(),
+    let mut run = Run { plan, stage: &stage, gate: &mut gate, variants, lanes };
+    let (measured, interference) = run.rounds(say)?;
+    let latencies = run.paced(say)?;
+    Ok(Report {
+        machine: machine.clone(),
         envoy: stage.version.clone(),
-        pinned: stage.processors.is_some(),
+        pinned: plan.processors.is_some(),
         probes,
         waited: gate.waited,
         plan: plan.clone(),
+        interference,
         measured,
         latencies,
-    };
-    Ok(report)
+    })
 }

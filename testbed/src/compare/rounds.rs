@@ -13,6 +13,13 @@ use super::stage::Stage;
 use super::statistics::Random;
 use super::variants::{NONE, NONE_ROUTES, Variant};
 
+/// How long Envoy has to end what it began for the last answer. The kernel counts a thread's time up to when it last
+/// went to sleep: of one that still works it may be 4 ms behind.
+const SETTLES: Duration = Duration::from_millis(1);
+
+/// The same where part of the work comes later: at the filter's next tick, which no other variant is to pay for.
+const COMES_LATER: Duration = Duration::from_millis(120);
+
 /// The measurement itself.
 pub struct Run<'r> {
     /// How much.
@@ -23,13 +30,13 @@ pub struct Run<'r> {
     pub gate: &'r mut Gate,
     /// What is compared.
     pub variants: Vec<Variant>,
+    /// The connections of each, which stay open.
+    pub lanes: Vec<Lanes>,
 }
 
 /// What one sample took.
 #[derive(Debug, Clone, Copy)]
 struct Taken {
-    begun: Moment,
-    ended: Moment,
     /// Microseconds of a processor for each request: Envoy's, and its helper's.
     envoy: f64,
     helper: f64,
@@ -42,25 +49,26 @@ impl Run<'_> {
     fn sample(&mut self, index: usize) -> Result<Taken> {
         let stage = self.stage;
         let variant = self.variants.get_mut(index).context("a variant")?;
+        let lanes = self.lanes.get_mut(index).context("connections")?;
         let calls = self.plan.requests_of(variant);
-        let address = stage.address(variant)?;
-        let Variant { requests, expected, helper, .. } = variant;
-        let mut lanes = Lanes::open(self.plan.connections, address, requests, *expected)?;
-        let envoy = || processor_time(stage.envoy.id());
-        let processes = stage.processes();
-        let begun = Moment::now(&processes)?;
-        let before = (envoy()?, stage.helper_time(*helper)?);
+        let Variant { requests, expected, helper, later, .. } = variant;
+        let settles = if *later { COMES_LATER } else { SETTLES };
+        let taken = || -> Result<_> {
+            Ok((processor_time(stage.envoy.id())?, stage.helper_time(*helper)?))
+        };
+        // What others threw out of the processor's caches is there again.
+        lanes.saturate(self.plan.connections, requests, *expected)?;
+        std::thread::sleep(SETTLES);
+        let before = taken()?;
         let clock = Instant::now();
         lanes.saturate(calls, requests, *expected)?;
         let wall = clock.elapsed();
-        let after = (envoy()?, stage.helper_time(*helper)?);
-        let ended = Moment::now(&processes)?;
+        std::thread::sleep(settles);
+        let after = taken()?;
         let calls = u32::try_from(calls).map_or(f64::MAX, f64::from).max(1.0);
         let each =
             |after: Duration, before| after.saturating_sub(before).as_secs_f64() * 1e6 / calls;
         Ok(Taken {
-            begun,
-            ended,
             envoy: each(after.0, before.0),
             helper: each(after.1, before.1),
             rate: calls / wall.as_secs_f64().max(1e-9),
@@ -79,115 +87,86 @@ impl Run<'_> {
         others.map(|(index, _)| index).collect()
     }
 
-    /// Processor time: all rounds.
+    /// Processor time: all rounds, and the cores that others were using in each.
     ///
     /// # Errors
     /// If a call is not answered as it must be.
-    pub fn rounds(&mut self, say: &mut impl FnMut(&str)) -> Result<Vec<Measured>> {
-        let indices = self.measured();
-        let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); self.variants.len()];
+    pub fn rounds(&mut self, say: &mut impl FnMut(&str)) -> Result<(Vec<Measured>, Vec<f64>)> {
+        let mut measured: Vec<(usize, Measured)> = Vec::new();
+        for index in self.measured() {
+            let variant = self.variants.get(index).context("a variant")?;
+            let Variant { id, about, module, floor, .. } = variant.clone();
+            measured.push((index, Measured { id, about, module, floor, samples: Vec::new() }));
+        }
+        let mut order: Vec<usize> = (0..measured.len()).collect();
         let mut random = Random(1);
-        let mut order = indices.clone();
+        let mut interference = Vec::new();
         let begun = Instant::now();
         let processes = self.stage.processes();
         for round in 0..self.plan.rounds {
+            self.gate.pass(&processes)?;
+            let earlier = Moment::now(&processes)?;
             random.shuffle(&mut order);
             let mut last: Option<(usize, Taken)> = None;
-            for &index in &order {
-                let floor = self.variants.get(index).context("a variant")?.floor;
-                let floor = self.index(floor)?;
-                let waited = self.gate.pass(&processes)?;
-                // The one after the variant before is the one before this one, unless time has passed.
+            for one in &order {
+                let (index, found) = measured.get_mut(*one).context("a variant")?;
+                let floor = self.index(found.floor)?;
+                // The one after the variant before is the one before this one.
                 let first = match last {
-                    Some((same, taken)) if same == floor && !waited => taken,
+                    Some((same, taken)) if same == floor => taken,
                     _ => self.sample(floor)?,
                 };
-                let name = |run: &Self| {
-                    run.variants.get(index).map_or(String::new(), |one| one.id.clone())
-                };
-                let taken = self.sample(index).context(name(self))?;
+                let taken = self.sample(*index).context(&found.id)?;
                 let second = self.sample(floor)?;
-                if let Some(samples) = samples.get_mut(index) {
-                    samples.push(sample_of(&first, &taken, &second));
-                }
+                found.samples.push(sample_of(&first, &taken, &second));
                 last = Some((floor, second));
             }
-            if round % 4 == 3 || round + 1 == self.plan.rounds {
+            interference.push(Moment::now(&processes)?.others_since(&earlier));
+            if round % 20 == 19 || round + 1 == self.plan.rounds {
                 let (seconds, waited) = (begun.elapsed().as_secs(), self.gate.waited.as_secs());
-                say(&format!(
-                    "round {}, {seconds} s, of which {waited} s waiting for quiet",
-                    round + 1
-                ));
+                say(&format!("round {}, {seconds} s; waited {waited} s for quiet", round + 1));
             }
         }
-        let measured = indices.into_iter().filter_map(|index| {
-            let variant = self.variants.get(index)?;
-            Some(Measured {
-                id: variant.id.clone(),
-                about: variant.about.clone(),
-                module: variant.module.clone(),
-                samples: samples.get(index)?.clone(),
-            })
-        });
-        Ok(measured.collect())
+        Ok((measured.into_iter().map(|(_, found)| found).collect(), interference))
     }
 
-    /// Latencies at a fixed rate.
+    /// Latencies at a fixed rate. In each round every variant has its turn, so that any two are near in time.
     ///
     /// # Errors
     /// If a call is not answered as it must be.
     pub fn paced(&mut self, say: &mut impl FnMut(&str)) -> Result<Vec<Latency>> {
-        let paced = |variant: &Variant| variant.paced;
-        let mut order: Vec<usize> = (0..self.variants.len())
-            .filter(|index| self.variants.get(*index).is_some_and(paced))
+        let variants = self.variants.iter().enumerate().filter(|(_, variant)| variant.paced);
+        let mut latencies: Vec<(usize, Latency)> = variants
+            .map(|(index, variant)| (index, Latency { id: variant.id.clone(), rounds: Vec::new() }))
             .collect();
-        let mut latencies: Vec<Latency> = order
-            .iter()
-            .filter_map(|index| self.variants.get(*index))
-            .map(|variant| Latency { id: variant.id.clone(), rounds: Vec::new() })
-            .collect();
+        let mut order: Vec<usize> = (0..latencies.len()).collect();
         let mut random = Random(2);
         let processes = self.stage.processes();
         for _ in 0..self.plan.paced_rounds {
+            self.gate.pass(&processes)?;
             random.shuffle(&mut order);
-            for index in &order {
-                self.gate.pass(&processes)?;
-                let variant = self.variants.get_mut(*index).context("a variant")?;
-                let address = self.stage.address(variant)?;
-                let Variant { id, requests, expected, .. } = variant;
-                let lanes = self.plan.connections.min(8);
-                let mut lanes = Lanes::open(lanes, address, requests, *expected).context(&id)?;
-                let before = Moment::now(&processes)?;
+            for one in &order {
+                let (index, latency) = latencies.get_mut(*one).context("a variant")?;
+                let variant = self.variants.get(*index).context("a variant")?;
+                let lanes = self.lanes.get_mut(*index).context("connections")?;
                 let (rate, time) = (self.plan.rate, self.plan.paced_time);
-                let (sorted, worked) = lanes.pace(rate, time, requests, *expected).context(&id)?;
-                let after = Moment::now(&processes)?;
-                let ours = worked.as_secs_f64() / after.since(&before).as_secs_f64().max(1e-9);
-                let interference = (after.others_since(&before) - ours).max(0.0);
-                if let Some(latency) = latencies.iter_mut().find(|latency| latency.id == *id) {
-                    latency.rounds.push(Paced::of(&sorted, interference));
-                }
+                let sorted = lanes.pace(rate, time, &variant.requests, variant.expected);
+                latency.rounds.push(Paced::of(&sorted.context(&latency.id)?));
             }
         }
         say("latencies at a fixed rate are taken");
-        Ok(latencies)
+        Ok(latencies.into_iter().map(|(_, latency)| latency).collect())
     }
 }
 
-/// What a variant took more than the mean of those without a filter around it.
+/// What a variant took, and what those without a filter around it took in the mean.
 fn sample_of(first: &Taken, taken: &Taken, second: &Taken) -> Sample {
-    let floor = f64::midpoint(first.envoy, second.envoy);
-    let parts = [first, taken, second];
-    let weight = |part: &Taken| part.ended.since(&part.begun).as_secs_f64();
-    let whole: f64 = parts.iter().map(|part| weight(part)).sum();
-    let others: f64 =
-        parts.iter().map(|part| part.ended.others_since(&part.begun) * weight(part)).sum();
     Sample {
         envoy: taken.envoy,
         helper: taken.helper,
-        floor,
+        floor: f64::midpoint(first.envoy, second.envoy),
         rate: taken.rate,
         floor_rate: f64::midpoint(first.rate, second.rate),
-        interference: others / whole.max(1e-9),
         disagreement: (first.envoy - second.envoy).abs() / first.envoy.min(second.envoy).max(1e-9),
     }
 }

@@ -21,7 +21,7 @@ use super::Plan;
 use super::authorizer::{Opa, Server, Speaks};
 use super::credentials::Issuers;
 use super::drive::{Lane, Lanes};
-use super::machine::{pin, processors};
+use super::machine::pin;
 use super::settings::{ALLOW, Asks, Servers, bootstrap, document, rego};
 use super::variants::{Helper, Probe, Variant};
 
@@ -49,8 +49,6 @@ pub struct Stage {
     grpc: Server,
     collector: Server,
     opa: Option<(Opa, Opa)>,
-    /// Where Envoy and where the load runs, if they are kept apart.
-    pub processors: Option<(usize, usize)>,
 }
 
 impl Stage {
@@ -64,6 +62,10 @@ impl Stage {
         variants: &[Variant],
         directory: &Path,
     ) -> Result<Self> {
+        if let Some((first, second)) = plan.processors {
+            // An earlier stage has left it on one.
+            pin(std::process::id(), &[first, second])?;
+        }
         let (http, grpc) = (Server::start(Speaks::Http)?, Server::start(Speaks::Grpc)?);
         let collector = Server::start(Speaks::Http)?;
         let most = document(plan.sizes.most_rules, Asks::Airflow).to_string();
@@ -103,12 +105,11 @@ impl Stage {
             known.push(((*name).to_owned(), address.context(name)?));
         }
         // Only now: starting may use the whole machine.
-        let processors = processors();
-        if let Some((first, second)) = processors {
-            pin(envoy.id(), first)?;
-            pin(std::process::id(), second)?;
+        if let Some((first, second)) = plan.processors {
+            pin(envoy.id(), &[first])?;
+            pin(std::process::id(), &[second])?;
             for opa in opa.iter().flat_map(|(allow, rules)| [allow, rules]) {
-                pin(opa.id(), second)?;
+                pin(opa.id(), &[second])?;
             }
         }
         let admin = addresses.admin;
@@ -118,7 +119,7 @@ impl Stage {
         let version = version.and_then(|version| version.split('/').nth(1));
         let version = version.unwrap_or_default().to_owned();
         let addresses = known;
-        Ok(Self { envoy, admin, version, addresses, http, grpc, collector, opa, processors })
+        Ok(Self { envoy, admin, version, addresses, http, grpc, collector, opa })
     }
 
     /// Where a variant listens.
@@ -152,15 +153,16 @@ impl Stage {
         }
     }
 
-    /// Makes calls, without measuring.
+    /// Opens connections, and makes calls by them without measuring.
     ///
     /// # Errors
     /// If one is not answered as it must be.
-    pub fn saturate(&self, variant: &mut Variant, connections: usize, calls: usize) -> Result<()> {
+    pub fn warm(&self, variant: &mut Variant, connections: usize, calls: usize) -> Result<Lanes> {
         let address = self.address(variant)?;
         let Variant { requests, expected, .. } = variant;
         let mut lanes = Lanes::open(connections, address, requests, *expected)?;
-        lanes.saturate(calls, requests, *expected)
+        lanes.saturate(calls, requests, *expected)?;
+        Ok(lanes)
     }
 
     /// Sees that a variant answers what it must, and how many probes showed it.
@@ -215,13 +217,20 @@ impl Stage {
             tokio::time::sleep(SETTLED).await;
             before = self.sum(names).await?;
         }
-        let status = match &probe.request {
-            Some(request) => lane.call(request)?,
-            None => lane.call(variant.requests.next()?)?,
+        let (status, answer) = match &probe.request {
+            Some(request) => lane.answer(request)?,
+            None => lane.answer(variant.requests.next()?)?,
         };
         if status != probe.status {
             let expected = probe.status;
             return Err(Error::new(format!("answered with {status} instead of {expected}")));
+        }
+        let holds = |text: &&&str| answer.contains(**text);
+        if let Some(missing) = probe.holds.iter().find(|text| !holds(text)) {
+            return Err(Error::new(format!("answered without `{}`", missing.trim())));
+        }
+        if let Some(found) = probe.lacks.iter().find(holds) {
+            return Err(Error::new(format!("answered with `{found}`")));
         }
         let Some((names, growth)) = &probe.counts else { return Ok(()) };
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -13,7 +13,8 @@ use crate::error::Result;
 use super::credentials::{Issuers, Shown, path, request};
 use super::drive::{Pool, Requests};
 use super::settings::{
-    Asks, Cache, configuration, document, ext_authz, inline, jwt_authn, rbac, wasm,
+    Asks, Cache, ECHO, configuration, document, ext_authz, header_mutation, inline, jwt_authn,
+    rbac, wasm,
 };
 
 /// A build of the filter.
@@ -88,8 +89,23 @@ pub struct Probe {
     pub request: Option<Vec<u8>>,
     /// The status.
     pub status: u16,
+    /// What is in the answer, its head included.
+    pub holds: Vec<&'static str>,
+    /// What is not.
+    pub lacks: Vec<&'static str>,
     /// Envoy's statistics of which names (a regular expression) grow in sum by how much at least; not at all if it is 0.
     pub counts: Option<(String, u64)>,
+}
+
+impl Probe {
+    /// One of which only the status matters.
+    pub fn new(about: &'static str, request: Option<Vec<u8>>, status: u16) -> Self {
+        Self { about, request, status, holds: Vec::new(), lacks: Vec::new(), counts: None }
+    }
+
+    fn counting(self, names: impl Into<String>, growth: u64) -> Self {
+        Self { counts: Some((names.into(), growth)), ..self }
+    }
 }
 
 /// One of those that are compared.
@@ -107,14 +123,20 @@ pub struct Variant {
     pub filters: Vec<Value>,
     /// Routes before the one that matches.
     pub routes: usize,
-    /// Its requests.
+    /// Its requests, of which there are none until all variants are known.
     pub requests: Requests,
+    /// What they carry.
+    pub shown: Shown,
+    /// Their path.
+    pub path: String,
     /// Who sends them.
     pub callers: Callers,
     /// What each must be answered.
     pub expected: u16,
     /// Who works for it besides Envoy.
     pub helper: Option<Helper>,
+    /// Part of its work comes later than its answers.
+    pub later: bool,
     /// What must be answered before anything is measured.
     pub probes: Vec<Probe>,
     /// Whether its latency is measured, too.
@@ -165,24 +187,29 @@ impl<'m> Maker<'m> {
     /// # Errors
     /// If credentials cannot be minted.
     pub fn all(mut self, modules: &[Module], opa: bool) -> Result<Vec<Variant>> {
-        self.none()?;
-        self.native()?;
-        self.external(opa)?;
+        self.none();
+        self.native();
+        self.external(opa);
         for module in modules {
-            self.ours(module)?;
+            self.ours(module);
         }
-        Ok(self.variants)
+        // Only now: what nobody asks for is not minted.
+        let mut variants = std::mem::take(&mut self.variants);
+        for variant in &mut variants {
+            variant.requests = self.requests(variant.shown, variant.callers, &variant.path)?;
+        }
+        Ok(variants)
     }
 
-    fn none(&mut self) -> Result<()> {
-        self.add(NONE, "no filter", |variant| variant.paced = true)?;
+    fn none(&mut self) {
+        self.add(NONE, "no filter", |variant| variant.paced = true);
         let routes = self.sizes.routes;
         let about = format!("no filter, {routes} routes before the one that matches");
-        self.add(NONE_ROUTES, &about, |variant| variant.routes = routes)?;
-        self.add(AGAIN, "no filter, a second time", |_| {})
+        self.add(NONE_ROUTES, &about, |variant| variant.routes = routes);
+        self.add(AGAIN, "no filter, a second time", |_| {});
     }
 
-    fn native(&mut self) -> Result<()> {
+    fn native(&mut self) {
         let Sizes { rules, many_rules, routes, callers, .. } = self.sizes;
         let off = Cache::Off;
         let jwt = |maker: &Self, cache| jwt_authn(maker.issuers, cache, false);
@@ -190,59 +217,47 @@ impl<'m> Maker<'m> {
             |maker: &Self, cache, rules| vec![jwt_authn(maker.issuers, cache, false), rbac(rules)];
 
         let filters = vec![jwt(self, off)];
-        self.jwt("jwt", "jwt_authn, RS256, no cache (its default)", filters, |_| {})?;
+        self.jwt("jwt", "jwt_authn, RS256, no cache (its default)", filters, |_| {});
         let filters = vec![jwt(self, off)];
         let about = "jwt_authn, ES256, no cache";
-        self.verified("jwt/es256", about, filters, Shown::Es256, |_| {})?;
+        self.verified("jwt/es256", about, filters, Shown::Es256, |_| {});
         let filters = vec![jwt(self, Cache::Default)];
         self.jwt("jwt/cache", "jwt_authn, RS256, cache", filters, |variant| {
-            variant.probes.push(Probe {
-                about: "a token that is known",
-                request: None,
-                status: 200,
-                counts: Some((r"jwt_cache_hit$".to_owned(), 1)),
-            });
-        })?;
+            let known = Probe::new("a token that is known", None, 200);
+            variant.probes.push(known.counting(r"jwt_cache_hit$", 1));
+        });
         let filters = vec![jwt_authn(self.issuers, off, true)];
         let about = "jwt_authn, two providers (RS256 and ES256), no cache";
-        self.jwt("jwt/both", about, filters, |_| {})?;
+        self.jwt("jwt/both", about, filters, |_| {});
         let filters = both(self, off, rules);
         let about = format!("jwt_authn, no cache, and RBAC, {rules} rules");
-        self.ruled("jwt+rbac/no-cache", &about, filters, |_| {})?;
+        self.ruled("jwt+rbac/no-cache", &about, filters, |_| {});
         let filters = both(self, Cache::Default, rules);
         let about = format!("jwt_authn, cache, and RBAC, {rules} rules");
-        self.ruled("jwt+rbac", &about, filters, |variant| variant.paced = true)?;
+        self.ruled("jwt+rbac", &about, filters, |variant| variant.paced = true);
         let filters = both(self, Cache::Default, rules);
         let about = format!("the same, {routes} routes before the one that matches");
         self.ruled("jwt+rbac/routes", &about, filters, |variant| {
             variant.routes = routes;
             variant.floor = NONE_ROUTES;
-        })?;
+        });
         let filters = both(self, Cache::Default, many_rules);
         let about = format!("jwt_authn, cache, and RBAC, {many_rules} rules");
         let last = path(many_rules.saturating_sub(1));
-        self.at("jwt+rbac/many-rules", &about, filters, &last, |_| {})?;
-        let thousand = self.requests(Shown::Both, Callers::Thousand, &self.path())?;
+        self.at("jwt+rbac/many-rules", &about, filters, &last, |_| {});
         for (id, cache, words) in [
             ("jwt+rbac/tokens", Cache::Default, "cache of 100 (default)"),
             ("jwt+rbac/tokens-large-cache", Cache::Size(4096), "cache of 4096"),
         ] {
             let filters = both(self, cache, rules);
             let about = format!("{callers} callers: jwt_authn, {words}, and RBAC");
-            self.ruled(id, &about, filters, |variant| {
-                variant.requests = thousand.clone();
-                variant.callers = Callers::Thousand;
-            })?;
+            self.ruled(id, &about, filters, |variant| variant.callers = Callers::Thousand);
         }
-        Ok(())
     }
 
-    fn external(&mut self, opa: bool) -> Result<()> {
-        let counts = |status| Probe {
-            about: "the authorizer is asked",
-            request: None,
-            status,
-            counts: Some((r"ext_authz\.ok$".to_owned(), 1)),
+    fn external(&mut self, opa: bool) {
+        let counts = |status| {
+            Probe::new("the authorizer is asked", None, status).counting(r"ext_authz\.ok$", 1)
         };
         let http = ext_authz(&json!({ "http_service": {
             "server_uri": { "uri": "http://authz", "cluster": "authz-http", "timeout": "1s" },
@@ -252,7 +267,7 @@ impl<'m> Maker<'m> {
             variant.helper = Some(Helper::Http);
             variant.probes.push(counts(200));
             variant.paced = true;
-        })?;
+        });
         let grpc = |cluster| {
             ext_authz(&json!({ "grpc_service": {
                 "envoy_grpc": { "cluster_name": cluster }, "timeout": "1s",
@@ -263,26 +278,25 @@ impl<'m> Maker<'m> {
             variant.helper = Some(Helper::Grpc);
             variant.probes.push(counts(200));
             variant.paced = true;
-        })?;
+        });
         if opa {
             self.add("opa", "OPA by gRPC, `allow := true`", |variant| {
                 variant.filters = vec![grpc("opa-allow")];
                 variant.helper = Some(Helper::OpaAllow);
                 variant.probes.push(counts(200));
                 variant.paced = true;
-            })?;
+            });
             let (denied, forged) = (self.elsewhere(), self.forged(Shown::Both));
             let about = format!("OPA by gRPC, JWT and {} rules", self.sizes.rules);
             self.add("opa/rules", &about, |variant| {
                 variant.filters = vec![grpc("opa-rules")];
                 variant.helper = Some(Helper::OpaRules);
                 variant.probes.extend([counts(200), denied, Probe { status: 403, ..forged }]);
-            })?;
+            });
         }
-        Ok(())
     }
 
-    fn ours(&mut self, module: &Module) -> Result<()> {
+    fn ours(&mut self, module: &Module) {
         let Sizes { rules, many_rules, most_rules, routes, callers, .. } = self.sizes;
         let label = &module.label;
         let whole = |policy: Value| configuration(self.issuers, &policy);
@@ -306,12 +320,12 @@ impl<'m> Maker<'m> {
         let (audit, shadow) = (with("audit", json!({})), with("mode", "shadow".into()));
         let sinks = json!([{ "http": { "cluster": "audit", "uri": "http://audit/v1/records" } }]);
         let collector = with("audit", json!({ "sinks": sinks }));
-        let verified = |count| {
-            let signatures = (r"airflow_envoy\.verifications\..*\.valid$".to_owned(), count);
-            move |about| Probe { about, request: None, status: 200, counts: Some(signatures) }
+        let verified = |about, count| {
+            let signatures = r"airflow_envoy\.verifications\..*\.valid$";
+            Probe::new(about, None, 200).counting(signatures, count)
         };
-        let known = || verified(0)("credentials that are known");
-        let fresh = |count| verified(count)("credentials that nobody has seen");
+        let known = || verified("credentials that are known", 0);
+        let fresh = |count| verified("credentials that nobody has seen", count);
 
         let id = |suffix: &str| {
             if suffix.is_empty() { label.clone() } else { format!("{label}/{suffix}") }
@@ -326,61 +340,67 @@ impl<'m> Maker<'m> {
             mark(variant);
             variant.probes.push(known());
             variant.paced = true;
-        })?;
-        let thousand = self.requests(Shown::Both, Callers::Thousand, &self.path())?;
+        });
         let text = format!("{callers} callers, {rules} rules");
         let filters = filter(&id("tokens"), &usual);
         self.ruled(&id("tokens"), &about(&text), filters, |variant| {
             mark(variant);
-            variant.requests = thousand.clone();
             variant.callers = Callers::Thousand;
-        })?;
+        });
         for (suffix, configuration, shown, signatures, text) in [
             ("cold-rs256", &alone, Shown::Both, 1, "fresh token (RS256) alone"),
             ("cold-es256", &alone, Shown::Es256, 1, "fresh token (ES256) alone"),
             ("cold", &usual, Shown::Both, 2, "fresh token (RS256) and identity (ES256)"),
         ] {
-            // To mint so many credentials takes its time.
-            if !self.is_asked_for(&id(suffix)) {
-                continue;
-            }
-            let pool = self.requests(shown, Callers::Fresh, &self.path())?;
             let filters = filter(&id(suffix), configuration);
             self.verified(&id(suffix), &about(text), filters, shown, |variant| {
                 mark(variant);
-                variant.requests = pool.clone();
                 variant.callers = Callers::Fresh;
                 variant.probes.push(fresh(signatures));
-            })?;
+            });
         }
-        let elsewhere = self.requests(Shown::Both, Callers::One, ELSEWHERE)?;
         let filters = filter(&id("denied"), &usual);
         let text = "a denial that says which rule came nearest";
         self.jwt(&id("denied"), &about(text), filters, |variant| {
             mark(variant);
-            variant.requests = elsewhere.clone();
+            ELSEWHERE.clone_into(&mut variant.path);
             variant.expected = 403;
-        })?;
+            variant.probes.push(Probe {
+                holds: vec![
+                    "\r\ncontent-type: application/problem+json\r\n",
+                    "\"code\":\"policy_no_match\"",
+                    "\"nearest\":\"rule-",
+                ],
+                ..Probe::new("a denial that explains itself", None, 403)
+            });
+        });
         for (suffix, configuration, rules) in
             [("many-rules", &many, many_rules), ("most-rules", &most, most_rules)]
         {
             let text = format!("both credentials known, {rules} rules");
             let filters = filter(&id(suffix), configuration);
             let last = path(rules.saturating_sub(1));
-            self.at(&id(suffix), &about(&text), filters, &last, mark)?;
+            self.at(&id(suffix), &about(&text), filters, &last, mark);
         }
-        let text = format!("{rules} rules, {routes} routes before the one that matches");
-        let filters = filter(&id("routes"), &usual);
-        self.ruled(&id("routes"), &about(&text), filters, |variant| {
-            mark(variant);
-            variant.routes = routes;
-            variant.floor = NONE_ROUTES;
-        })?;
-        let recorded = |name: &str| Probe {
-            about: "an audit record",
-            request: None,
-            status: 200,
-            counts: Some((format!(r"airflow_envoy\.{name}"), 1)),
+        let edits = filter(&id("routes"), &usual);
+        let by_envoy = with("identity_headers", "filter_state".into());
+        let mut states = filter(&id("routes-filter-state"), &by_envoy);
+        states.push(header_mutation());
+        for (suffix, filters, words) in [
+            ("routes", edits, "headers by the filter"),
+            ("routes-filter-state", states, "headers by Envoy from filter state"),
+        ] {
+            let text = format!("{routes} routes before the one that matches, {words}");
+            let echo = self.echo();
+            self.ruled(&id(suffix), &about(&text), filters, |variant| {
+                mark(variant);
+                variant.routes = routes;
+                variant.floor = NONE_ROUTES;
+                variant.probes.push(echo);
+            });
+        }
+        let recorded = || {
+            Probe::new("an audit record", None, 200).counting(r"airflow_envoy\.audit\.records$", 1)
         };
         let filters = filter(&id("audit-log"), &audit);
         self.ruled(
@@ -389,16 +409,18 @@ impl<'m> Maker<'m> {
             filters,
             |variant| {
                 mark(variant);
-                variant.probes.push(recorded(r"audit\.records$"));
+                variant.later = true;
+                variant.probes.push(recorded());
             },
-        )?;
+        );
         let filters = filter(&id("audit-collector"), &collector);
         let text = about("a record of each call to a collector");
         self.ruled(&id("audit-collector"), &text, filters, |variant| {
             mark(variant);
+            variant.later = true;
             variant.helper = Some(Helper::Collector);
-            variant.probes.push(recorded(r"audit\.records$"));
-        })?;
+            variant.probes.push(recorded());
+        });
         let filters = filter(&id("shadow"), &shadow);
         let forged = self.issuers.forged(Shown::Both, &self.path());
         self.add(&id("shadow"), &about("mode `shadow`"), |variant| {
@@ -406,14 +428,10 @@ impl<'m> Maker<'m> {
             variant.filters = filters;
             variant.probes.extend([
                 known(),
-                Probe {
-                    about: "a forged token in shadow mode",
-                    request: Some(forged),
-                    status: 200,
-                    counts: Some((r"airflow_envoy\.shadow_decisions".to_owned(), 1)),
-                },
+                Probe::new("a forged token in shadow mode", Some(forged), 200)
+                    .counting(r"airflow_envoy\.shadow_decisions", 1),
             ]);
-        })
+        });
     }
 
     /// A variant that lets nobody in without a sound token.
@@ -424,21 +442,16 @@ impl<'m> Maker<'m> {
         filters: Vec<Value>,
         shown: Shown,
         change: impl FnOnce(&mut Variant),
-    ) -> Result<()> {
-        let requests = self.requests(shown, Callers::One, &self.path())?;
+    ) {
         let forged = self.forged(shown);
-        let none = Probe {
-            about: "a request without credentials",
-            request: Some(request(&self.path(), None, None)),
-            status: 401,
-            counts: None,
-        };
+        let none = Some(request(&self.path(), None, None));
+        let none = Probe::new("a request without credentials", none, 401);
         self.add(id, about, |variant| {
             variant.filters = filters;
-            variant.requests = requests;
+            variant.shown = shown;
             variant.probes.extend([none, forged]);
             change(variant);
-        })
+        });
     }
 
     /// The same with tokens by RS256.
@@ -448,8 +461,8 @@ impl<'m> Maker<'m> {
         about: &str,
         filters: Vec<Value>,
         change: impl FnOnce(&mut Variant),
-    ) -> Result<()> {
-        self.verified(id, about, filters, Shown::Both, change)
+    ) {
+        self.verified(id, about, filters, Shown::Both, change);
     }
 
     /// The same, and nobody where no rule lets them.
@@ -459,12 +472,12 @@ impl<'m> Maker<'m> {
         about: &str,
         filters: Vec<Value>,
         change: impl FnOnce(&mut Variant),
-    ) -> Result<()> {
+    ) {
         let denied = self.elsewhere();
         self.jwt(id, about, filters, |variant| {
             variant.probes.push(denied);
             change(variant);
-        })
+        });
     }
 
     /// The same at `path`.
@@ -475,12 +488,11 @@ impl<'m> Maker<'m> {
         filters: Vec<Value>,
         path: &str,
         change: impl FnOnce(&mut Variant),
-    ) -> Result<()> {
-        let requests = self.requests(Shown::Both, Callers::One, path)?;
+    ) {
         self.ruled(id, about, filters, |variant| {
-            variant.requests = requests;
+            path.clone_into(&mut variant.path);
             change(variant);
-        })
+        });
     }
 
     fn is_asked_for(&self, id: &str) -> bool {
@@ -492,9 +504,9 @@ impl<'m> Maker<'m> {
         floors.contains(&id) || self.only.is_empty() || self.only.iter().any(fits)
     }
 
-    fn add(&mut self, id: &str, about: &str, change: impl FnOnce(&mut Variant)) -> Result<()> {
+    fn add(&mut self, id: &str, about: &str, change: impl FnOnce(&mut Variant)) {
         if !self.is_asked_for(id) {
-            return Ok(());
+            return;
         }
         let mut variant = Variant {
             id: id.to_owned(),
@@ -503,16 +515,18 @@ impl<'m> Maker<'m> {
             floor: NONE,
             filters: Vec::new(),
             routes: 0,
-            requests: self.requests(Shown::Both, Callers::One, &self.path())?,
+            requests: Requests::default(),
+            shown: Shown::Both,
+            path: self.path(),
             callers: Callers::One,
             expected: 200,
             helper: None,
+            later: false,
             probes: Vec::new(),
             paced: false,
         };
         change(&mut variant);
         self.variants.push(variant);
-        Ok(())
     }
 
     /// The path of the last rule of the usual policy.
@@ -522,12 +536,34 @@ impl<'m> Maker<'m> {
 
     fn forged(&self, shown: Shown) -> Probe {
         let request = Some(self.issuers.forged(shown, &self.path()));
-        Probe { about: "a forged token", request, status: 401, counts: None }
+        Probe::new("a forged token", request, 401)
     }
 
     fn elsewhere(&self) -> Probe {
         let request = Some(self.issuers.request(Shown::Both, ELSEWHERE));
-        Probe { about: "a path that no rule allows", request, status: 403, counts: None }
+        Probe::new("a path that no rule allows", request, 403)
+    }
+
+    /// The verified identity's headers are there, another's decision and the credentials are not.
+    fn echo(&self) -> Probe {
+        let mut request = self.issuers.request(Shown::Both, &self.path());
+        // In place of the empty line at its end.
+        request.truncate(request.len().saturating_sub(2));
+        request.extend_from_slice(
+            format!("{ECHO}: 1\r\nx-airflow-decision-id: mine\r\n\r\n").as_bytes(),
+        );
+        Probe {
+            holds: vec![
+                "\r\necho-x-airflow-dag-id: ds_churn\r\n",
+                "\r\necho-x-airflow-task-id: load\r\n",
+                "\r\necho-x-airflow-run-id: ",
+                "\r\necho-x-airflow-try-number: ",
+                "\r\necho-x-airflow-map-index: ",
+                "\r\necho-x-airflow-decision-id: ",
+            ],
+            lacks: vec!["mine", "echo-authorization", "echo-x-airflow-identity"],
+            ..Probe::new("headers that the upstream would get", Some(request), 200)
+        }
     }
 
     fn requests(&mut self, shown: Shown, callers: Callers, path: &str) -> Result<Requests> {
