@@ -118,12 +118,13 @@ impl Session {
 
     /// Whether it was opened with exactly these credentials.
     pub(super) fn is_of(&self, token: Option<&[u8]>, identity: Option<&[u8]>) -> bool {
-        let is = |held: &Option<Rc<[u8]>>, shown: Option<&[u8]>| match (held, shown) {
-            (Some(held), Some(shown)) => same(held, shown),
-            (None, None) => true,
+        let held = (&self.token, &self.identity);
+        match (held, (token, identity)) {
+            // What it was found by is the same already.
+            ((Some(held), Some(_)), (Some(token), Some(_))) => same(held, token),
+            ((Some(_), None), (Some(_), None)) | ((None, Some(_)), (None, Some(_))) => true,
             _ => false,
-        };
-        is(&self.token, token) && is(&self.identity, identity)
+        }
     }
 
     pub(super) fn standing(&self, policy: &PolicySet) -> Standing {
