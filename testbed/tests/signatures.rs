@@ -110,7 +110,7 @@ async fn envoy_and_the_filter_accept_and_refuse_the_same_signatures() {
         counts.iter().filter(|((_, known), _)| known == code).map(|(_, count)| count).sum::<i32>()
     };
     // A test in which nothing got as far as to its signature would prove nothing.
-    assert!(of("") >= 120 && of("token_signature_invalid") >= 400, "{counts:?}");
+    assert!(of("") >= 120 && of("token_signature_invalid") >= 300, "{counts:?}");
 
     // Each algorithm of the one was verified by Envoy, each of the other in the filter: the metric has the last word of
     // all filters that were configured, so it only has to be there.

@@ -228,7 +228,7 @@ impl<'t> Jws<'t> {
         candidates
             .into_iter()
             .find(|key| {
-                self.signature.len() == key.signature_length()
+                key.is_in_range(&self.signature)
                     && verifier.verify(key, algorithm, &self.signing_input, &self.signature)
             })
             .map(|key| (algorithm, key))

@@ -243,6 +243,17 @@ impl PublicKey {
         }
     }
 
+    /// Whether a signature can be one by this key: of [the one length](Self::signature_length), and with RSA
+    /// below the modulus (RFC 8017 §5.2.2), or each would have a second spelling.
+    pub(super) fn is_in_range(&self, signature: &[u8]) -> bool {
+        signature.len() == self.signature_length()
+            && match &self.material {
+                // INVARIANT: of one length and big-endian, octets compare as numbers do.
+                Material::Rsa { modulus, .. } => signature < modulus.as_slice(),
+                Material::Ec { .. } | Material::Ed25519 { .. } => true,
+            }
+    }
+
     pub(super) fn verifying_key(&self) -> &VerifyingKey {
         &self.verifying_key
     }

@@ -12,7 +12,7 @@ pub trait SignatureVerifier {
     /// Whether `signature` over `message` was made with the private half of `key` by `algorithm`.
     ///
     /// The core asks only when `key` [fits](PublicKey::fits) `algorithm` and the signature has
-    /// [the one length](PublicKey::signature_length) that it can have.
+    /// [the one length](PublicKey::signature_length) that it can have; one of RSA is below the modulus.
     fn verify(
         &self,
         key: &PublicKey,
