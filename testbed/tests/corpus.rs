@@ -19,7 +19,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use airflow_envoy_core::reject::Code;
-use airflow_envoy_corpus::{Answer, Case, Exchange, Expectation, Report, Subject, cases, run, telling};
+use airflow_envoy_corpus::{
+    Answer, Case, Exchange, Expectation, Report, Subject, cases, run, telling,
+};
 use airflow_envoy_testbed::identity::now;
 use airflow_envoy_testbed::process::Process;
 use airflow_envoy_testbed::upstream::Upstream;

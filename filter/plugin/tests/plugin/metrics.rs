@@ -89,22 +89,20 @@ fn the_filter_says_which_one_it_is_and_has_the_counters_of_alerts_from_the_start
 
 #[test]
 fn which_signatures_the_host_verifies_is_in_the_metrics_and_the_status() {
-    let right = ["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"];
-    for (cryptography, by_host) in [
-        (Cryptography::Right, &right[..]),
-        (Cryptography::Missing, &[]),
-        (Cryptography::Gullible, &[]),
-    ] {
+    const RIGHT: &[&str] = &["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"];
+    for (cryptography, by_host) in
+        [(Cryptography::Right, RIGHT), (Cryptography::Missing, &[]), (Cryptography::Gullible, &[])]
+    {
         // A thread of its own is a host and a plugin of its own.
         let told = std::thread::spawn(move || {
             host::set_cryptography(cryptography);
             let mut configuration = inline("/v1/**");
             configuration["status"] = json!({ "path": "/-/status" });
             let mut filter = start(&configuration);
-            for algorithm in right.into_iter().chain(["PS256", "PS384", "PS512", "EdDSA"]) {
+            for algorithm in RIGHT.iter().chain(&["PS256", "PS384", "PS512", "EdDSA"]) {
                 let name = format!("airflow_envoy.signatures_by_host.{algorithm}");
                 assert!(is_there(&name), "{name}");
-                let expected = u64::from(by_host.contains(&algorithm));
+                let expected = u64::from(by_host.contains(algorithm));
                 assert_eq!(host::metric(&name), expected, "{name}");
             }
             let asked =
