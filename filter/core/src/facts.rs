@@ -76,7 +76,10 @@ pub struct Caller {
 /// The claims of a verified credential (RFC 7519 §4), if there is one. All that was read out of a credential shares
 /// them, and they take no more memory than they need: most of what is remembered of a caller are claims.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Claims(Option<Arc<[(Box<str>, Value)]>>);
+pub struct Claims(Option<Arc<[Claim]>>);
+
+/// Its name and its value.
+type Claim = (Box<str>, Value);
 
 impl Claims {
     /// The claim of this name.
