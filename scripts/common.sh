@@ -82,7 +82,7 @@ build_filter() {
   need_rust wasm32-wasip1 && need_wasm_opt || return
   AIRFLOW_ENVOY_COMMIT=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) \
     cargo build --release --target wasm32-wasip1 -p airflow-envoy-plugin || return
-  # A seventh smaller, and no faster: -O3 is not faster either, and larger. Never --traps-never-happen: it takes
+  # Smaller, and no faster: -O3 is not faster either, and larger. Never --traps-never-happen: it takes
   # checks away whose failure has to be a trap. It takes most of a minute, so what was optimised once is kept.
   local release=target/wasm32-wasip1/release sum
   sum=$(cat "$release/deps/airflow_envoy.wasm" scripts/exports.json | sha256sum)

@@ -17,6 +17,7 @@ use airflow_envoy_core::audit::{
 use airflow_envoy_core::configuration::{self, Configuration};
 use airflow_envoy_core::document::Asked;
 use airflow_envoy_core::facts::Fact;
+use airflow_envoy_core::filter_state::Told;
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{Policy, explain};
 use airflow_envoy_core::time::UnixTime;
@@ -201,7 +202,8 @@ fn full_configurations() -> Vec<Value> {
             },
         },
         "proxy_authorization": false, "token_cookie": "_token",
-        "forward_token": true, "identity_headers": "edit", "filter_state": ["rule", "map_index"],
+        "forward_token": true, "identity_headers": "edit",
+        "filter_state": Told::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
         "waiting": {"requests": 0, "time": "3s"}, "mode": "shadow",
         "status": {"path": "/status"},
         "audit": {

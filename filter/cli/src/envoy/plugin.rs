@@ -177,7 +177,7 @@ fn check_credentials(configuration: &Node, report: &mut Report<'_>) {
 /// What logs and routes read of the filter's filter state must be what it is asked to write. Which of several filters wrote
 /// for them is not followed.
 fn check_filter_state(configuration: &Node, report: &mut Report<'_>) {
-    const READ: &str = "FILTER_STATE(wasm.airflow_envoy.";
+    const READ: &str = "wasm.airflow_envoy.";
     let named = configuration.member("filter_state").map(Node::elements).unwrap_or_default();
     let mut told: BTreeSet<&str> = named.iter().filter_map(Node::text).collect();
     if text(configuration, &["identity_headers"]) == Some("filter_state") {
@@ -188,8 +188,10 @@ fn check_filter_state(configuration: &Node, report: &mut Report<'_>) {
     let mut untold = BTreeSet::new();
     super::walk(report.document, &mut Vec::new(), &mut |node, _| {
         for part in node.text().into_iter().flat_map(|text| text.split(READ).skip(1)) {
-            let name = part.split([':', ')']).next().unwrap_or_default();
-            if !told.contains(name) {
+            let end = part.find(|letter: char| !letter.is_ascii_lowercase() && letter != '_');
+            let name = part.get(..end.unwrap_or(part.len())).unwrap_or_default();
+            // What statistics are called begins in the same way.
+            if Told::ALL.iter().any(|(known, _)| *known == name) && !told.contains(name) {
                 untold.insert(name);
             }
         }

@@ -266,7 +266,8 @@ impl Trail {
         let Some(pending) = self.pending.remove(&stream) else { return };
         self.over_bytes = self.over_bytes.saturating_add(pending.request.bytes());
         self.over.push((pending, *ended));
-        if self.closed || self.over.len() >= TOGETHER || self.over_bytes >= LOG_BYTES {
+        // The first one begins the chain at once: from then on a worker that is killed is missed.
+        if self.chain.is_none() || self.over.len() >= TOGETHER || self.over_bytes >= LOG_BYTES {
             self.catch_up();
         }
     }

@@ -111,8 +111,8 @@ impl Permit {
         self.remove.names().chain(cookie)
     }
 
-    /// Headers that the upstream sees whatever the caller sent, but for those that it sent just so. The path and the authority are among
-    /// them if they were not in their normal form: what was judged is what the router sees and what
+    /// Headers that the upstream sees whatever the caller sent, but for plain ones that it sent just so. The path and
+    /// the authority are among them if they were not in their normal form: what was judged is what the router sees and what
     /// goes on, whatever the listener normalises.
     pub fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let cookie = match &self.cookie {

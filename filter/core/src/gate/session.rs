@@ -116,7 +116,8 @@ impl Session {
         })
     }
 
-    /// Whether it was opened with exactly these credentials.
+    /// Whether it was opened with exactly these credentials, given that it was found by the identity, or by the token
+    /// where there is no identity.
     pub(super) fn is_of(&self, token: Option<&[u8]>, identity: Option<&[u8]>) -> bool {
         let held = (&self.token, &self.identity);
         match (held, (token, identity)) {

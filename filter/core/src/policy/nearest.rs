@@ -21,8 +21,6 @@ struct Search {
     most: usize,
     /// The number of the nearest rule, behind its misses.
     nearest: Option<(usize, u32)>,
-    /// Rules of which conditions were evaluated.
-    evaluated: usize,
 }
 
 /// Numbers of rules, in a table with open addresses that is at most half full.
@@ -48,13 +46,8 @@ impl Policy {
     fn search(&self, question: &Question<'_>, limits: &Limits) -> Search {
         // A small policy needs no large table.
         let most = limits.nearest_rules.min(self.rules.len());
-        let mut search = Search {
-            seen: Seen::new(most),
-            met: 0,
-            most: limits.nearest_rules,
-            nearest: None,
-            evaluated: 0,
-        };
+        let mut search =
+            Search { seen: Seen::new(most), met: 0, most: limits.nearest_rules, nearest: None };
         self.allow.nearby(question, |number| search.meet(number, question, &self.rules));
         search
     }
@@ -80,7 +73,6 @@ impl Search {
         if most > 0
             && let Some(rule) = rules.get(number as usize)
         {
-            self.evaluated = self.evaluated.saturating_add(1);
             let misses = rule.misses(question).take(most.saturating_add(1)).count();
             if misses <= most {
                 self.nearest = Some((misses, number));

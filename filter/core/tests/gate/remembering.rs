@@ -76,6 +76,40 @@ fn a_remembered_token_is_no_use_with_another_identity_or_without() {
 }
 
 #[test]
+fn a_remembered_caller_is_known_only_by_all_that_it_showed() {
+    let mut configuration = configuration();
+    configuration["token"] = json!("optional");
+    configuration["airflow"]["identity"] = json!("optional");
+    let mut worker = Worker::ready_with(&configuration);
+    let (token, identity) = credentials("t1-p256", "a1-p256", "etl");
+    let bearer = |text: &str| format!("Bearer {text}");
+    let mut ask = |by_token: Option<&str>, by_identity: Option<&str>| {
+        let bearer = by_token.map(bearer);
+        let mut headers =
+            vec![(":method", "GET"), (":authority", "orders.internal"), (":path", "/v1")];
+        headers.extend(bearer.as_deref().map(|bearer| ("authorization", bearer)));
+        headers.extend(by_identity.map(|identity| ("x-airflow-identity", identity)));
+        let verdict = code(&worker.send(&headers, 1));
+        (verdict, worker.gate.take_tally().session_hits)
+    };
+    let of = |verdict: &str, hits| (verdict.to_owned(), hits);
+    // The identity is bound to the token, and is nothing without it.
+    assert_eq!(ask(Some(&token), Some(&identity)), of("permit", 0));
+    assert_eq!(ask(Some(&token), Some(&identity)), of("permit", 1));
+    assert_eq!(ask(None, Some(&identity)).1, 0);
+    assert_ne!(ask(None, Some(&identity)).0, "permit");
+    assert_eq!(ask(Some(&identity), Some(&identity)).1, 0);
+    // The token alone is a caller of its own, and in the identity's place it is nobody.
+    assert_eq!(ask(Some(&token), None), of("policy_no_match", 0));
+    assert_eq!(ask(Some(&token), None), of("policy_no_match", 1));
+    for by_token in [None, Some(&*token), Some(&*identity)] {
+        let (verdict, hits) = ask(by_token, Some(&token));
+        assert!(hits == 0 && verdict != "permit" && verdict != "policy_no_match", "{verdict}");
+    }
+    assert_eq!(ask(Some(&token), Some(&identity)), of("permit", 1));
+}
+
+#[test]
 fn a_withdrawn_key_stops_its_tokens_and_its_identities_at_once() {
     for (cluster, old, new, refused) in [
         ("idp", "t1-p256", "t2-p256", "token_key_unknown"),
