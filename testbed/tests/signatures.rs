@@ -51,7 +51,7 @@ const ORDERS: [(&str, &str); 4] = [
     ),
     (
         "ES512",
-        "01fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffa51868783bf2f966b7fcc0148f709a5d03bb5c9b8899c47aebb6fb71e91386409",
+        "01fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffa51868783bf2f966b7fcc0148f709a5d03bb5c9b8899c47aebb6fb71e91386409",
     ),
     ("EdDSA", "1000000000000000000000000000000014def9dea2f79cd65812631a5cf5d3ed"),
 ];
