@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use airflow_envoy_core::arrival::{Arrival, DecisionId, StreamId};
+use airflow_envoy_core::audit::Ended;
 use airflow_envoy_core::feed::{Answer, Response};
-use airflow_envoy_core::gate::{Effect, Gate, Host};
+use airflow_envoy_core::gate::{Effect, Gate, Host, Verdict};
 use airflow_envoy_core::jose::RustCrypto;
-use airflow_envoy_core::shared::Memory;
+use airflow_envoy_core::shared::{Memory, SharedData};
 use serde_json::{Value, json};
 
 use crate::worker::*;
@@ -282,4 +284,40 @@ fn with_one_of_two_sources_missing_nothing_is_decided() {
     assert_eq!(process.ask_all(&pair, 1), process.all("permit"));
     let denied = credentials("t1-p256", "a1-p256", "other");
     assert_eq!(process.ask_all(&denied, 1), process.all("policy_denied"));
+}
+
+#[test]
+fn a_worker_that_dies_after_its_first_record_is_named_by_the_next() {
+    let mut configuration = configuration();
+    configuration["audit"] = json!({});
+    let shared = Rc::new(Memory::default());
+    let worker = |number| {
+        let host = Host {
+            verifier: Box::new(RustCrypto),
+            shared: Rc::clone(&shared) as Rc<dyn SharedData>,
+            worker: number,
+            environment: &|_| None,
+        };
+        Gate::new(configuration.to_string().as_bytes(), host).unwrap()
+    };
+    // Nobody ticks: a worker may die before.
+    let record = |gate: &mut Gate, seconds| {
+        let (stream, decision_id) = (StreamId(1), DecisionId::new(1, 1));
+        let now = at(seconds);
+        let refused = gate.request(&Arrival { stream, headers: &[], peer: None, now, decision_id });
+        assert!(matches!(refused, Verdict::Reject(_)));
+        gate.gone(stream);
+        let trail = gate.trail().unwrap();
+        let ended = Ended { now, clock: None, status: Some(400), flags: 0 };
+        trail.borrow_mut().ended(stream, &ended);
+    };
+    let mut first = worker(1);
+    record(&mut first, 0);
+    drop(first);
+    let mut second = worker(2);
+    record(&mut second, 3600);
+    let lines = second.trail().unwrap().borrow_mut().take_log(true);
+    let begin: Value = serde_json::from_str(lines[0].as_str()).unwrap();
+    assert_eq!(begin["kind"], "begin");
+    assert_eq!(begin["predecessor"]["stream"], format!("{:016x}", 1), "{begin}");
 }
