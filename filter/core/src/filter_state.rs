@@ -1,7 +1,7 @@
 //! What of a decision Envoy is told in filter state, for its access log, rate limits, tracing and headers.
 //!
-//! Each costs a request another call of a function of the host, as much as deciding does; so only those are written that
-//! the configuration names, and those that it needs itself.
+//! Each is another call of a function of the host, and seven of them add two thirds to what a permit costs Envoy. So only
+//! those are written that the configuration names, and those that it needs itself.
 
 macro_rules! told {
     ($($(#[$meta:meta])* $one:ident = $name:literal,)*) => {
