@@ -121,6 +121,8 @@ async fn envoy_does_not_start_with_a_configuration_that_the_filter_refuses() {
 struct Envoy {
     /// The time for which the cases are minted.
     now: i64,
+    /// What each case that was not asked yet sends. It is minted beforehand: that takes seconds, and time passes.
+    exchanges: BTreeMap<String, Exchange>,
     /// Where each configuration is served, or why it is not.
     listeners: BTreeMap<Listener, Result<SocketAddr, String>>,
     current: Option<Vec<u8>>,
@@ -147,11 +149,15 @@ impl Envoy {
         // It is connected to and never answers: nobody accepts.
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
 
-        let mut wanted: BTreeSet<Listener> = BTreeSet::new();
-        for case in cases().unwrap() {
-            let exchange = case.exchange(now).unwrap();
-            wanted.insert(listener_for(&exchange));
-        }
+        let exchanges: BTreeMap<_, _> = cases()
+            .unwrap()
+            .into_iter()
+            .map(|case| {
+                let exchange = case.exchange(now).unwrap();
+                (case.name, exchange)
+            })
+            .collect();
+        let mut wanted: BTreeSet<_> = exchanges.values().map(listener_for).collect();
         wanted.extend(
             waiting_configurations(now).map(|configuration| (configuration, "http".to_owned())),
         );
@@ -203,6 +209,7 @@ impl Envoy {
         });
         Self {
             now,
+            exchanges,
             listeners: listeners.collect(),
             current: None,
             codes: BTreeSet::new(),
@@ -258,7 +265,7 @@ impl Subject for Envoy {
     }
 
     fn excuse(&self, case: &Case) -> Option<String> {
-        let exchange = case.exchange(self.now).ok()?;
+        let exchange = self.exchanges.get(&case.name)?;
         let odd = |octet: &u8| octet.is_ascii_control();
         if exchange.peer.as_ref().is_some_and(|peer| peer.iter().any(odd)) {
             return Some("no header carries what the certificate has".to_owned());
@@ -272,7 +279,7 @@ impl Subject for Envoy {
         }
         // What is left is asked all the same: what reaches the filter as it is must be answered as it must be,
         // and what does not must at least be refused.
-        let reply = self.send(&exchange).ok()?;
+        let reply = self.send(exchange).ok()?;
         let refused = (400..500).contains(&reply.status);
         let names = exchange.headers.iter().map(|(name, _)| name);
         if names.filter(|name| name.eq_ignore_ascii_case(b"authorization")).count() > 1 && refused {
@@ -284,6 +291,10 @@ impl Subject for Envoy {
 
     fn chooses_time(&self) -> bool {
         false
+    }
+
+    fn exchange(&mut self, case: &Case, _: i64) -> Result<Exchange, String> {
+        self.exchanges.remove(&case.name).ok_or_else(|| "asked twice".to_owned())
     }
 
     fn configure(&mut self, configuration: &[u8]) -> Result<(), String> {

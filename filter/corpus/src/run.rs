@@ -31,6 +31,15 @@ pub trait Subject {
     /// Everything that is wrong with the configuration, in its own words.
     fn configure(&mut self, configuration: &[u8]) -> Result<(), String>;
 
+    /// What `case` sends at `now`, in seconds since the Unix epoch. For a subject for which time passes, minting is
+    /// better done beforehand.
+    ///
+    /// # Errors
+    /// If the case does not say what it sends.
+    fn exchange(&mut self, case: &Case, now: i64) -> Result<Exchange, String> {
+        case.exchange(now)
+    }
+
     /// Answers the request of an exchange at `now`, in seconds since the Unix epoch.
     ///
     /// # Errors
@@ -194,7 +203,7 @@ pub fn expected_status(code: &str) -> u16 {
 }
 
 fn judge(subject: &mut dyn Subject, case: &Case, now: i64) -> Result<(), String> {
-    let exchange = case.exchange(now)?;
+    let exchange = subject.exchange(case, now)?;
     match (subject.configure(&exchange.configuration), &case.expected) {
         (Ok(()), Expectation::Unusable(_)) => {
             return Err("the configuration was accepted".to_owned());
