@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::facts::Call;
+use crate::hexadecimal;
 use crate::reject::{Code, Reject};
 
 /// A request's header map and what the host knows about the request.
@@ -36,10 +37,9 @@ impl DecisionId {
     /// From a random number of the worker and a count within it.
     pub fn new(worker: u64, count: u64) -> Self {
         let mut digits = [0; 32];
-        let (eights, _) = digits.as_chunks_mut();
-        let numbers = [worker >> 32, worker, count >> 32, count];
-        for (eight, number) in eights.iter_mut().zip(numbers) {
-            *eight = hexadecimal(number & u64::from(u32::MAX));
+        let (halves, _) = digits.as_chunks_mut();
+        for (half, number) in halves.iter_mut().zip([worker, count]) {
+            *half = hexadecimal::digits(number);
         }
         Self(digits)
     }
@@ -48,18 +48,6 @@ impl DecisionId {
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
-}
-
-/// The digits of a number of 32 bits, all at once: there is one such name for each decision.
-fn hexadecimal(number: u64) -> [u8; 8] {
-    let each = |byte: u8| u64::from_ne_bytes([byte; 8]);
-    // A nibble for each byte.
-    let number = (number | number << 16) & 0x0000_ffff_0000_ffff;
-    let number = (number | number << 8) & 0x00ff_00ff_00ff_00ff;
-    let nibbles = (number | number << 4) & each(0x0f);
-    let letters = (nibbles.wrapping_add(each(6)) >> 4) & each(1);
-    let to_letter = u64::from(b'a' - b'0' - 10);
-    nibbles.wrapping_add(each(b'0')).wrapping_add(letters.wrapping_mul(to_letter)).to_be_bytes()
 }
 
 impl fmt::Debug for DecisionId {

@@ -22,6 +22,7 @@ pub mod facts;
 pub mod feed;
 pub mod filter_state;
 pub mod gate;
+mod hexadecimal;
 pub mod identity;
 pub mod intentions;
 pub mod jose;

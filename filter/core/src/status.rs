@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::configuration::Mode;
 use crate::feed::Breaker;
+use crate::hexadecimal;
 use crate::jose::Algorithm;
 use crate::time::Span;
 
@@ -156,7 +157,7 @@ impl Status {
         let sources: Vec<_> = self.sources.iter().map(Source::value).collect();
         let mut body = Map::new();
         put(&mut body, "ready", self.ready().into());
-        put(&mut body, "worker", hexadecimal(self.worker));
+        put(&mut body, "worker", hexadecimal::of_number(self.worker).into());
         put(&mut body, "mode", self.mode.name().into());
         let by_host = self.signatures_by_host.iter().map(|algorithm| Value::from(algorithm.name()));
         put(&mut body, "signatures_by_host", Value::Array(by_host.collect()));
@@ -172,7 +173,7 @@ impl Audit {
     fn value(&self) -> Value {
         let mut audit = Map::new();
         let to = &mut audit;
-        put(to, "stream", hexadecimal(self.stream));
+        put(to, "stream", hexadecimal::of_number(self.stream).into());
         put(to, "seq", self.seq.map_or(Value::Null, Value::from));
         put(to, "lost", self.lost.into());
         put(to, "checkpoint_age_seconds", seconds(self.checkpoint_age));
@@ -198,7 +199,7 @@ impl Source {
         put(to, "max_age_seconds", seconds(self.max_age));
         put(to, "next_fetch_seconds", seconds(self.next_fetch));
         put(to, "breaker", self.breaker.name().into());
-        put(to, "leader", self.leader.map_or(Value::Null, hexadecimal));
+        put(to, "leader", self.leader.map(hexadecimal::of_number).into());
         put(to, "leads", self.leads.into());
         let error = self.error.as_ref().map_or(Value::Null, |error| {
             let mut members = Map::new();
@@ -248,11 +249,6 @@ fn put(object: &mut Map<String, Value>, name: &str, value: Value) {
 #[inline(never)]
 fn seconds(span: Option<Span>) -> Value {
     span.map_or(Value::Null, |span| span.as_secs_ceil().max(0).into())
-}
-
-/// As in decision ids.
-fn hexadecimal(number: u64) -> Value {
-    format!("{number:016x}").into()
 }
 
 #[cfg(test)]

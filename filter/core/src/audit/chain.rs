@@ -8,6 +8,7 @@ use super::key::Signer;
 use super::record::{Decided, Decision};
 use super::text::{Second, Text};
 use crate::digest::Begun;
+use crate::hexadecimal;
 use crate::jose::base64url;
 use crate::time::UnixTime;
 
@@ -181,12 +182,6 @@ impl fmt::Debug for Line {
     }
 }
 
-/// The name of a stream or a process: 16 hexadecimal digits.
-pub(super) fn hexadecimal(number: u64) -> String {
-    let nibbles = (0..16).rev().map(|index| (number >> (index * 4)) & 15);
-    nibbles.map(|nibble| char::from_digit(nibble as u32, 16).unwrap_or('0')).collect()
-}
-
 /// Bytes of memory to write lines to that are kept for the next one.
 const MOST_SHEET: usize = 8 * 1024;
 
@@ -204,7 +199,7 @@ impl Chain {
     /// The first record of a stream, and what writes the next ones.
     pub fn begin(begin: &Begin<'_>, signer: Option<Signer>) -> (Self, Line) {
         let mut chain = Self {
-            stream: hexadecimal(begin.stream).into(),
+            stream: hexadecimal::of_number(begin.stream).into(),
             next: 0,
             last: String::new(),
             signer,
@@ -224,7 +219,7 @@ impl Chain {
             text.plain("stream", &predecessor.stream);
             text.close('}');
         }
-        text.plain("process", &hexadecimal(begin.process));
+        text.plain("process", &hexadecimal::of_number(begin.process));
         if let Some(sample) = begin.sample {
             text.number("sample", sample);
         }

@@ -6,7 +6,8 @@
 
 use std::rc::Rc;
 
-use super::chain::{Predecessor, hexadecimal};
+use super::chain::Predecessor;
+use crate::hexadecimal;
 use crate::shared::{Refused, SharedData, Stamp};
 use crate::time::{Span, UnixTime};
 
@@ -61,7 +62,7 @@ impl Registry {
         known().unwrap_or_else(|| {
             // Not the worker's own number, which names its stream.
             let own = worker.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
-            let _ = self.shared.write(KEY, hexadecimal(own).as_bytes(), None);
+            let _ = self.shared.write(KEY, hexadecimal::of_number(own).as_bytes(), None);
             known().unwrap_or(own)
         })
     }
@@ -252,8 +253,8 @@ mod tests {
         shared.write(&key(1), b"k\n\"evil\n7\nh\n0\n1", None).unwrap();
         for number in 0..100_u64 {
             let mut one = registry(&shared, "k");
-            assert_eq!(one.enter(&hexadecimal(number), START), None);
-            one.note(&last(&hexadecimal(number), 1), false, START);
+            assert_eq!(one.enter(&hexadecimal::of_number(number), START), None);
+            one.note(&last(&hexadecimal::of_number(number), 1), false, START);
         }
         assert!(shared.size().1 <= SLOTS as usize);
     }

@@ -20,6 +20,7 @@ use super::spool::Spool;
 use crate::answer::Rejection;
 use crate::arrival::{Arrival, DecisionId, StreamId};
 use crate::gate::Verdict;
+use crate::hexadecimal;
 use crate::limits::Limits;
 use crate::policy::{ShadowVerdict, path};
 use crate::reject::Code;
@@ -160,7 +161,7 @@ impl Trail {
         shared: Rc<dyn SharedData>,
     ) -> Self {
         let registry = Registry::new(shared, settings.signer.as_ref().map(|key| key.key_id()));
-        let stream = super::chain::hexadecimal(worker);
+        let stream = hexadecimal::of_number(worker);
         Self {
             claims: settings.claims.iter().cloned().collect(),
             mode,
@@ -345,7 +346,7 @@ impl Trail {
     }
 
     fn begin(&mut self, now: UnixTime) -> Chain {
-        let name = super::chain::hexadecimal(self.stream);
+        let name = hexadecimal::of_number(self.stream);
         let predecessor = match self.former.take() {
             Some((last, place)) => self.registry.take_over(&place, last, &name, now),
             None => self.registry.enter(&name, now),
@@ -400,7 +401,7 @@ impl Trail {
     /// Records reached nobody. It is said as soon as records do again.
     fn lost(&mut self, lines: &[Line], reason: LossReason) {
         // Those of a stream that ended cannot be named by another one.
-        let stream = super::chain::hexadecimal(self.stream);
+        let stream = hexadecimal::of_number(self.stream);
         let own = || lines.iter().filter(|line| line.stream() == stream).map(Line::seq);
         let lost = lines.len() as u64;
         self.tally.lost = self.tally.lost.saturating_add(lost);

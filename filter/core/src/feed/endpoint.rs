@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use crate::hexadecimal;
 use crate::json;
 use crate::limits::Limits;
 use crate::quote::quote;
@@ -191,9 +192,8 @@ impl Endpoint {
             whole.update(token);
         }
         let whole = whole.finalize();
-        let half = |digest: &[u8]| {
-            let bytes = digest.iter().take(PLACE_DIGITS / 2);
-            bytes.map(|byte| format!("{byte:02x}")).collect::<String>()
+        let half = |digest: &[u8]| -> String {
+            hexadecimal::of_bytes(digest).chars().take(PLACE_DIGITS).collect()
         };
         half(&place) + &half(&whole)
     }

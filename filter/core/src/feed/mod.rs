@@ -30,6 +30,7 @@ use self::endpoint::discovered;
 pub use self::endpoint::{Endpoint, Protocol, Questions, Secret, Uri};
 use self::intentions::{Conversation, Next, Step};
 use self::record::{LEASE, Place, Record, State};
+use crate::hexadecimal;
 use crate::limits::Limits;
 use crate::pace::{Pace, Task, sha256};
 pub use crate::retry::Breaker;
@@ -690,7 +691,7 @@ impl<T: 'static> Feed<T> {
         let known = remote.has_current().then(|| remote.state.digest.clone());
         let (mark, read) = (remote.state.mark.clone(), Rc::clone(read));
         let task = Task::new(|pace| async move {
-            let digest = hexadecimal(&sha256(&body, &pace).await);
+            let digest = hexadecimal::of_bytes(&sha256(&body, &pace).await);
             if known.is_some_and(|known| known == digest) {
                 return Looked::Same;
             }
@@ -1219,10 +1220,6 @@ async fn room(bytes: usize, pace: &Pace) -> Vec<u8> {
         }
     }
     room
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl<T: 'static> fmt::Debug for Feed<T> {

@@ -723,7 +723,7 @@ fn a_document_that_another_version_was_written_over_is_not_loaded() {
     let (leader, _) = process.fetch(at(0));
     process.answer(leader, ok("good 1"), at(0));
     let late = process.shared.read(&document_key(1)).unwrap().0;
-    let digest = |body: &str| hexadecimal(&Sha256::digest(body));
+    let digest = |body: &str| hexadecimal::of_bytes(&Sha256::digest(body));
     let late = String::from_utf8_lossy(&late)
         .replace(&digest("good 1"), &digest("good 0"))
         .replace("good 1", "good 0");
