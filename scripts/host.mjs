@@ -10,6 +10,7 @@ export const MODULE = 'target/wasm32-wasip1/release/airflow_envoy.wasm';
 const encode = (value) => Buffer.from(typeof value === 'string' ? value : JSON.stringify(value)).toString('base64url');
 const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 });
 const ec = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+const ed = generateKeyPairSync('ed25519');
 const jwk = (pair, kid, alg) => ({ ...pair.publicKey.export({ format: 'jwk' }), kid, alg, use: 'sig' });
 const signature = {
   genuine: (text, key) => sign('sha256', text, { key, dsaEncoding: 'ieee-p1363' }),
@@ -25,6 +26,16 @@ const jwt = (header, claims, key, kind) => {
   const text = `${encode(header)}.${encode(claims)}`;
   return `${text}.${signature[kind](text, key).toString('base64url')}`;
 };
+
+/** Who may sign policies. */
+export const TRUST = { keys: [jwk(ed, 'EdDSA', 'EdDSA'), jwk(ec, 'ES256', 'ES256')] };
+
+/** A policy as it is sent, signed by this algorithm of these two. */
+export function signed(text, algorithm) {
+  const input = Buffer.from(`${encode({ alg: algorithm, kid: algorithm, typ: 'airflow-policy+jws' })}.${encode(text)}`);
+  const by = algorithm === 'EdDSA' ? sign(null, input, ed.privateKey) : signature.genuine(input, ec.privateKey);
+  return Buffer.concat([input, Buffer.from(`.${by.toString('base64url')}`)]);
+}
 
 /** The two credentials of the caller of this number: no two callers have the same. `now` are seconds since the epoch;
  * `kind` is `genuine` or `forged`. */

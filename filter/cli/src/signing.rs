@@ -5,7 +5,6 @@ use std::io::Read as _;
 use std::path::Path;
 
 use airflow_envoy_core::document::{Node, Report};
-use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::limits::Limits;
 use airflow_envoy_core::policy::{Accepted, Admitted, Trust};
 use serde_json::{Value, json};
@@ -41,7 +40,7 @@ pub fn trust(keys: Vec<Value>) -> Result<Trust, String> {
 /// # Errors
 /// Why the filter would not.
 pub fn admit(trust: &Trust, document: &[u8], last: Option<&Accepted>) -> Result<Admitted, String> {
-    trust.admit(document, last, &Limits::DEFAULT, &RustCrypto)
+    trust.admit(document, last, &Limits::DEFAULT)
 }
 
 /// Reads a file with a policy that may be signed; `-` is standard input. No more than a filter would.

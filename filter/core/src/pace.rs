@@ -76,7 +76,7 @@ impl<T> fmt::Debug for Task<T> {
 }
 
 /// Does `work` in one go; it has a pace that never ends a slice.
-pub(crate) fn at_once<T>(work: impl Future<Output = T>) -> T {
+pub fn at_once<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     let mut context = Context::from_waker(Waker::noop());
     loop {

@@ -10,8 +10,8 @@ use std::borrow::Cow;
 
 use airflow_envoy_core::configuration::Configuration;
 use airflow_envoy_core::document::{Node, Report};
-use airflow_envoy_core::jose::RustCrypto;
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::pace::Task;
 use airflow_envoy_core::policy::{Accepted, Admitted, Opened, Trust};
 use airflow_envoy_corpus::{mint, public_key};
 use serde_json::{Value, json};
@@ -60,11 +60,11 @@ fn open<'d>(
     trust: &Trust,
     document: &'d (impl AsRef<[u8]> + ?Sized),
 ) -> Result<Opened<'d>, String> {
-    trust.open(document.as_ref(), &LIMITS, &RustCrypto)
+    trust.open(document.as_ref(), &LIMITS)
 }
 
 fn admit(trust: &Trust, document: &str, last: Option<&Accepted>) -> Result<Admitted, String> {
-    trust.admit(document.as_bytes(), last, &LIMITS, &RustCrypto)
+    trust.admit(document.as_bytes(), last, &LIMITS)
 }
 
 #[test]
@@ -331,9 +331,7 @@ fn the_largest_policy_can_be_signed_and_no_larger_one() {
             let message = signed(&text, by(signer));
             let open = |policy_bytes: usize| {
                 let limits = Limits { policy_bytes, token_bytes: 300, ..LIMITS };
-                trust
-                    .open(message.as_bytes(), &limits, &RustCrypto)
-                    .map(|opened| opened.document.len())
+                trust.open(message.as_bytes(), &limits).map(|opened| opened.document.len())
             };
             assert_eq!(open(text.len()), Ok(text.len()));
             let most = text.len() - 1;
@@ -343,7 +341,7 @@ fn the_largest_policy_can_be_signed_and_no_larger_one() {
     }
     let limits = Limits { policy_bytes: 30, token_bytes: 100, ..LIMITS };
     let message = signed(&text, by(SIGNERS[0]));
-    let error = trust.open(message.as_bytes(), &limits, &RustCrypto).unwrap_err();
+    let error = trust.open(message.as_bytes(), &limits).unwrap_err();
     let expected = format!("{} bytes, more than 140", message.len());
     assert!(error.ends_with(&expected), "{error}");
     assert_eq!(Trust::default().document_bytes(&limits), 30);
@@ -479,4 +477,33 @@ fn trust_in_the_same_key_under_another_name_is_another_trust() {
     };
     assert_eq!(named("a"), named("a"));
     assert_ne!(named("a"), named("b"));
+}
+
+/// To look for the parts of a signed document, to decode it, and to verify it: none of it is one long step.
+#[test]
+fn a_large_signed_policy_is_opened_a_slice_at_a_time() {
+    const STEP: usize = 16 * 1024;
+    let text = document(1) + &" ".repeat(30 * STEP);
+    for signer in SIGNERS {
+        let genuine = signed(&text, by(signer));
+        let forged = format!("{}AAAA{}", &genuine[..STEP], &genuine[STEP + 4..]);
+        for message in [genuine, forged] {
+            let expected = admit(&trust(true), &message, None).map(|admitted| admitted.accepted);
+            let steps = message.len() / STEP;
+            let mut task = Task::new(|pace| async move {
+                let admitted = trust(true).load(message.as_bytes(), None, &LIMITS, &pace).await;
+                admitted.map(|admitted| admitted.accepted)
+            });
+            let mut slices = 1;
+            let found = loop {
+                match task.go_on(1) {
+                    Ok(found) => break found,
+                    Err(rest) => task = rest,
+                }
+                slices += 1;
+            };
+            assert_eq!(found, expected);
+            assert!(slices > 3 * steps, "{signer:?}: {slices} slices of {steps} parts");
+        }
+    }
 }

@@ -649,15 +649,15 @@ impl Gate {
         event: Event,
         now: UnixTime,
     ) -> Option<(String, FeedOutcome)> {
-        let Self { limits, trust, verifier, policies, .. } = self;
+        let Self { limits, trust, policies, .. } = self;
         let limits = *limits;
         if let Some((_, feed)) = policies.get_mut(id.0) {
-            let (trust, verifier) = (Rc::clone(trust), Rc::clone(verifier));
+            let trust = Rc::clone(trust);
             let read: Reader<Policy> = Rc::new(move |body: Body, last: String, pace: Pace| {
-                let (trust, verifier) = (Rc::clone(&trust), Rc::clone(&verifier));
+                let trust = Rc::clone(&trust);
                 Box::pin(async move {
                     let last = Accepted::from_text(&last);
-                    let admitted = trust.load(&body, last.as_ref(), &limits, &*verifier, &pace);
+                    let admitted = trust.load(&body, last.as_ref(), &limits, &pace);
                     let Admitted { policy, accepted, .. } = admitted.await?;
                     let mark = accepted.map(|accepted| accepted.to_string()).unwrap_or_default();
                     Ok(Read { document: policy, notes: Vec::new(), mark })

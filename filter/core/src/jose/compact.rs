@@ -13,10 +13,11 @@ use super::algorithm::Algorithm;
 use super::base64url;
 use super::key::{Misfit, PublicKey, is_key_id};
 use super::key_set::KeySet;
-use super::verifier::SignatureVerifier;
+use super::verifier::{RustCrypto, SignatureVerifier};
 use crate::cache::same;
 use crate::json::{self, JsonError};
 use crate::limits::Limits;
+use crate::pace::Pace;
 use crate::quote::{quote, quote_list};
 
 /// A well-formed signed message. Nobody has verified it yet.
@@ -161,6 +162,28 @@ impl<'t> Jws<'t> {
         read().map_err(|error| too_many_parts(text).unwrap_or(error))
     }
 
+    /// As [`Self::parse`], at a pace, all but the header: for what may be large.
+    ///
+    /// # Errors
+    /// [`ParseError`].
+    pub async fn parse_at(
+        text: &'t [u8],
+        most: usize,
+        limits: &Limits,
+        pace: &Pace,
+    ) -> Result<Self, ParseError> {
+        if text.len() > most {
+            return Err(ParseError::TooLarge { bytes: text.len(), limit: most });
+        }
+        let Parts { header, payload, signature, signing_input } = Parts::of_at(text, pace).await?;
+        Ok(Self {
+            header: LastHeader::default().read(header, limits)?,
+            payload: decode_at("payload", payload, pace).await?,
+            signature: decode_at("signature", signature, pace).await?,
+            signing_input: Cow::Borrowed(signing_input),
+        })
+    }
+
     /// Reads a compact serialization whose payload is carried beside it (RFC 7515 appendix F).
     ///
     /// # Errors
@@ -232,6 +255,31 @@ impl<'t> Jws<'t> {
             })
             .map(|key| (algorithm, key))
             .ok_or_else(|| VerifyError::SignatureInvalid { tried: all.count(), algorithm })
+    }
+
+    /// As [`Self::verify`] with [`RustCrypto`], at a pace: a host would verify it all at once.
+    ///
+    /// # Errors
+    /// [`VerifyError`].
+    pub async fn verify_at<'k>(
+        &self,
+        allowed: &[Algorithm],
+        keys: &'k KeySet,
+        pace: &Pace,
+    ) -> Result<(Algorithm, &'k PublicKey), VerifyError> {
+        let algorithm = self.header.allowed_algorithm(allowed)?;
+        let mut tried = 0_usize;
+        for key in keys.select(self.header.key_id.as_deref(), algorithm)? {
+            tried = tried.saturating_add(1);
+            if key.is_in_range(&self.signature)
+                && RustCrypto
+                    .verify_at(key, algorithm, &self.signing_input, &self.signature, pace)
+                    .await
+            {
+                return Ok((algorithm, key));
+            }
+        }
+        Err(VerifyError::SignatureInvalid { tried, algorithm })
     }
 }
 
@@ -391,7 +439,39 @@ impl<'t> Parts<'t> {
         };
         parts().ok_or_else(|| ParseError::Parts { found: count_parts(text) })
     }
+
+    async fn of_at(text: &'t [u8], pace: &Pace) -> Result<Self, ParseError> {
+        let (mut dots, mut places) = (0_usize, [0; 2]);
+        for (number, part) in text.chunks(SEARCHED_AT_ONCE).enumerate() {
+            let begin = number.saturating_mul(SEARCHED_AT_ONCE);
+            for (at, _) in part.iter().enumerate().filter(|(_, byte)| **byte == b'.') {
+                if let Some(place) = places.get_mut(dots) {
+                    *place = begin.saturating_add(at);
+                }
+                dots = dots.saturating_add(1);
+            }
+            pace.spend(1 + part.len() / SEARCHED_PER_UNIT).await;
+        }
+        let [first, second] = places;
+        let between = |begin: usize, end| text.get(begin.saturating_add(1)..end);
+        let parts = || {
+            Some(Self {
+                header: text.get(..first)?,
+                payload: between(first, second)?,
+                signature: between(second, text.len())?,
+                signing_input: text.get(..second)?,
+            })
+        };
+        let parts = if dots == places.len() { parts() } else { None };
+        parts.ok_or(ParseError::Parts { found: dots.saturating_add(1) })
+    }
 }
+
+/// Bytes that are searched at once.
+const SEARCHED_AT_ONCE: usize = 16 * 1024;
+
+/// Bytes that are searched in about one unit.
+const SEARCHED_PER_UNIT: usize = 1000;
 
 fn count_parts(text: &[u8]) -> usize {
     text.split(|byte| *byte == b'.').count()
@@ -403,11 +483,23 @@ fn too_many_parts(text: &[u8]) -> Option<ParseError> {
 }
 
 fn decode(name: &'static str, part: &[u8]) -> Result<Vec<u8>, ParseError> {
+    decoded(name, part, base64url::decode(part))
+}
+
+async fn decode_at(name: &'static str, part: &[u8], pace: &Pace) -> Result<Vec<u8>, ParseError> {
+    decoded(name, part, base64url::decode_at(part, pace).await)
+}
+
+/// What was made of a part.
+fn decoded(
+    name: &'static str,
+    part: &[u8],
+    octets: Option<Vec<u8>>,
+) -> Result<Vec<u8>, ParseError> {
     if part.is_empty() {
         return Err(ParseError::Part { name, problem: "is empty" });
     }
-    base64url::decode(part)
-        .ok_or(ParseError::Part { name, problem: "is not canonical unpadded base64url" })
+    octets.ok_or(ParseError::Part { name, problem: "is not canonical unpadded base64url" })
 }
 
 fn parameter(
@@ -423,8 +515,8 @@ fn parameter(
 
 #[cfg(test)]
 mod tests {
-    use super::super::verifier::RustCrypto;
     use super::*;
+    use crate::pace::at_once;
 
     /// RFC 8037 appendix A.4 and its key.
     const SIGNED: &str = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc.hgyY0il_MGCjP0J\
@@ -466,6 +558,9 @@ mod tests {
                 let text: Vec<_> = (0..count).map(nth).collect();
                 let text = text.join(".");
                 let found = Jws::parse(text.as_bytes(), 1000, &limits).map(|_| ());
+                let pace = Pace::unhurried();
+                let slowly = Jws::parse_at(text.as_bytes(), 1000, &limits, &pace);
+                assert_eq!(at_once(slowly).map(|_| ()), found, "{text}");
                 let detached =
                     Jws::parse_detached(text.as_bytes(), b"x".to_vec(), 1000, &limits).map(|_| ());
                 let expected = text.split('.').count();

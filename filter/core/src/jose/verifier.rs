@@ -3,9 +3,14 @@
 use jwt_compact::alg::{Es256, Rsa};
 use jwt_compact::{Algorithm as Scheme, AlgorithmSignature as _};
 use p521::ecdsa::signature::Verifier as _;
+use p521::ecdsa::signature::hazmat::PrehashVerifier as _;
 
 use super::algorithm::Algorithm;
 use super::key::{PublicKey, VerifyingKey};
+use crate::pace::{HASHED_AT_ONCE, Pace, sha256};
+
+/// Bytes that SHA-512 takes in about one unit.
+const HASHED_PER_UNIT: usize = 250;
 
 /// Verifies signatures. An argument of the core, so that a host may do it natively.
 pub trait SignatureVerifier {
@@ -78,6 +83,46 @@ impl SignatureVerifier for RustCrypto {
                     .is_ok_and(|signature| key.verify_strict(message, &signature).is_ok())
             }
             _ => false,
+        }
+    }
+}
+
+impl RustCrypto {
+    /// As [`SignatureVerifier::verify`], at a pace: for what may be large.
+    pub async fn verify_at(
+        self,
+        key: &PublicKey,
+        algorithm: Algorithm,
+        message: &[u8],
+        signature: &[u8],
+        pace: &Pace,
+    ) -> bool {
+        match (key.verifying_key(), algorithm) {
+            (VerifyingKey::P256(key), Algorithm::Es256) => {
+                let Ok(signature) = p256::ecdsa::Signature::from_slice(signature) else {
+                    return false;
+                };
+                key.verify_prehash(&sha256(message, pace).await, &signature).is_ok()
+            }
+            (VerifyingKey::Ed25519(key), Algorithm::EdDsa) => {
+                let Ok(signature) = ed25519_dalek::Signature::from_slice(signature) else {
+                    return false;
+                };
+                // What makes `verify_strict` strict: neither point is of a small order.
+                let is_strong = |point: &ed25519_dalek::VerifyingKey| !point.is_weak();
+                let r = ed25519_dalek::VerifyingKey::from_bytes(signature.r_bytes());
+                let Ok(mut verifier) = key.verify_stream(&signature) else { return false };
+                if !is_strong(key) || !r.as_ref().is_ok_and(is_strong) {
+                    return false;
+                }
+                for part in message.chunks(HASHED_AT_ONCE) {
+                    verifier.update(part);
+                    pace.spend(1 + part.len() / HASHED_PER_UNIT).await;
+                }
+                verifier.finalize_and_verify().is_ok()
+            }
+            // By the others nothing large is signed.
+            _ => self.verify(key, algorithm, message, signature),
         }
     }
 }

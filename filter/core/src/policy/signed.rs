@@ -14,7 +14,7 @@ use std::fmt;
 
 use super::Policy;
 use crate::document::{Node, Report};
-use crate::jose::{Algorithm, Jws, KeySet, PublicKey, SignatureVerifier, base64url};
+use crate::jose::{Algorithm, Jws, KeySet, PublicKey, base64url};
 use crate::limits::Limits;
 use crate::pace::{Pace, at_once, sha256};
 use crate::quote::quote;
@@ -116,11 +116,15 @@ impl Trust {
     ///
     /// # Errors
     /// Why it may not be used.
-    pub fn open<'d>(
+    pub fn open<'d>(&self, document: &'d [u8], limits: &Limits) -> Result<Opened<'d>, String> {
+        at_once(self.open_at(document, limits, &Pace::unhurried()))
+    }
+
+    async fn open_at<'d>(
         &self,
         document: &'d [u8],
         limits: &Limits,
-        verifier: &dyn SignatureVerifier,
+        pace: &Pace,
     ) -> Result<Opened<'d>, String> {
         let text = document.trim_ascii();
         if text.first() == Some(&b'{') {
@@ -130,12 +134,13 @@ impl Trust {
             return Ok(Opened { document: Cow::Borrowed(document), signer: None });
         }
         // What costs the most to look at is bounded before anybody vouches for it.
-        let header = text.iter().position(|byte| *byte == b'.');
-        if header.unwrap_or(text.len()) > limits.token_bytes {
-            let most = limits.token_bytes;
+        let most = limits.token_bytes;
+        let beginning = text.get(..=most).unwrap_or_default();
+        if text.len() > most && !beginning.contains(&b'.') {
             return Err(format!("neither a JSON object nor a header of at most {most} bytes"));
         }
-        let jws = Jws::parse(text, self.document_bytes(limits), limits)
+        let jws = Jws::parse_at(text, self.document_bytes(limits), limits, pace)
+            .await
             .map_err(|error| format!("neither a JSON object nor a signed policy: {error}"))?;
         if self.keys.is_empty() {
             let problem = "the policy is signed, but without `policy.trust` nobody can verify it";
@@ -147,7 +152,8 @@ impl Trust {
             return Err(format!("signed policy: `typ` is {found}, accepted: `{TYPE}`"));
         }
         let (_, key) = jws
-            .verify(&ALGORITHMS, &self.keys, verifier)
+            .verify_at(&ALGORITHMS, &self.keys, pace)
+            .await
             .map_err(|error| format!("signed policy: {error}"))?;
         let payload = jws.into_payload();
         let (bytes, most) = (payload.len(), limits.policy_bytes);
@@ -167,9 +173,8 @@ impl Trust {
         document: &[u8],
         last: Option<&Accepted>,
         limits: &Limits,
-        verifier: &dyn SignatureVerifier,
     ) -> Result<Admitted, String> {
-        at_once(self.load(document, last, limits, verifier, &Pace::unhurried()))
+        at_once(self.load(document, last, limits, &Pace::unhurried()))
     }
 
     /// The same at a pace.
@@ -181,10 +186,9 @@ impl Trust {
         document: &[u8],
         last: Option<&Accepted>,
         limits: &Limits,
-        verifier: &dyn SignatureVerifier,
         pace: &Pace,
     ) -> Result<Admitted, String> {
-        let Opened { document, signer } = self.open(document, limits, verifier)?;
+        let Opened { document, signer } = self.open_at(document, limits, pace).await?;
         let policy = Policy::load(&document, limits, pace).await;
         let policy = policy.map_err(|faults| faults.to_string())?;
         let accepted = match signer {

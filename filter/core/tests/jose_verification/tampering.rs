@@ -6,6 +6,7 @@ use airflow_envoy_core::jose::{
     Algorithm, Jws, KeySet, PublicKey, RustCrypto, SignatureVerifier, VerifyError,
 };
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::pace::{Pace, at_once};
 use jwt_compact::AlgorithmSignature as _;
 use rsa::traits::PublicKeyParts as _;
 use serde_json::json;
@@ -21,8 +22,18 @@ fn verifies(text: impl AsRef<[u8]>, algorithm: Algorithm) -> bool {
         Algorithm::ALL.iter().map(|algorithm| key_set(&[jwk(*algorithm)])).collect()
     });
     let keys = &KEYS[algorithm as usize];
-    Jws::parse(text.as_ref(), usize::MAX, &Limits::DEFAULT)
-        .is_ok_and(|jws| jws.verify(Algorithm::ALL, keys, &RustCrypto).is_ok())
+    let verified = Jws::parse(text.as_ref(), usize::MAX, &Limits::DEFAULT)
+        .is_ok_and(|jws| jws.verify(Algorithm::ALL, keys, &RustCrypto).is_ok());
+    let pace = Pace::unhurried();
+    let at_a_pace = at_once(async {
+        let jws = Jws::parse_at(text.as_ref(), usize::MAX, &Limits::DEFAULT, &pace).await;
+        match jws {
+            Ok(jws) => jws.verify_at(Algorithm::ALL, keys, &pace).await.is_ok(),
+            Err(_) => false,
+        }
+    });
+    assert_eq!(at_a_pace, verified, "{}", String::from_utf8_lossy(text.as_ref()));
+    verified
 }
 
 fn message(algorithm: Algorithm) -> String {

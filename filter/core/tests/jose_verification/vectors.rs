@@ -2,6 +2,7 @@
 
 use airflow_envoy_core::jose::{Algorithm, Jws, KeySet, PublicKey, RustCrypto, SignatureVerifier};
 use airflow_envoy_core::limits::Limits;
+use airflow_envoy_core::pace::{Pace, at_once};
 use serde_json::{Value, json};
 
 use crate::signers;
@@ -88,7 +89,12 @@ fn ed25519_is_verified_strictly() {
             Err(_) => "key skipped",
             Ok(key) => {
                 let (message, signature) = (octets("message"), octets("signature"));
-                match RustCrypto.verify(&key, Algorithm::EdDsa, &message, &signature) {
+                let verified = RustCrypto.verify(&key, Algorithm::EdDsa, &message, &signature);
+                let pace = Pace::unhurried();
+                let at_a_pace =
+                    RustCrypto.verify_at(&key, Algorithm::EdDsa, &message, &signature, &pace);
+                assert_eq!(at_once(at_a_pace), verified, "{name}");
+                match verified {
                     true => "verified",
                     false => "refused",
                 }
