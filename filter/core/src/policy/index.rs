@@ -25,9 +25,6 @@ const SMALL: usize = 4;
 /// costs a look-up.
 const MOST_SUBJECTS: usize = 24;
 
-/// So many children of a place that match one segment are told apart from the others before these are visited.
-pub(super) const TOLD_APART: usize = 8;
-
 /// What to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Search {
@@ -35,6 +32,17 @@ pub(super) enum Search {
     Certain,
     /// Rules that match or perhaps match, because they ask for something unknown.
     Possible,
+}
+
+/// What a visitor of ascending lists wants next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The next rule of the list.
+    Rule,
+    /// The next list.
+    List,
+    /// Nothing more.
+    Nothing,
 }
 
 /// An index over some of a policy's rules.
@@ -167,17 +175,34 @@ impl Index {
         first
     }
 
-    /// Visits rules for the destination of a call until `visit` returns false: those for its path
-    /// first, and among these those for its caller. It is told the number of a rule, and one that no
-    /// rule which it may be told of later is below.
-    pub(super) fn nearby(&self, question: &Question<'_>, mut visit: impl FnMut(u32, u32) -> bool) {
+    /// Visits rules for the destination of a call: first those for its path, the ones for its caller before the
+    /// others; then, by `callers` of the same rules, those for its caller; then all. `visit` is told the number of a
+    /// rule, and how many misses those have at least that it was not told of before.
+    pub(super) fn nearby(
+        &self,
+        callers: &Callers,
+        question: &Question<'_>,
+        mut visit: impl FnMut(u32, usize) -> Next,
+    ) {
         let path = question.path.and_then(|path| path.strip_prefix('/'));
-        let mut roots = self.roots_of(question.destination).peekable();
-        while let Some(root) = roots.next() {
-            let later = roots.peek().map_or(u32::MAX, |root| self.lowest(*root));
-            if !self.walk_nearby(root, path, &question.who, later, &mut visit) {
-                return;
-            }
+        let mut for_path = Vec::new();
+        for root in self.roots_of(question.destination) {
+            self.walk(root, path, &mut |group| for_path.push(group));
+        }
+        let who = &question.who;
+        let visit_one = &mut |number| visit(number, 1);
+        // The longest patterns first.
+        let more = for_path.iter().rev().all(|group| {
+            group.visit_certain(who, visit_one) && visit_list(group.members.as_slice(), visit_one)
+        });
+        let more = more
+            && callers
+                .groups(question.destination)
+                .all(|group| group.visit_certain(who, visit_one));
+        if more {
+            // Who is here misses the path and the caller.
+            self.roots_of(question.destination)
+                .all(|root| self.walk_nearby(root, path, &mut |number| visit(number, 2)));
         }
     }
 
@@ -190,7 +215,7 @@ impl Index {
         self.nodes.get(number as usize)
     }
 
-    fn walk<F: FnMut(&Group)>(&self, number: u32, path: Option<&str>, visit: &mut F) {
+    fn walk<'i, F: FnMut(&'i Group)>(&'i self, number: u32, path: Option<&str>, visit: &mut F) {
         let Some(node) = self.node(number) else { return };
         visit(&node.rest);
         let Some(path) = path else { return visit(&node.end) };
@@ -216,61 +241,37 @@ impl Index {
         list.unwrap_or_default()
     }
 
-    /// The lowest number of a rule at a node or below it.
-    fn lowest(&self, number: u32) -> u32 {
-        let Some(node) = self.node(number) else { return u32::MAX };
-        let here = node.end.lowest().min(node.rest.lowest());
-        // INVARIANT: each node was made for the lowest rule at it or below it, and rules come in order: so the first
-        // of a list of nodes has the lowest one.
-        self.below(number).first().map_or(here, |child| here.min(self.lowest(*child)))
-    }
-
-    fn walk_nearby<F: FnMut(u32, u32) -> bool>(
+    /// Visits all rules at a node and below it, those below what matches the path first; false if it must not go on.
+    fn walk_nearby<F: FnMut(u32) -> Next>(
         &self,
         number: u32,
         path: Option<&str>,
-        who: &Who<'_>,
-        later: u32,
         visit: &mut F,
     ) -> bool {
         let Some(node) = self.node(number) else { return true };
+        let visit_here = |visit: &mut F| {
+            visit_list(node.end.members.as_slice(), visit)
+                && visit_list(node.rest.members.as_slice(), visit)
+        };
         let below = self.below(number);
         // Most nodes are the last ones of their paths.
         if below.is_empty() {
-            let then = later.min(node.rest.lowest());
-            return node.end.nearby(who, then, visit) && node.rest.nearby(who, later, visit);
+            return visit_here(visit);
         }
         let (segment, behind) = path.map(split_segment).unzip();
         let matching = segment.map(|segment| self.edges.matching(number, &node.lengths, segment));
         let matching: Vec<_> = matching.into_iter().flatten().flatten().collect();
-        let mut others = below.iter().copied().filter(|child| !matching.contains(child)).peekable();
-        let lowest = |child: Option<&u32>| child.map_or(u32::MAX, |child| self.lowest(*child));
-        // What comes after one that matches is known exactly if few do: it takes the square of their number. Else it is not
-        // below what is lowest of all.
-        let few = matching.len() <= TOLD_APART;
-        let after_rest = later.min(lowest(if few { others.peek() } else { below.first() }));
-        let after_end = after_rest.min(node.rest.lowest());
-        let after_matching = after_end.min(node.end.lowest());
-        let mut more = matching.as_slice();
-        while let Some((child, next)) = more.split_first() {
-            let next_ones = next.iter().filter(|_| few).map(|child| self.lowest(*child));
-            let later = next_ones.fold(after_matching, u32::min);
-            if !self.walk_nearby(*child, behind.flatten(), who, later, visit) {
-                return false;
-            }
-            more = next;
-        }
-        if !node.end.nearby(who, after_end, visit) || !node.rest.nearby(who, after_rest, visit) {
-            return false;
-        }
-        while let Some(child) = others.next() {
-            let later = later.min(lowest(others.peek()));
-            if !self.walk_nearby(child, None, who, later, visit) {
-                return false;
-            }
-        }
-        true
+        let mut others = below.iter().filter(|child| !matching.contains(child));
+        matching.iter().all(|child| self.walk_nearby(*child, behind.flatten(), visit))
+            && visit_here(visit)
+            && others.all(|child| self.walk_nearby(*child, None, visit))
     }
+}
+
+/// Visits a list as far as is wanted; false if nothing more is.
+fn visit_list(list: &[u32], visit: &mut impl FnMut(u32) -> Next) -> bool {
+    let left = list.iter().map(|member| visit(*member)).find(|next| *next != Next::Rule);
+    left != Some(Next::Nothing)
 }
 
 /// The first segment of a path without its leading `/`, and the path behind the next `/`.
@@ -388,6 +389,59 @@ fn push(nodes: &mut Segments<GrowingNode>, above: Option<u32>) -> u32 {
     number
 }
 
+/// Rules by their destinations and callers, whatever their paths.
+#[derive(Debug, Default)]
+pub(super) struct Callers {
+    /// Of each destination, by number.
+    own: Box<[Group]>,
+    /// Of those for any destination.
+    any: Group,
+}
+
+impl Callers {
+    /// Those of `rules` that are `wanted`.
+    pub(super) async fn new(rules: &[Rule], wanted: fn(&Rule) -> bool, pace: &Pace) -> Self {
+        let (mut own, mut any): (Vec<Vec<u32>>, _) = (Vec::new(), Vec::new());
+        for (number, rule) in (0_u32..).zip(rules).filter(|(_, rule)| wanted(rule)) {
+            for destination in destinations(rule) {
+                let Some(destination) = destination else {
+                    any.push(number);
+                    continue;
+                };
+                let place = destination as usize;
+                if own.len() <= place {
+                    own.resize_with(place + 1, Vec::new);
+                }
+                own.get_mut(place).into_iter().for_each(|list| list.push(number));
+                pace.spend(1).await;
+            }
+        }
+        let conditions = |member| rules.get(member as usize).map_or(&[][..], |rule| &*rule.from);
+        let mut groups = Vec::with_capacity(own.len());
+        for members in own {
+            groups.push(Group::new(members, conditions, pace).await);
+            pace.spend(1).await;
+        }
+        Self { own: groups.into(), any: Group::new(any, conditions, pace).await }
+    }
+
+    /// Frees it a slice at a time.
+    pub(super) async fn release(self, pace: &Pace) {
+        release(self.own, 1, pace).await;
+    }
+
+    /// The lowest number of a rule for this destination.
+    pub(super) fn lowest(&self, destination: Option<u32>) -> u32 {
+        let groups = self.groups(destination);
+        groups.filter_map(|group| group.members.as_slice().first().copied()).min().unwrap_or(0)
+    }
+
+    fn groups(&self, destination: Option<u32>) -> impl Iterator<Item = &Group> {
+        let own = destination.and_then(|number| self.own.get(number as usize));
+        own.into_iter().chain([&self.any])
+    }
+}
+
 /// Things with conditions about the caller (rules, or the selectors of roles), found by caller.
 #[derive(Debug, Default)]
 pub(super) struct Group {
@@ -490,26 +544,14 @@ impl Group {
         }
     }
 
-    fn lowest(&self) -> u32 {
-        self.members.as_slice().first().copied().unwrap_or(u32::MAX)
-    }
-
-    /// As [`Index::nearby`]; no rule that comes after the group is below `later`.
-    fn nearby<F: FnMut(u32, u32) -> bool>(&self, who: &Who<'_>, later: u32, visit: &mut F) -> bool {
+    /// Visits the members that can certainly match; false if nothing more is wanted.
+    fn visit_certain(&self, who: &Who<'_>, visit: &mut impl FnMut(u32) -> Next) -> bool {
         let mut more = true;
-        // Without keys the candidates are all members.
-        if self.keyed.is_some() {
-            let later = later.min(self.lowest());
-            self.candidates(who, Search::Certain, &mut |member| {
-                more = more && visit(member, later);
-                more
-            });
-        }
-        let mut members = self.members.as_slice();
-        while let Some((member, next)) = members.split_first().filter(|_| more) {
-            more = visit(*member, next.first().map_or(later, |next| later.min(*next)));
-            members = next;
-        }
+        self.candidates(who, Search::Certain, &mut |member| {
+            let next = if more { visit(member) } else { Next::Nothing };
+            more = next != Next::Nothing;
+            next == Next::Rule
+        });
         more
     }
 }

@@ -59,7 +59,7 @@ use serde_json::Value;
 use self::agreement::Agreement;
 use self::authority::{Authority, Hosts};
 use self::grantable::Granting;
-use self::index::{Group, Index, Search};
+use self::index::{Callers, Group, Index, Search};
 use self::read::Role;
 use self::rule::{Effect, Question, Rule};
 use self::selector::{Condition, Subject, Truth, Who};
@@ -90,6 +90,8 @@ pub struct Policy {
     /// Sorted by id.
     rules: Box<[Rule]>,
     allow: Index,
+    /// The allow rules by caller, to find the nearest one.
+    callers: Callers,
     deny: Index,
     /// Shadow rules, allowing and denying.
     shadow: Index,
@@ -132,6 +134,7 @@ impl Policy {
             revision: read.revision,
             mark: Arc::new(()),
             allow: Index::new(&rules, allow, pace).await,
+            callers: Callers::new(&rules, allow, pace).await,
             deny: Index::new(&rules, deny, pace).await,
             shadow: Index::new(&rules, |rule| rule.shadow, pace).await,
             roles: Roles::new(read.roles, &rules, pace).await,
@@ -149,6 +152,7 @@ impl Policy {
         for index in [self.allow, self.deny, self.shadow] {
             index.release(pace).await;
         }
+        self.callers.release(pace).await;
         release(self.roles.selectors, 2, pace).await;
         release(self.destinations, 1, pace).await;
         self.hosts.release(pace).await;
