@@ -114,9 +114,10 @@ async function given({ bodies, trust, count, path }) {
   if (!permitted && JSON.parse(filter.reply.body).code !== 'policy_no_match') throw new Error(filter.reply.body);
   // What the collector did is told a little later.
   await setTimeout(20);
-  const collected = ({ begun, ended }) => collections
+  // It is told in time that passed, of which others may have had some: so much less of it counts.
+  const collected = ({ begun, ended, taken }) => Math.max(0, taken - (ended - begun) + collections
     .filter(({ startTime }) => begun <= startTime && startTime < ended)
-    .reduce((sum, { duration }) => sum + duration, 0);
+    .reduce((sum, { duration }) => sum + duration, 0));
   const longest = (calls) => calls.reduce((most, call) => Math.max(most, call.taken - collected(call)), 0);
   return { once, twice: filter.bytes(), answer: longest(answers), slice: longest(slices), all: Math.min(first, taken) };
 }

@@ -56,7 +56,7 @@ fn the_table_of_codes_is_the_list_of_codes() {
 #[test]
 fn the_bound_on_what_a_denial_looks_at_is_that_of_the_code() {
     let bound =
-        format!("among the first {} rules for\nthe destination", Limits::DEFAULT.nearest_rules);
+        format!("among at most {} rules for\nthe destination", Limits::DEFAULT.nearest_rules);
     assert!(README.contains(&bound), "{bound}");
 }
 

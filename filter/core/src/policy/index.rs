@@ -175,9 +175,9 @@ impl Index {
         first
     }
 
-    /// Visits rules for the destination of a call: first those for its path, the ones for its caller before the
-    /// others; then, by `callers` of the same rules, those for its caller; then all. `visit` is told the number of a
-    /// rule, and how many misses those have at least that it was not told of before.
+    /// Visits rules for the destination of a call: those for its path and its caller; by `callers`, those of the same rules
+    /// that are for its caller; the others for its path; then all. `visit` is told the number of a rule, and how many
+    /// misses those have at least that it was not told of before.
     pub(super) fn nearby(
         &self,
         callers: &Callers,
@@ -189,18 +189,14 @@ impl Index {
         for root in self.roots_of(question.destination) {
             self.walk(root, path, &mut |group| for_path.push(group));
         }
-        let who = &question.who;
+        let mut for_caller = for_path.iter().copied().chain(callers.groups(question.destination));
+        // Without keys the candidates were all members.
+        let mut others = for_path.iter().filter(|group| group.keyed.is_some());
         let visit_one = &mut |number| visit(number, 1);
-        // The longest patterns first.
-        let more = for_path.iter().rev().all(|group| {
-            group.visit_certain(who, visit_one) && visit_list(group.members.as_slice(), visit_one)
-        });
-        let more = more
-            && callers
-                .groups(question.destination)
-                .all(|group| group.visit_certain(who, visit_one));
+        let more = for_caller.all(|group| group.visit_certain(&question.who, visit_one))
+            && others.all(|group| visit_list(group.members.as_slice(), visit_one));
         if more {
-            // Who is here misses the path and the caller.
+            // Who was not met yet misses the path and the caller.
             self.roots_of(question.destination)
                 .all(|root| self.walk_nearby(root, path, &mut |number| visit(number, 2)));
         }
@@ -217,12 +213,16 @@ impl Index {
 
     fn walk<'i, F: FnMut(&'i Group)>(&'i self, number: u32, path: Option<&str>, visit: &mut F) {
         let Some(node) = self.node(number) else { return };
-        visit(&node.rest);
-        let Some(path) = path else { return visit(&node.end) };
-        let (segment, behind) = split_segment(path);
-        for child in self.edges.matching(number, &node.lengths, segment).flatten() {
-            self.walk(child, behind, visit);
+        match path.map(split_segment) {
+            None => visit(&node.end),
+            // What leads further comes first.
+            Some((segment, behind)) => {
+                for child in self.edges.matching(number, &node.lengths, segment).flatten() {
+                    self.walk(child, behind, visit);
+                }
+            }
         }
+        visit(&node.rest);
     }
 
     fn walk_all(&self, number: u32, visit: &mut dyn FnMut(&Group)) {
@@ -389,6 +389,9 @@ fn push(nodes: &mut Segments<GrowingNode>, above: Option<u32>) -> u32 {
     number
 }
 
+/// Entries of the tables of [`Callers`], at most: a rule has one for each of its values at each of its destinations.
+const MOST_ENTRIES: usize = 1_000_000;
+
 /// Rules by their destinations and callers, whatever their paths.
 #[derive(Debug, Default)]
 pub(super) struct Callers {
@@ -402,8 +405,16 @@ impl Callers {
     /// Those of `rules` that are `wanted`.
     pub(super) async fn new(rules: &[Rule], wanted: fn(&Rule) -> bool, pace: &Pace) -> Self {
         let (mut own, mut any): (Vec<Vec<u32>>, _) = (Vec::new(), Vec::new());
-        for (number, rule) in (0_u32..).zip(rules).filter(|(_, rule)| wanted(rule)) {
+        let (mut entries, mut beyond) = (0_usize, None);
+        for (number, rule) in (0_u32..).zip(rules) {
+            pace.spend(1).await;
+            if !wanted(rule) {
+                continue;
+            }
+            let values: usize =
+                rule.from.iter().map(|condition| condition.values.keys().count()).sum();
             for destination in destinations(rule) {
+                entries = entries.saturating_add(values);
                 let Some(destination) = destination else {
                     any.push(number);
                     continue;
@@ -415,8 +426,16 @@ impl Callers {
                 own.get_mut(place).into_iter().for_each(|list| list.push(number));
                 pace.spend(1).await;
             }
+            if entries > MOST_ENTRIES {
+                beyond.get_or_insert(number);
+            }
         }
-        let conditions = |member| rules.get(member as usize).map_or(&[][..], |rule| &*rule.from);
+        // As a rule without conditions, each of the rest is looked at for every caller.
+        let beyond = beyond.unwrap_or(u32::MAX);
+        let conditions = |member| {
+            let rule = rules.get(member as usize).filter(|_| member < beyond);
+            rule.map_or(&[][..], |rule| &*rule.from)
+        };
         let mut groups = Vec::with_capacity(own.len());
         for members in own {
             groups.push(Group::new(members, conditions, pace).await);
@@ -587,7 +606,9 @@ impl Keyed {
         growing.resize_with(ordered.len(), Default::default);
         let (mut others, mut entries) = (Vec::new(), Vec::new());
         for member in members {
-            pace.spend(1).await;
+            let values = |condition: &Arc<Condition>| condition.values.keys().count();
+            let count: usize = conditions(*member).iter().map(values).sum();
+            pace.spend(1 + count / 8).await;
             let rarest = conditions(*member)
                 .iter()
                 .filter_map(|condition| {
@@ -625,5 +646,39 @@ impl Keyed {
         );
         let pivots = pivots.collect();
         Self { others: others.into(), pivots, by_value: Table::new(entries, pace).await }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Policy;
+    use crate::limits::Limits;
+
+    #[test]
+    fn rules_of_many_destinations_and_values_do_not_multiply_without_end() {
+        let names = |prefix: &str, count| -> Vec<_> {
+            (0..count).map(|number| format!("{prefix}-{number}")).collect()
+        };
+        let destinations = names("to", 300);
+        let hosts = destinations.iter().map(|name| (name.clone(), json!({"hosts": [name]})));
+        let rules = (0..40).map(|number| {
+            let from = json!({"dags": names(&format!("dag-{number}"), 100)});
+            json!({
+                "id": format!("r{number:02}"), "effect": "allow", "to": destinations, "from": from,
+                "paths": [format!("/v{number}/**")],
+            })
+        });
+        let document = json!({
+            "version": 1, "destinations": hosts.collect::<serde_json::Map<_, _>>(),
+            "rules": rules.collect::<Vec<_>>(),
+        });
+        let policy = Policy::from_value(&document, &Limits::DEFAULT).unwrap();
+        // 300 destinations by 100 values: 33 rules have less than a million entries.
+        for group in &policy.callers.own {
+            let keyed = group.keyed.as_ref().unwrap();
+            assert_eq!((keyed.others.len(), group.members.as_slice().len()), (7, 40));
+        }
     }
 }

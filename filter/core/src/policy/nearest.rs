@@ -1,8 +1,8 @@
 //! The rule that a denial by default names: the allow rule that comes nearest to the call.
 //!
 //! A denied caller chooses how often it is asked, so its cost has a bound that no policy moves
-//! ([`Limits::nearest_rules`]): the search takes the rules for the path of the call first, then those for its caller,
-//! then the others, leaves out what cannot be nearer than the nearest so far, and of so many names the one with the
+//! ([`Limits::nearest_rules`]): the search takes the rules for the path and the caller of the call first, then those for
+//! one of both, then the others, leaves out what cannot be nearer than the nearest so far, and of so many names the one with the
 //! fewest misses. It depends on nothing but the policy and the call; whoever explains a call elsewhere finds the
 //! same rule.
 
@@ -96,6 +96,8 @@ impl Search {
         // A rule without a miss would have allowed the call.
         if most > 0
             && let Some(rule) = rules.get(number as usize)
+            // An index may find what has the hash of what it looks for.
+            && rule.is_for(question.destination)
         {
             let misses = rule.misses(question).take(most.saturating_add(1)).count();
             if misses <= most {
@@ -355,6 +357,33 @@ mod tests {
             let policy = policy(rules.collect());
             let search = ask(&policy, "/v1/orders", |question| policy.search(question, &LIMITS));
             assert_eq!((search.seen.count, search.nearest), (1, Some((1, size as u32 - 7))));
+        }
+    }
+
+    /// However many rules of others are for the path, or for any destination.
+    #[test]
+    fn the_callers_own_rule_is_found_behind_a_crowd() {
+        let last = |more: Value| {
+            let mut rule = rule("crowd", 9_999);
+            rule["from"] = json!({"dags": ["ds_7"]});
+            rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            rule
+        };
+        let shapes: [fn(usize) -> Value; 2] = [
+            |number| rule("any", number),
+            |number| {
+                let from = json!({"teams": [format!("t{number}")], "runs": ["manual"]});
+                json!({"id": format!("r{number:06}"), "effect": "allow", "to": ["orders"], "from": from})
+            },
+        ];
+        for shape in shapes {
+            for more in [json!({"methods": ["POST"]}), json!({"paths": ["/v1/else"]})] {
+                let rules = (0..200).map(shape).chain([last(more)]);
+                let policy = policy(rules.collect());
+                let search =
+                    ask(&policy, "/v1/orders", |question| policy.search(question, &LIMITS));
+                assert_eq!(search.nearest, Some((1, 200)));
+            }
         }
     }
 

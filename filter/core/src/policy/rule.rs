@@ -217,7 +217,8 @@ impl Rule {
         }
     }
 
-    fn is_for(&self, destination: Option<u32>) -> bool {
+    /// Whether it is about a destination.
+    pub(super) fn is_for(&self, destination: Option<u32>) -> bool {
         let known = |to: &Arc<[u32]>| destination.is_some_and(|one| to.binary_search(&one).is_ok());
         self.to.as_ref().is_none_or(known)
     }
