@@ -412,7 +412,8 @@ impl Callers {
                 continue;
             }
             let values: usize =
-                rule.from.iter().map(|condition| condition.values.keys().count()).sum();
+                rule.from.iter().map(|condition| condition.values.texts().count()).sum();
+            pace.spend(values / 64).await;
             for destination in destinations(rule) {
                 entries = entries.saturating_add(values);
                 let Some(destination) = destination else {
@@ -606,7 +607,7 @@ impl Keyed {
         growing.resize_with(ordered.len(), Default::default);
         let (mut others, mut entries) = (Vec::new(), Vec::new());
         for member in members {
-            let values = |condition: &Arc<Condition>| condition.values.keys().count();
+            let values = |condition: &Arc<Condition>| condition.values.texts().count();
             let count: usize = conditions(*member).iter().map(values).sum();
             pace.spend(1 + count / 8).await;
             let rarest = conditions(*member)
