@@ -52,6 +52,7 @@ async fn every_variant_answers_what_it_must_and_is_measured() {
         "jwt+rbac/tokens-large-cache",
         "ext_authz/http",
         "ext_authz/grpc",
+        "wasm/reads",
         "ours",
         "ours/bare",
         "ours/filter-state",

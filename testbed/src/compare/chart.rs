@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use super::report::{Measured, Report};
 use super::statistics::Estimate;
+use super::variants::READS;
 
 /// What is shown of each build, after its label; and of everything else.
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 11] = [
     "jwt+rbac",
     "jwt+rbac/routes",
     "jwt+rbac/no-cache",
@@ -15,6 +16,7 @@ const OTHERS: [&str; 10] = [
     "jwt/both",
     "ext_authz/http",
     "ext_authz/grpc",
+    READS,
     "opa",
     "opa/rules",
 ];

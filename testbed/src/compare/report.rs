@@ -10,7 +10,7 @@ use crate::load::percentile;
 use super::Plan;
 use super::machine::QUIET;
 use super::statistics::{Estimate, median, present, quieter, quotient};
-use super::variants::{AGAIN, NONE};
+use super::variants::{AGAIN, NONE, READS};
 
 /// One sample of a variant, and the two without a filter around it. Times are microseconds of a processor for a request.
 #[derive(Debug, Clone, Copy)]
@@ -307,6 +307,8 @@ impl Report {
                     all.min_by(|one, other| one.value.median.total_cmp(&other.value.median)),
                 );
             }
+            let about = "a Wasm filter that only reads ÷ jwt_authn (cache) and RBAC";
+            ratios.extend(self.ratio(label, about.to_owned(), READS, "jwt+rbac", None));
             ratios.extend(self.tail(label));
         }
         if let [first, others @ ..] = self.plan.modules.as_slice() {

@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 
 use airflow_envoy_core::arrival::{DECISION_HEADER, PLAIN_HEADERS};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::ORDERS;
+use crate::error::{Context as _, Result};
 use crate::identity::{AUDIENCE, ISSUER};
 
 use super::credentials::{IDP, Issuers, role};
@@ -207,6 +210,16 @@ pub fn ext_authz(service: &Value) -> Value {
 
 /// The filter in a VM of its own.
 pub fn wasm(id: &str, module: &Module, configuration: &Value) -> Value {
+    in_vm(id, &json!({ "filename": module.path }), configuration)
+}
+
+/// A Wasm filter that reads what any has to read that decides by headers, and decides nothing: what it costs, the VM costs.
+pub fn wasm_that_reads(id: &str) -> Result<Value> {
+    let code = wat::parse_str(include_str!("reads.wat")).context("assembling reads.wat")?;
+    Ok(in_vm(id, &json!({ "inline_bytes": STANDARD.encode(code) }), &json!({})))
+}
+
+fn in_vm(id: &str, code: &Value, configuration: &Value) -> Value {
     let configuration = json!({
         "@type": "type.googleapis.com/google.protobuf.StringValue",
         "value": configuration.to_string(),
@@ -218,7 +231,7 @@ pub fn wasm(id: &str, module: &Module, configuration: &Value) -> Value {
             "name": id, "root_id": "airflow_envoy", "failure_policy": "FAIL_RELOAD",
             "vm_config": {
                 "vm_id": id, "runtime": "envoy.wasm.runtime.v8",
-                "code": { "local": { "filename": module.path } },
+                "code": { "local": code },
             },
             "configuration": configuration,
         } }),

@@ -15,7 +15,7 @@ use super::credentials::{Issuers, Shown, path, plain, request, with};
 use super::drive::{Pool, Requests};
 use super::settings::{
     Asks, Cache, ECHO, MADE_UP, configuration, document, ext_authz, header_mutation, inline,
-    jwt_authn, rbac, wasm,
+    jwt_authn, rbac, wasm, wasm_that_reads,
 };
 
 /// A build of the filter.
@@ -159,6 +159,8 @@ pub const NONE: &str = "none";
 pub const NONE_ROUTES: &str = "none/routes";
 /// No filter again: what the method itself cannot tell from nothing.
 pub const AGAIN: &str = "none/again";
+/// What the VM costs before anything is decided.
+pub const READS: &str = "wasm/reads";
 
 /// How large everything is.
 #[derive(Debug, Clone, Copy)]
@@ -200,6 +202,7 @@ impl<'m> Maker<'m> {
         self.none();
         self.native();
         self.external(opa);
+        self.vm_alone()?;
         for module in modules {
             self.ours(module);
         }
@@ -306,6 +309,13 @@ impl<'m> Maker<'m> {
                 variant.probes.extend([counts(200), denied, Probe { status: 403, ..forged }]);
             });
         }
+    }
+
+    fn vm_alone(&mut self) -> Result<()> {
+        let filters = vec![wasm_that_reads(READS)?];
+        let about = "a Wasm filter that reads all headers and the clock, no more";
+        self.add(READS, about, |variant| variant.filters = filters);
+        Ok(())
     }
 
     fn ours(&mut self, module: &Module) {
