@@ -133,6 +133,11 @@ impl Index {
         release(self.nodes, 1, pace).await;
     }
 
+    /// Whether it is over no rule.
+    pub(super) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
     /// Visits every rule which `search` looks for, in ascending lists, of which it leaves one as soon
     /// as `visit` returns false.
     pub(super) fn candidates(

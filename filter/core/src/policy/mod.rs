@@ -183,6 +183,9 @@ impl Policy {
     /// The first deny rule that applies to the path as it is, or else as servers read it that cut the
     /// parameters of its segments off: `/admin;x/users` must not pass by a rule about `/admin/**`.
     fn denying(&self, question: &Question<'_>) -> Option<&Rule> {
+        if self.deny.is_empty() {
+            return None;
+        }
         self.first(&self.deny, Search::Possible, question).or_else(|| {
             let path = path::without_parameters(question.path?)?;
             self.first(&self.deny, Search::Possible, &Question { path: Some(&path), ..*question })
@@ -196,6 +199,9 @@ impl Policy {
 
     /// The first shadow rules by id that have the effect `changing` and apply.
     fn shadowing(&self, question: &Question<'_>, changing: Effect) -> Vec<&Rule> {
+        if self.shadow.is_empty() {
+            return Vec::new();
+        }
         // The first ones, ascending.
         let mut numbers: Vec<u32> = Vec::new();
         let mut collect = |question: &Question<'_>| {
