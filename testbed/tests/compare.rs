@@ -99,8 +99,8 @@ async fn every_variant_answers_what_it_must_and_is_measured() {
     assert!(added("ours/cold") > added("ours"), "{} {}", added("ours/cold"), added("ours"));
 
     let ratios = list("ratios");
-    assert_eq!(ratios.len(), 15);
-    assert_eq!(ratios.iter().filter(|ratio| ratio["bar"].is_null()).count(), 1);
+    assert_eq!(ratios.len(), 16);
+    assert_eq!(ratios.iter().filter(|ratio| ratio["bar"].is_null()).count(), 2);
     let paced = list("latencies");
     assert_eq!(paced.len(), 5, "{paced:?}");
     assert!(

@@ -167,8 +167,8 @@ mod tests {
                 rest.split("width=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
             })
             .collect();
-        assert_eq!(widths.len(), 13);
-        let ours = widths[6];
+        assert_eq!(widths.len(), 14);
+        let ours = widths[7];
         assert!((widths[0] / ours - 2.0).abs() < 0.05, "{widths:?}");
         assert!(!picture.contains("NOT TO BE BELIEVED"));
         assert!(svg(&report(0.5)).contains("NOT TO BE BELIEVED"));

@@ -5,7 +5,7 @@
 //! for each request is divided by what the two without a filter around it had. So the speed of the machine, which a
 //! host changes within seconds, is not in a figure, and a sample is so short that it has one speed. There are many of
 //! them, in another order in every round; those whose two floors disagree are dropped. Before anything is measured,
-//! every variant has shown that it lets pass what it should and nothing else.
+//! every variant that decides has shown that it lets pass what it should and nothing else.
 //!
 //! What it is not: a benchmark of Envoy. The answer is Envoy's own, so that no upstream is measured; a request by
 //! HTTP/1.1 has no body; there is no TLS.

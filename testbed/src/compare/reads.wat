@@ -1,5 +1,5 @@
-;; The least that a Wasm filter can do which is to decide by headers: for each request it reads all of them at once,
-;; and the clock. It lets every request pass, and traps if the host would not let it read.
+;; What the filter asks of the host for any request, and no more: its three callbacks, all headers at once, the clock.
+;; It lets every request pass, and traps if the host would not let it read.
 (module
   (import "env" "proxy_get_header_map_pairs" (func $pairs (param i32 i32 i32) (result i32)))
   (import "env" "proxy_get_current_time_nanoseconds" (func $clock (param i32) (result i32)))

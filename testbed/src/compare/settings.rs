@@ -310,3 +310,18 @@ pub fn bootstrap(variants: &[Variant], servers: &Servers) -> Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    /// Envoy would not call what it does not find, and the figure would be of less than it says.
+    #[test]
+    fn the_filter_that_only_reads_has_the_callbacks_of_ours() {
+        let code = wat::parse_str(include_str!("reads.wat")).unwrap();
+        for name in ["context_create", "request_headers", "delete"] {
+            let name = format!("proxy_on_{name}");
+            // A name in a module stands behind its length.
+            let export = [&[u8::try_from(name.len()).unwrap()], name.as_bytes()].concat();
+            assert!(code.windows(export.len()).any(|part| part == export), "{name}");
+        }
+    }
+}

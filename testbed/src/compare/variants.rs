@@ -313,7 +313,7 @@ impl<'m> Maker<'m> {
 
     fn vm_alone(&mut self) -> Result<()> {
         let filters = vec![wasm_that_reads(READS)?];
-        let about = "a Wasm filter that reads all headers and the clock, no more";
+        let about = "a Wasm filter that only reads all headers and the clock";
         self.add(READS, about, |variant| variant.filters = filters);
         Ok(())
     }

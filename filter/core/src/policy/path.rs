@@ -509,6 +509,16 @@ mod tests {
     }
 
     #[test]
+    fn the_octets_of_a_segment_are_those_of_the_rfc() {
+        // RFC 3986 §3.3: `unreserved`, `sub-delims`, `:` and `@`.
+        let pchar =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@";
+        for octet in 0..=u8::MAX {
+            assert_eq!(is_segment_octet(octet), pchar.contains(&octet), "{octet:#x}");
+        }
+    }
+
+    #[test]
     fn a_path_in_normal_form_is_not_copied() {
         for target in ["/", "/v1/orders/7?x=1", "/a%20b", "/.well-known/a"] {
             let path = normalise(target, &Limits::DEFAULT).unwrap();
