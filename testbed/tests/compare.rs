@@ -114,36 +114,13 @@ async fn every_variant_answers_what_it_must_and_is_measured() {
     assert!(chart::svg(&report).ends_with("</svg>\n"));
 }
 
-/// A filter that lets everything pass: a memory, an allocator, and the ABI's version.
-fn open_door() -> Vec<u8> {
-    let mut module = b"\0asm\x01\0\0\0".to_vec();
-    let mut section = |id: u8, body: &[u8]| {
-        module.extend([id, u8::try_from(body.len()).unwrap()]);
-        module.extend_from_slice(body);
-    };
-    let export = |name: &str, what: [u8; 2]| {
-        [&[u8::try_from(name.len()).unwrap()], name.as_bytes(), &what].concat()
-    };
-    // Types: nothing to nothing, an i32 to an i32.
-    section(1, &[2, 0x60, 0, 0, 0x60, 1, 0x7f, 1, 0x7f]);
-    section(3, &[2, 0, 1]);
-    section(5, &[1, 0, 1]);
-    let exports = [
-        export("memory", [2, 0]),
-        export("proxy_abi_version_0_2_1", [0, 0]),
-        export("malloc", [0, 1]),
-    ];
-    section(7, &[&[3][..], &exports.concat()].concat());
-    // The allocator always gives 1024.
-    section(10, &[2, 2, 0, 0x0b, 5, 0, 0x41, 0x80, 0x08, 0x0b]);
-    module
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_filter_that_lets_too_much_through_is_not_measured() {
     let folder = Folder::new("open");
     let path = folder.0.join("open.wasm");
-    fs::write(&path, open_door()).unwrap();
+    // It lets everything pass.
+    let code = wat::parse_str(include_str!("../src/compare/reads.wat")).unwrap();
+    fs::write(&path, code).unwrap();
     let module = Module { label: "open".to_owned(), path };
     let plan = Plan { only: vec!["open".to_owned()], ..Plan::quick(vec![module]) };
     let error = run(plan, &folder.0, |_| {}).await.unwrap_err().to_string();

@@ -289,7 +289,7 @@ impl Report {
         doubts
     }
 
-    /// Ratios against the bars, of each build; what the VM itself costs; and each build against the first one.
+    /// Ratios against the bars, of each build; what Envoy's side of a Wasm filter adds; and each build against the first one.
     pub fn ratios(&self) -> Vec<Ratio> {
         let mut ratios = Vec::new();
         for module in &self.plan.modules {

@@ -213,7 +213,10 @@ pub fn wasm(id: &str, module: &Module, configuration: &Value) -> Value {
     in_vm(id, &json!({ "filename": module.path }), configuration)
 }
 
-/// A Wasm filter that reads what any has to read that decides by headers, and decides nothing: what it costs, the VM costs.
+/// A Wasm filter that asks of Envoy what ours asks for any request, and decides nothing.
+///
+/// # Errors
+/// If it cannot be assembled.
 pub fn wasm_that_reads(id: &str) -> Result<Value> {
     let code = wat::parse_str(include_str!("reads.wat")).context("assembling reads.wat")?;
     Ok(in_vm(id, &json!({ "inline_bytes": STANDARD.encode(code) }), &json!({})))

@@ -159,7 +159,7 @@ pub const NONE: &str = "none";
 pub const NONE_ROUTES: &str = "none/routes";
 /// No filter again: what the method itself cannot tell from nothing.
 pub const AGAIN: &str = "none/again";
-/// What the VM costs before anything is decided.
+/// A Wasm filter that decides nothing: Envoy's side of one.
 pub const READS: &str = "wasm/reads";
 
 /// How large everything is.
@@ -202,7 +202,7 @@ impl<'m> Maker<'m> {
         self.none();
         self.native();
         self.external(opa);
-        self.vm_alone()?;
+        self.wasm_alone()?;
         for module in modules {
             self.ours(module);
         }
@@ -311,7 +311,7 @@ impl<'m> Maker<'m> {
         }
     }
 
-    fn vm_alone(&mut self) -> Result<()> {
+    fn wasm_alone(&mut self) -> Result<()> {
         let filters = vec![wasm_that_reads(READS)?];
         let about = "a Wasm filter that only reads all headers and the clock";
         self.add(READS, about, |variant| variant.filters = filters);
